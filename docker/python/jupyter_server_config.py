@@ -1,0 +1,15 @@
+# JupyterLab behind a loopback port. The token comes from JUPYTER_TOKEN, which Jupyter reads itself.
+c = get_config()  # noqa: F821  (Jupyter puts it there)
+
+c.ServerApp.ip = "0.0.0.0"
+c.ServerApp.port = 8888
+# A second server on the next port would be one that nothing publishes.
+c.ServerApp.port_retries = 0
+c.ServerApp.open_browser = False
+c.ServerApp.root_dir = "/home/mlstack/notebooks"
+# Listening on all interfaces would switch the Host check off, and DNS rebinding with it on.
+c.ServerApp.allow_remote_access = False
+c.ServerApp.local_hostnames = ["localhost", "127.0.0.1", "jupyter"]
+c.ServerApp.quit_button = False
+# Deleting means deleting: a trash folder would fill the home volume unseen.
+c.FileContentsManager.delete_to_trash = False

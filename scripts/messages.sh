@@ -1,0 +1,11 @@
+# How the scripts speak: one line for a step, and for an error what is wrong, why it matters, what fixes it.
+# Sourced by the other scripts.
+
+step() { printf '==> %s\n' "$*"; }
+note() { printf '    %s\n' "$*"; }
+
+# die WRONG WHY FIX
+die() {
+  printf 'mlstack: %s\n         %s\n         Fix: %s\n' "$1" "$2" "$3" >&2
+  exit 1
+}

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# .venv with the hash-locked packages of requirements/host.txt. uv does it; where uv is missing it is obtained from PyPI.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/messages.sh
+
+# Made last: a venv whose making was interrupted, or is older than its lock, is made again.
+readonly MARK=.venv/mlstack.lock
+cmp -s requirements/host.txt "$MARK" && exit 0
+
+readonly UV_VENV=.venv/uv
+uv=$(command -v uv || true)
+if [ -z "$uv" ]; then
+  python=$(command -v python3 || true)
+  [ -n "$python" ] || die "python3 is not installed." "The commands of mlstack are written in Python (3.11 or newer)." "install Python, or uv: https://docs.astral.sh/uv/getting-started/installation/"
+  if ! "$python" -c 'import ensurepip' 2>/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    step "Python has no venv module here: installing python3-venv"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends python3-venv; } >/dev/null 2>&1 || true
+  fi
+  step "No uv here: obtaining it into $UV_VENV"
+  mkdir -p .venv
+  { "$python" -m venv "$UV_VENV" && "$UV_VENV/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt; } ||
+    die "uv could not be obtained (the lines above say why)." "It installs the packages of mlstack's own commands." "check the network and the proxy (PIP_INDEX_URL, PIP_CERT), or install uv: https://docs.astral.sh/uv/getting-started/installation/"
+  uv=$PWD/$UV_VENV/bin/uv
+fi
+
+step "Python packages of mlstack's commands into .venv"
+# Behind a proxy that signs TLS anew, uv has to trust what the system trusts. An index set for pip is meant for uv too.
+export UV_SYSTEM_CERTS=true
+[ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
+{ "$uv" venv --quiet --allow-existing --python '>=3.11' .venv &&
+  "$uv" pip sync --quiet --python .venv/bin/python --require-hashes requirements/host.txt &&
+  "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
+  die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
+cp requirements/host.txt "$MARK"

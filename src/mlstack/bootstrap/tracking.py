@@ -1,0 +1,96 @@
+"""MLflow's tables and accounts, before its server starts.
+
+MLflow takes two seconds to import, so it is imported only when there is something to do.
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from werkzeug.security import check_password_hash
+
+from mlstack.bootstrap import Outcome, report
+from mlstack.bootstrap.database import DEADLINE, connected
+from mlstack.settings import Account, Login
+
+if TYPE_CHECKING:
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+# libpq takes host, user, database and password from PG* variables: no secret in a URI.
+# psycopg2 by name: SQLAlchemy 2.1 reads plain postgresql:// as psycopg 3.
+URI = "postgresql+psycopg2://"
+DEFAULT_EXPERIMENT = "0"
+# Two migrations at once take turns under this lock.
+LOCK = 0x6D6C6D67
+
+
+def bootstrap(login: Login, admin: Account, notebook: Account, deadline: float = DEADLINE) -> None:
+    """Brings MLflow's database to the wanted state. Raises MlstackError when the database does not answer."""
+    with connected(login, deadline) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        report("MLflow's tables", ensure_schema(connection))
+        for account in (admin, notebook):
+            report(f"MLflow account {account.username}", ensure_account(connection, account))
+        report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(connection, notebook))
+
+
+def ensure_schema(connection: Connection) -> Outcome:
+    """MLflow's tables and those of its accounts are those of the installed MLflow."""
+    wanted = f"migrated by MLflow {version('mlflow')}"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_regclass('alembic_version'), to_regclass('alembic_version_auth'),"
+            " obj_description(to_regclass('alembic_version'), 'pg_class')"
+        )
+        tracking, accounts, mark = cursor.fetchone() or (None, None, None)
+        if tracking and accounts and mark == wanted:
+            return Outcome.ALREADY_THERE
+        from mlflow.db import upgrade
+
+        # What `mlflow db upgrade` runs: fills an empty database, migrates an old one.
+        upgrade.main([URI], standalone_mode=False)
+        _accounts_store()
+        # Marked last: an interrupted migration is taken up again.
+        cursor.execute(sql.SQL("COMMENT ON TABLE alembic_version IS {}").format(sql.Literal(wanted)))
+    return Outcome.CHANGED if tracking else Outcome.CREATED
+
+
+def ensure_account(connection: Connection, account: Account) -> Outcome:
+    """An account with this password and this rank."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT password_hash, is_admin FROM users WHERE username = %s", (account.username,))
+        found = cursor.fetchone()
+    if found and check_password_hash(found[0], account.password) and found[1] == account.is_admin:
+        return Outcome.ALREADY_THERE
+    store = _accounts_store()
+    if found:
+        store.update_user(account.username, account.password, account.is_admin)
+        return Outcome.CHANGED
+    store.create_user(account.username, account.password, account.is_admin)
+    return Outcome.CREATED
+
+
+def ensure_manages_default_experiment(connection: Connection, account: Account) -> Outcome:
+    """Nobody made the default experiment, so nobody but the admin could delete a run in it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT permission FROM role_permissions JOIN user_role_assignments USING (role_id) JOIN users ON users.id = user_id"
+            " WHERE username = %s AND resource_type = 'experiment' AND resource_pattern = %s",
+            (account.username, DEFAULT_EXPERIMENT),
+        )
+        found = cursor.fetchone()
+    if found:
+        return Outcome.ALREADY_THERE
+    _accounts_store().create_experiment_permission(DEFAULT_EXPERIMENT, account.username, "MANAGE")
+    return Outcome.CREATED
+
+
+def _accounts_store() -> "SqlAlchemyStore":
+    """MLflow's own access to its account tables, which it also migrates."""
+    from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore()
+    store.init_db(URI)  # type: ignore[no-untyped-call]
+    return store

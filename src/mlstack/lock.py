@@ -1,0 +1,33 @@
+"""One command at a time changes a stack."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from mlstack.errors import MlstackError
+
+
+@contextmanager
+def held(project: Path, command: str) -> Iterator[None]:
+    """Holds the project's lock while `command` runs. Raises MlstackError saying who holds it, if somebody does.
+
+    The kernel frees the lock when its holder ends, however it ends: there are no stale ones.
+    """
+    with (project / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise MlstackError(
+                f"another command is at work on this stack: {file.read().strip() or 'unknown'}.",
+                f"{command} would get in its way.",
+                "wait for it, or stop it with Ctrl-C in its terminal",
+            ) from None
+        file.truncate(0)
+        file.write(f"{command}, process {os.getpid()}, since {datetime.now().astimezone():%H:%M:%S}\n")
+        file.flush()
+        yield
+        file.truncate(0)

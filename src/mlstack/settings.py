@@ -1,0 +1,262 @@
+"""What the environment says, checked. Nothing else in mlstack reads the environment.
+
+On the host the values come from `.env` under whatever the shell sets, as in docker compose; in a container from compose.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from mlstack.errors import MlstackError
+
+PROJECT = Path(__file__).resolve().parents[2]
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# What .env.example writes where a value has to be made.
+GENERATED, DETECTED = "<generated>", "<detected>"
+
+Check = Callable[[str], str | None]
+
+
+class SettingsError(MlstackError):
+    """One or more variables are missing or wrong; `complaints` names each."""
+
+    def __init__(self, complaints: Iterable[str]) -> None:
+        self.complaints = tuple(complaints)
+        super().__init__(
+            "; ".join(self.complaints),
+            "The stack would not start, or not as you mean it.",
+            "edit .env (.env.example explains each)",
+        )
+
+
+def _matches(pattern: str, expected: str) -> Check:
+    return lambda value: None if re.fullmatch(pattern, value) else f"expected {expected}"
+
+
+def _port(value: str) -> str | None:
+    return None if value.isdecimal() and 1 <= int(value) <= 65535 else "expected a port from 1 to 65535"  # noqa: PLR2004
+
+
+def _level(value: str) -> str | None:
+    return None if value.upper() in LEVELS else f"expected one of {', '.join(LEVELS)}"
+
+
+def _at_least(length: int) -> Check:
+    return lambda value: None if len(value) >= length else f"expected at least {length} characters"
+
+
+_anything = _at_least(1)
+_identifier = _matches(r"[a-z_][a-z0-9_]{0,62}", "lower-case letters, digits and _, not starting with a digit")
+_id_number = _matches(r"\d+", "a number")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One key of `.env`: what its value must look like, whether it is a secret, whether it may be empty."""
+
+    name: str
+    check: Check
+    secret: bool = False
+    optional: bool = False
+
+    def complaint(self, value: str | None) -> str | None:
+        """What is wrong with a value, without showing a secret; None if nothing is."""
+        if not value:
+            return None if self.optional else f"{self.name} is missing or empty"
+        if value in (GENERATED, DETECTED):
+            return f"{self.name} still holds the placeholder {value} (make env fills it in when the line is removed)"
+        complaint = self.check(value)
+        return complaint and (f"{self.name}: {complaint}" if self.secret else f"{self.name}={value}: {complaint}")
+
+
+def _secret(name: str, length: int = 8) -> Variable:
+    return Variable(name, _at_least(length), secret=True)
+
+
+VARIABLES: Mapping[str, Variable] = {
+    variable.name: variable
+    for variable in (
+        Variable("COMPOSE_PROJECT_NAME", _matches(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")),
+        Variable("HOST_UID", _id_number),
+        Variable("HOST_GID", _id_number),
+        Variable("CA_BUNDLE", _anything),
+        Variable("POSTGRES_USER", _identifier),
+        _secret("POSTGRES_PASSWORD"),
+        Variable("POSTGRES_DB", _identifier),
+        Variable("POSTGRES_PORT", _port),
+        _secret("MINIO_ROOT_USER", 3),
+        _secret("MINIO_ROOT_PASSWORD"),
+        Variable("MINIO_BUCKET", _matches(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits, - and .")),
+        Variable("MINIO_PORT", _port),
+        Variable("MINIO_CONSOLE_PORT", _port),
+        Variable("MLFLOW_PORT", _port),
+        Variable("MLFLOW_TRACKING_URI", _matches(r"https?://.+", "http://host:port")),
+        Variable("MLFLOW_TRACKING_USERNAME", _anything),
+        _secret("MLFLOW_TRACKING_PASSWORD", 12),
+        Variable("MLFLOW_ADMIN_USERNAME", _anything),
+        _secret("MLFLOW_ADMIN_PASSWORD", 12),
+        Variable("MLFLOW_DB_USER", _identifier),
+        _secret("MLFLOW_DB_PASSWORD"),
+        _secret("MLFLOW_S3_ACCESS_KEY_ID", 3),
+        _secret("MLFLOW_S3_SECRET_ACCESS_KEY"),
+        _secret("MLFLOW_FLASK_SERVER_SECRET_KEY"),
+        _secret("MLFLOW_CRYPTO_KEK_PASSPHRASE"),
+        Variable("JUPYTER_PORT", _port),
+        _secret("JUPYTER_TOKEN"),
+        Variable("LOG_DIR", _anything),
+        Variable("LOG_LEVEL", _level),
+        Variable("POSTGRES_IMAGE", _anything, optional=True),
+        Variable("MINIO_IMAGE", _anything, optional=True),
+        Variable("MLFLOW_IMAGE", _anything, optional=True),
+        Variable("JUPYTER_IMAGE", _anything, optional=True),
+    )
+}
+
+
+def complaints(values: Mapping[str, str | None], names: Iterable[str] = VARIABLES) -> list[str]:
+    """What is wrong with these variables, one line each."""
+    found = [VARIABLES[name].complaint(values.get(name)) for name in names]
+    return [complaint for complaint in found if complaint]
+
+
+def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """The values of these variables. Raises SettingsError naming every one that is missing or wrong."""
+    values = os.environ if values is None else values
+    if wrong := complaints(values, names):
+        raise SettingsError(wrong)
+    return {name: values[name] or "" for name in names}
+
+
+def of_project(project: Path = PROJECT) -> dict[str, str]:
+    """Every variable as docker compose sees it in this project: `.env`, overridden by the shell."""
+    # utf-8-sig: editors on Windows put a byte-order mark in front.
+    from_file = dotenv_values(project / ".env", encoding="utf-8-sig")
+    merged = {**from_file, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def shadowed(project: Path = PROJECT) -> list[str]:
+    """Names of variables that the shell sets to something else than `.env` does."""
+    from_file = dotenv_values(project / ".env", encoding="utf-8-sig")
+    return [name for name in VARIABLES if from_file.get(name) and os.environ.get(name, from_file[name]) != from_file[name]]
+
+
+def of_shell(name: str) -> str:
+    """A variable of the shell that is none of the stack's, empty if unset."""
+    return os.environ.get(name, "")
+
+
+def publish(values: Mapping[str, str]) -> None:
+    """Puts variables into this process' environment, where libraries such as MLflow's client look for them."""
+    os.environ.update(values)
+
+
+def is_root() -> bool:
+    """Whether this process may change the owner of files."""
+    return os.geteuid() == 0
+
+
+def for_commands(**more: str) -> dict[str, str]:
+    """The environment for a command that is started: the shell's, and these."""
+    return {**os.environ, **more}
+
+
+def secret_values() -> set[str]:
+    """The secrets that this process was given, for the logger to hide."""
+    pattern = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
+    return {value for name, value in os.environ.items() if pattern.search(name) and len(value) >= 8}  # noqa: PLR2004
+
+
+@dataclass(frozen=True)
+class Login:
+    """A way into a database."""
+
+    user: str
+    password: str = field(repr=False)
+    database: str
+    host: str = "postgres"
+    port: int = 5432
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A way into the storage."""
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    bucket: str
+    endpoint: str = "minio:9000"
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of MLflow."""
+
+    username: str
+    password: str = field(repr=False)
+    is_admin: bool
+
+
+def database_owner(values: Mapping[str, str | None] | None = None) -> Login:
+    """The owner of the database server, for the bootstrap only."""
+    return _login("POSTGRES_USER", "POSTGRES_PASSWORD", values)
+
+
+def tracking_login(values: Mapping[str, str | None] | None = None) -> Login:
+    """MLflow's own role, which owns MLflow's database and nothing else."""
+    return _login("MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", values)
+
+
+def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
+    """The owner of the storage, for the bootstrap only."""
+    return _keys("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", values)
+
+
+def tracking_keys(values: Mapping[str, str | None] | None = None) -> Keys:
+    """MLflow's own keys, which open one bucket."""
+    return _keys("MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", values)
+
+
+def admin_account(values: Mapping[str, str | None] | None = None) -> Account:
+    """The account that may do everything in MLflow."""
+    found = read("MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", values=values)
+    return Account(found["MLFLOW_ADMIN_USERNAME"], found["MLFLOW_ADMIN_PASSWORD"], is_admin=True)
+
+
+def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
+    """The account of the notebooks."""
+    found = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
+    return Account(found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
+
+
+def _login(user: str, password: str, values: Mapping[str, str | None] | None) -> Login:
+    found = read(user, password, "POSTGRES_DB", values=values)
+    return Login(found[user], found[password], found["POSTGRES_DB"])
+
+
+def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:
+    found = read(access_key, secret_key, "MINIO_BUCKET", values=values)
+    return Keys(found[access_key], found[secret_key], found["MINIO_BUCKET"])
+
+
+def _log_defaults() -> tuple[str, str]:
+    values = of_project()
+    return values.get("LOG_DIR") or "logs", values.get("LOG_LEVEL") or "INFO"
+
+
+# The logger's defaults. A wrong level is reported where it is used, so that importing this module never fails.
+LOG_DIR, LOG_LEVEL = _log_defaults()
+
+
+def log_level(value: str) -> str:
+    """The level in the spelling of the logging module. Raises SettingsError for an unknown one."""
+    return read("LOG_LEVEL", values={"LOG_LEVEL": value})["LOG_LEVEL"].upper()
+
+
+def log_dir(value: str | Path) -> Path:
+    """The folder of the log files; a relative one is relative to the project, not to the current folder."""
+    return PROJECT / Path(value).expanduser()
