@@ -6,7 +6,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
 
-readonly MIN_ENGINE=20.10 MIN_COMPOSE=2.20
+# The tests set these; nobody else has to.
+readonly MIN_ENGINE=${MLSTACK_MIN_ENGINE:-20.10} MIN_COMPOSE=${MLSTACK_MIN_COMPOSE:-2.20}
+readonly PIDFILE=${MLSTACK_ENGINE_PIDFILE:-/var/run/docker.pid}
 readonly DOCS=https://docs.docker.com/engine/install/
 readonly LOG=/var/log/dockerd.log
 readonly LOCK=/run/mlstack-engine.lock
@@ -122,12 +124,12 @@ start_engine() {
 
 # A killed dockerd leaves its pid file behind and the next one refuses to start while that number is in use.
 forget_dead_engine() {
-  local pidfile=/var/run/docker.pid pid
-  [ -f "$pidfile" ] || return 0
-  pid=$(cat "$pidfile")
+  local pid
+  [ -f "$PIDFILE" ] || return 0
+  pid=$(cat "$PIDFILE")
   if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != dockerd ]; then
-    note "removing the pid file of an engine that is gone ($pidfile, $pid)"
-    rm -f "$pidfile"
+    note "removing the pid file of an engine that is gone ($PIDFILE, $pid)"
+    rm -f "$PIDFILE"
   fi
 }
 

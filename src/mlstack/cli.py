@@ -3,7 +3,6 @@
 import sys
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -102,8 +101,9 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
+    code = 1
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
     except MlstackError as error:
         _print_error(error)
     except ExceptionGroup as group:
@@ -112,13 +112,15 @@ def _run() -> int:
             raise others from None
         for problem in refused.exceptions if refused else ():
             _print_error(problem)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except typer.TyperException as error:  # a wrong command line; without any, the help is printed already
+        if error.message:
+            _print_error(MlstackError(error.message, "Nothing was done.", "make help lists every command"))
+        code = error.exit_code
+    except typer.Abort:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         err.print("\nStopped. Nothing is broken: the same command goes on where this one ended.")
-        return INTERRUPTED
-    return 1
+    return code
 
 
 def _print_error(error: BaseException) -> None:

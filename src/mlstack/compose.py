@@ -43,6 +43,7 @@ def compose(project: Path, *arguments: str) -> str:
 def attached(project: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:
     """Runs a docker compose command on the user's own terminal and returns its exit code."""
     command = ["docker", "compose", *arguments]
+    _require_docker()
     return subprocess.run(command, cwd=project, env=settings.for_commands(**(environment or {})), check=False).returncode
 
 
@@ -81,13 +82,17 @@ def _rows(output: str) -> list[dict[str, str | int]]:
     return rows
 
 
-def _output(command: Sequence[str], cwd: Path | None) -> str:
-    if shutil.which(command[0]) is None:
+def _require_docker() -> None:
+    if shutil.which("docker") is None:
         raise MlstackError(
             "docker is not on the PATH.",
             "Everything here runs in containers.",
             "make up (it installs what is missing, or says how)",
         )
+
+
+def _output(command: Sequence[str], cwd: Path | None) -> str:
+    _require_docker()
     done = subprocess.run(command, cwd=cwd, env=settings.for_commands(), capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -28,6 +28,10 @@ _CA_BUNDLES = (
     "/etc/ssl/cert.pem",  # macOS
 )
 
+_ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=([^\n]*)\s*")
+_REFERENCE = re.compile(rf"\$\{{({'|'.join(VARIABLES)})\}}")
+_SECRETS = {name for name, variable in VARIABLES.items() if variable.secret}
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -46,16 +50,24 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
     """
     path = (project / ".env").resolve()
     example = (project / ".env.example").read_text(encoding="utf-8")
-    present = _text(path)
+    present = settings.file_text(path)
+    bindings = _bindings(present or "")
+    if broken := [_broken_line(binding) for binding in bindings if _is_broken(binding)]:
+        raise MlstackError(f"{'; '.join(broken)}.", "Nothing was changed: a value could be lost.", "mend it in .env")
     # A key that is there without a value counts as missing, unless the example leaves it empty too.
-    there = {binding.key: binding.value for binding in _bindings(present or "") if binding.key}
+    there = {binding.key for binding in bindings}
+    filled = {binding.key for binding in bindings if binding.value}
     wanted = dotenv_values(stream=StringIO(example), interpolate=False)
-    missing = {name: value for name, value in wanted.items() if not there.get(name) and (value or name not in there)}
+    missing = {name: value for name, value in wanted.items() if name not in filled and (value or name not in there)}
     for name, value in missing.items():
         if value == GENERATED and (reason := generated_is_lost(name)):
-            raise MlstackError(f"{name} is missing from .env, and a fresh one would not fit: {reason}", "Nothing was changed.",
-                               "put the old .env back; or start empty with make reset")  # fmt: skip
-    text = _filled(example) if present is None else _completed(present, example, missing)
+            raise MlstackError(
+                f"{name} is missing from .env, and a fresh one would not fit: {reason}",
+                "Nothing was changed.",
+                "put the old .env back; start empty with make reset; or make this a second stack with a name and ports of its"
+                " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
+            )
+    text = _filled(example) if present is None else _completed(bindings, example, missing)
     if text != present:
         _write(path, text)
     return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=_make_private(path))
@@ -63,27 +75,29 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
 
 def problems(project: Path) -> list[str]:
     """What in `.env` would be read differently than meant, or not at all. Shows no secret."""
-    text = _text(project / ".env")
+    text = settings.file_text(project / ".env")
     if text is None:
         return [".env is missing (make env writes it)"]
     found: list[str] = []
+    if "\r" in text:
+        found.append(f".env line {text[: text.index(chr(13))].count(chr(10)) + 1} has a carriage return in it: remove it")
     seen: set[str] = set()
     for binding in _bindings(text):
-        line = binding.original.line + len(binding.original.string) - len(binding.original.string.lstrip("\r\n"))
-        if binding.error or (binding.key and binding.value is None):
-            found.append(f".env line {line} is not KEY=value: half of it is missing, or a quote is not closed")
+        if _is_broken(binding):
+            found.append(_broken_line(binding))
         elif binding.key:
             if binding.key in seen:
-                found.append(f".env line {line} sets {binding.key} a second time")
+                found.append(f"{_place(binding)} sets {binding.key} a second time")
+            if reason := _ambiguity(binding, seen):
+                found.append(f"{_place(binding)}: {binding.key} {reason}")
             seen.add(binding.key)
-            if reason := _ambiguity(binding):
-                found.append(f".env line {line}: {binding.key} {reason}")
     return found + settings.complaints(settings.of_project(project))
 
 
 def unknown_keys(project: Path) -> list[str]:
     """Keys of `.env` that nothing here reads, with the known key that each resembles."""
-    names = [binding.key for binding in _bindings(_text(project / ".env") or "") if binding.key]
+    bindings = _bindings(settings.file_text(project / ".env") or "")
+    names = [binding.key for binding in bindings if binding.key and not _is_broken(binding)]
     return [_with_suggestion(name) for name in names if name not in VARIABLES]
 
 
@@ -92,16 +106,45 @@ def _with_suggestion(name: str) -> str:
     return f"{name} (did you mean {close[0]}?)" if close else name
 
 
-def _ambiguity(binding: Binding) -> str | None:
-    """Why docker compose, shells and python-dotenv would not all read the same value."""
-    raw = binding.original.string.split("=", 1)[1].strip()
+def _is_broken(binding: Binding) -> bool:
+    return binding.error if binding.key is None else not _ASSIGNMENT.fullmatch(binding.original.string)
+
+
+def _broken_line(binding: Binding) -> str:
+    """A broken line may be a piece of a secret: only what begins a known key is shown."""
+    word = re.match(r"\s*(?:export\s+)?(\w*)", binding.original.string)
+    key = f" ({word[1]})" if word and word[1] and any(name.startswith(word[1]) for name in VARIABLES) else ""
+    return f"{_place(binding)}{key} is not KEY=value on one line: half of it is missing, or a quote is not closed"
+
+
+def _place(binding: Binding) -> str:
+    text = binding.original.string
+    return f".env line {binding.original.line + text[: len(text) - len(text.lstrip())].count(chr(10))}"
+
+
+def _ambiguity(binding: Binding, above: Collection[str]) -> str | None:
+    """Why docker compose and python-dotenv would not read the same value, or not the one that was meant."""
+    match = _ASSIGNMENT.fullmatch(binding.original.string)
+    raw = match[1].strip(" \t") if match else ""
+    if not raw.isprintable():
+        return "has a tab or an invisible character: remove it"
     if raw.startswith("'"):
-        return "has a backslash or a quote inside quotes: choose another value" if "\\" in raw or raw.count("'") != 2 else None  # noqa: PLR2004
+        unquotable = "\\" in raw or "${" in raw or raw.count("'") != 2  # noqa: PLR2004
+        return "has a backslash, a quote or ${…} inside quotes: choose another value" if unquotable else None
+    return _ambiguity_outside_quotes(raw, above, is_secret=binding.key in _SECRETS)
+
+
+def _ambiguity_outside_quotes(raw: str, above: Collection[str], *, is_secret: bool) -> str | None:
+    is_quoted = len(raw) > 1 and raw[0] == raw[-1] == '"'
     # References to other keys, as in .env.example, mean the same to everybody.
-    plain = re.sub(r"\$\{(\w+)\}", lambda match: "" if match[1] in VARIABLES else match[0], raw)
-    if any(character in plain.strip('"') for character in "$\\\"'`"):
+    plain = _REFERENCE.sub("", raw[1:-1] if is_quoted else raw)
+    if later := [name for name in _REFERENCE.findall(raw) if name not in above]:
+        return f"refers to {later[0]}, which is not set above it: move it down"
+    if any(character in plain for character in "$\\\"'`"):
         return "has a $, a quote or a backslash outside single quotes: write it as '…'"
-    if VARIABLES.get(binding.key or "", VARIABLES["LOG_DIR"]).secret and re.search(r"\s", plain.strip('"')):
+    if plain.startswith("#") and not is_quoted:
+        return "begins with #: write the value as '…' and a comment on a line of its own"
+    if is_secret and " " in plain:
         return "has a space or a comment in its value: write the value as '…' and the comment on a line of its own"
     return None
 
@@ -110,22 +153,33 @@ def _filled(example: str) -> str:
     return "\n".join(_fill(line) for line in example.splitlines()) + "\n"
 
 
-def _completed(present: str, example: str, missing: Mapping[str, str | None]) -> str:
+def _completed(bindings: Sequence[Binding], example: str, missing: Collection[str]) -> str:
     """The file as it is, with what it lacks at its end. Lines of missing keys without a value give way."""
-    kept = [line for line in present.splitlines() if line.split("=", 1)[0].strip() not in missing]
+    kept = "".join(binding.original.string for binding in bindings if binding.key not in missing)
     added = [_fill(line) for line in example.splitlines() if line.split("=", 1)[0] in missing]
     if not added:
-        return present
-    return "\n".join([*kept, "", "# ---- Added by make env: .env.example explains them " + "-" * 44, *added]) + "\n"
+        return kept
+    separator = "\n" if kept.endswith("\n") else "\n\n"
+    return kept + separator + "\n".join(["# ---- Added by make env: .env.example explains them " + "-" * 44, *added]) + "\n"
 
 
 def _fill(line: str) -> str:
+    """A line of the example with its value: the shell's if it sets one, since it would win over the file anyway."""
     name, _, value = line.partition("=")
+    if name in VARIABLES and (chosen := _written(settings.of_shell(name))):
+        return f"{name}={chosen}"
     if value == GENERATED:
         return f"{name}={secrets.token_hex(SECRET_BYTES)}"
     if value == DETECTED:
         return f"{name}={_DETECTORS[name]()}"
     return line
+
+
+def _written(value: str) -> str:
+    """A value as `.env` can hold it; empty where it cannot."""
+    if re.fullmatch(r"[\w./:@+-]*", value):
+        return value
+    return f"'{value}'" if value.isprintable() and not re.search(r"['\\]|\$\{", value) else ""
 
 
 def _ca_bundle() -> str:
@@ -149,32 +203,24 @@ def _bindings(text: str) -> list[Binding]:
     return list(parse_stream(StringIO(text)))
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MlstackError(
-            f".env cannot be read: {error}", "It holds every setting and secret of the stack.", f"check {path}"
-        ) from error
-
-
 def _write(path: Path, text: str) -> None:
     """Whole or not at all: written beside it, then put in its place."""
     beside = path.with_name(f".env.{os.getpid()}")
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if settings.is_root() and path.exists():
+                os.chown(descriptor, path.stat().st_uid, path.stat().st_gid)  # sudo make env: still the user's file
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise MlstackError(
-            f".env cannot be written: {error}", "The stack's settings and secrets live there.", f"check {path.parent}"
+            f".env cannot be written: {error}.", "The stack's settings and secrets live there.", f"check {path.parent}"
         ) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _make_private(path: Path) -> bool:

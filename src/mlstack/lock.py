@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from mlstack.errors import MlstackError
 
@@ -16,7 +17,7 @@ def held(project: Path, command: str) -> Iterator[None]:
 
     The kernel frees the lock when its holder ends, however it ends: there are no stale ones.
     """
-    with (project / ".lock").open("a+", encoding="utf-8") as file:
+    with _opened(project / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -31,3 +32,14 @@ def held(project: Path, command: str) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
+
+
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise MlstackError(
+            f"the lock cannot be taken: {error}.",
+            "One command at a time may change a stack.",
+            f"make {path} yours (chown), or delete it",
+        ) from error

@@ -27,7 +27,8 @@ class _Hiding(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        for secret in settings.secret_values():
+        # The longest first: one secret may begin with another.
+        for secret in sorted(settings.secret_values(), key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 

@@ -7,9 +7,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
-from dotenv import dotenv_values
+from dotenv.main import resolve_variables
+from dotenv.parser import parse_stream
 
 from mlstack.errors import MlstackError
 
@@ -38,7 +40,7 @@ def _matches(pattern: str, expected: str) -> Check:
 
 
 def _port(value: str) -> str | None:
-    return None if value.isdecimal() and 1 <= int(value) <= 65535 else "expected a port from 1 to 65535"  # noqa: PLR2004
+    return None if re.fullmatch(r"[0-9]{1,5}", value) and 1 <= int(value) <= 65535 else "expected a port from 1 to 65535"  # noqa: PLR2004
 
 
 def _level(value: str) -> str | None:
@@ -51,7 +53,7 @@ def _at_least(length: int) -> Check:
 
 _anything = _at_least(1)
 _identifier = _matches(r"[a-z_][a-z0-9_]{0,62}", "lower-case letters, digits and _, not starting with a digit")
-_id_number = _matches(r"\d+", "a number")
+_id_number = _matches(r"[0-9]+", "a number")
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,33 @@ def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[st
 
 def of_project(project: Path = PROJECT) -> dict[str, str]:
     """Every variable as docker compose sees it in this project: `.env`, overridden by the shell."""
-    # utf-8-sig: editors on Windows put a byte-order mark in front.
-    from_file = dotenv_values(project / ".env", encoding="utf-8-sig")
-    merged = {**from_file, **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    merged = {**_from_file(project), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {name: value for name, value in merged.items() if value is not None}
 
 
 def shadowed(project: Path = PROJECT) -> list[str]:
     """Names of variables that the shell sets to something else than `.env` does."""
-    from_file = dotenv_values(project / ".env", encoding="utf-8-sig")
+    from_file = _from_file(project)
     return [name for name in VARIABLES if from_file.get(name) and os.environ.get(name, from_file[name]) != from_file[name]]
+
+
+def file_text(path: Path) -> str | None:
+    """The text of `.env`, None if it is missing. Raises MlstackError when it cannot be read."""
+    try:
+        # Editors on Windows put a byte-order mark in front, and a carriage return at each line's end.
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MlstackError(
+            f".env cannot be read: {error}.", "It holds every setting and secret of the stack.", f"check {path}"
+        ) from error
+
+
+def _from_file(project: Path) -> Mapping[str, str | None]:
+    # Not dotenv_values: inside ${…} it prefers the file to the shell, which compose does not.
+    bindings = parse_stream(StringIO(file_text(project / ".env") or ""))
+    return resolve_variables([(binding.key, binding.value) for binding in bindings if binding.key], override=False)
 
 
 def of_shell(name: str) -> str:
@@ -244,7 +263,10 @@ def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | N
 
 
 def _log_defaults() -> tuple[str, str]:
-    values = of_project()
+    try:
+        values = of_project()
+    except MlstackError:
+        values = {}  # the command that needs .env says what is wrong with it
     return values.get("LOG_DIR") or "logs", values.get("LOG_LEVEL") or "INFO"
 
 

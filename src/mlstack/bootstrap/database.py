@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import psycopg2
 from psycopg2 import sql
@@ -14,24 +13,30 @@ from mlstack.errors import MlstackError
 from mlstack.settings import Login
 
 DEADLINE = 120  # seconds
-# Two bootstraps at once take turns under this lock. Any number does, as long as it is always the same.
+# Any number does, as long as it is always the same.
 LOCK = 0x6D6C7374
 _REFUSED = ("password authentication failed", "no password supplied")
 # A role that can log in and nothing more.
 _ATTRIBUTES = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
 
 
-def bootstrap(owner: Login, role: Login, deadline: float = DEADLINE) -> None:
-    """Brings the server to the wanted state.
+def bootstrap(connection: Connection, role: Login) -> None:
+    """Brings the server to the wanted state, through its owner's connection."""
+    report(f"database role {role.user}", ensure_role(connection, role))
+    report(f"database {role.database}", ensure_database(connection, role.database, role.user))
+    report("database privileges", ensure_closed_to_the_public(connection))
 
-    Raises MlstackError when it does not answer within `deadline` seconds, or refuses the owner's password.
+
+@contextmanager
+def turn(login: Login, deadline: float = DEADLINE) -> Iterator[Connection]:
+    """A connection whose holder is alone: two bootstraps at once take turns.
+
+    Raises MlstackError when the server does not answer within `deadline` seconds, or refuses the password.
     """
-    with connected(replace(owner, database="postgres"), deadline) as connection:
+    with connected(login, deadline) as connection:
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
-        report(f"database role {role.user}", ensure_role(connection, role))
-        report(f"database {owner.database}", ensure_database(connection, owner.database, role.user))
-        report("database privileges", ensure_closed_to_the_public(connection))
+        yield connection
 
 
 @contextmanager

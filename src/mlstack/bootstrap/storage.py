@@ -42,7 +42,7 @@ def client_for(keys: Keys) -> Minio:
 
 
 def policy_for(bucket: str) -> dict[str, Any]:
-    """What MLflow needs in its bucket: with versioning on and no DeleteObjectVersion, its deletes can be undone."""
+    """What MLflow needs in its bucket, and no way to remove a version: what it deletes or overwrites can be had back."""
     name = f"arn:aws:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
@@ -63,6 +63,8 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 ],
                 "Resource": [f"{name}/*"],
             },
+            # Not granting it is not enough: MinIO takes DeleteObject for both, and only minds an explicit refusal.
+            {"Effect": "Deny", "Action": ["s3:DeleteObjectVersion"], "Resource": [f"{name}/*"]},
             # CVE-2026-41145: such a write is stored without a check of its signature. No client of ours sends one.
             {
                 "Effect": "Deny",

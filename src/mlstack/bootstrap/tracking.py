@@ -11,8 +11,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from werkzeug.security import check_password_hash
 
 from mlstack.bootstrap import Outcome, report
-from mlstack.bootstrap.database import DEADLINE, connected
-from mlstack.settings import Account, Login
+from mlstack.settings import Account
 
 if TYPE_CHECKING:
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
@@ -21,19 +20,14 @@ if TYPE_CHECKING:
 # psycopg2 by name: SQLAlchemy 2.1 reads plain postgresql:// as psycopg 3.
 URI = "postgresql+psycopg2://"
 DEFAULT_EXPERIMENT = "0"
-# Two migrations at once take turns under this lock.
-LOCK = 0x6D6C6D67
 
 
-def bootstrap(login: Login, admin: Account, notebook: Account, deadline: float = DEADLINE) -> None:
-    """Brings MLflow's database to the wanted state. Raises MlstackError when the database does not answer."""
-    with connected(login, deadline) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
-        report("MLflow's tables", ensure_schema(connection))
-        for account in (admin, notebook):
-            report(f"MLflow account {account.username}", ensure_account(connection, account))
-        report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(connection, notebook))
+def bootstrap(connection: Connection, admin: Account, notebook: Account) -> None:
+    """Brings MLflow's database to the wanted state, through its own role's connection."""
+    report("MLflow's tables", ensure_schema(connection))
+    for account in (admin, notebook):
+        report(f"MLflow account {account.username}", ensure_account(connection, account))
+    report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(connection, notebook))
 
 
 def ensure_schema(connection: Connection) -> Outcome:

@@ -42,16 +42,37 @@ def prepare_env(project: Path) -> None:
 def up(project: Path) -> None:
     """Prepares, builds and starts the stack, and returns when every service is healthy. Raises MlstackError."""
     prepare_env(project)
-    values = settings.of_project(project)
-    to_build = [service for service, variable in IMAGES.items() if not values.get(variable)]
-    missing = [service for service in to_build if not _has_image(f"{values.get('COMPOSE_PROJECT_NAME')}-{service}")]
     for warning in preflight.warnings(project):
         log.warning("%s", warning)
-    if problems := preflight.check(project, will_build=bool(missing)):
+    if problems := preflight.check(project, will_build=bool(_missing_images(project))):
         raise ExceptionGroup("refused", problems)
-    _prepare_folders(project, values)
-    _build(project, to_build, first=missing)
+    _prepare_folders(project)
+    build(project)
     _start(project)
+
+
+def build(project: Path) -> None:
+    """Builds the images that `.env` does not name. Raises MlstackError with the build's last lines."""
+    services = _built_here(project)
+    if not services:
+        return
+    missing = _missing_images(project)
+    if missing:
+        log.info(
+            "building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling MinIO", ", ".join(missing)
+        )
+    transcript = settings.log_dir(settings.LOG_DIR) / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
+    code = _run_build(project, services, transcript)
+    if code:
+        lines = [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
+        log.error("the build said:\n%s", "\n".join(lines[-SHOWN_LINES:]))
+        raise MlstackError(
+            "an image could not be built (its last lines are above).",
+            _why(lines),
+            f"the whole transcript is {transcript}; then make up again",
+        )
+    if not missing:
+        transcript.unlink()
 
 
 def _lost(project: Path, name: str) -> str | None:
@@ -63,12 +84,19 @@ def _lost(project: Path, name: str) -> str | None:
     return f"the volume {volume} holds a database with the old one." if volume in volumes(project_name) else None
 
 
-def _has_image(name: str) -> bool:
-    return bool(docker("image", "ls", "--quiet", name).strip())
+def _built_here(project: Path) -> list[str]:
+    values = settings.of_project(project)
+    return [service for service, variable in IMAGES.items() if not values.get(variable)]
 
 
-def _prepare_folders(project: Path, values: Mapping[str, str]) -> None:
+def _missing_images(project: Path) -> list[str]:
+    name = settings.of_project(project).get("COMPOSE_PROJECT_NAME")
+    return [service for service in _built_here(project) if not docker("image", "ls", "--quiet", f"{name}-{service}").strip()]
+
+
+def _prepare_folders(project: Path) -> None:
     """The two mounted folders belong to the user whom the containers run as; Docker would make them root's."""
+    values = settings.of_project(project)
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
     for folder in (project / "notebooks", project / settings.log_dir(values["LOG_DIR"])):
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,36 +105,20 @@ def _prepare_folders(project: Path, values: Mapping[str, str]) -> None:
                 shutil.chown(path, uid, gid)
 
 
-def _build(project: Path, services: list[str], first: list[str]) -> None:
-    if not services:
-        return
-    if first:
-        log.info(
-            "building the images of %s: about 5 minutes on 2 cores the first time, most of it compiling MinIO", ", ".join(first)
-        )
-    transcript = settings.log_dir(settings.LOG_DIR) / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
+def _run_build(project: Path, services: list[str], transcript: Path) -> int:
+    """Builds into a transcript, with a sign of life now and then: compiling MinIO says nothing for minutes."""
     command = ["docker", "compose", "--progress", "plain", "build", *services]
     started = time.monotonic()
+    transcript.parent.mkdir(parents=True, exist_ok=True)
     with transcript.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
             command, cwd=project, env=settings.for_commands(**_sources()), stdout=file, stderr=subprocess.STDOUT
         )
         while True:
             try:
-                code = process.wait(timeout=HEARTBEAT)
-                break
+                return process.wait(timeout=HEARTBEAT)
             except subprocess.TimeoutExpired:
                 log.info("building, %d s: %s", time.monotonic() - started, _last_step(transcript))
-    if code:
-        lines = [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
-        log.error("the build said:\n%s", "\n".join(lines[-SHOWN_LINES:]))
-        raise MlstackError(
-            "an image could not be built (its last lines are above).",
-            _why(lines),
-            f"the whole transcript is {transcript}; then make up again",
-        )
-    if not first:
-        transcript.unlink()
 
 
 def _why(lines: list[str]) -> str:

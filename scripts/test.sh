@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# make test: prepares the host as make up does, then every check and test. They use stacks of their own, with names and
+# ports that no running stack has. Arguments go to pytest: make test TESTS=tests/unit
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/engine.sh
+scripts/base-image.sh
+scripts/venv.sh
+.venv/bin/ruff check --quiet .
+.venv/bin/ruff format --quiet --check .
+.venv/bin/mypy --no-error-summary
+exec .venv/bin/pytest "$@"

@@ -1,0 +1,115 @@
+"""A clean clone of this project with a stack of its own: another name, free ports, fresh secrets."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mlstack import preflight, settings
+from mlstack.compose import compose, docker
+
+NAME = "mlstack-test"
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A folder with the project's files, and what its `.env` says."""
+
+    folder: Path
+    name: str
+
+    @property
+    def values(self) -> dict[str, str]:
+        return settings.of_project(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The compose file as compose reads it."""
+        # compose writes $ as $$, for a file that it could read again.
+        config: dict[str, Any] = json.loads(self.compose("config", "--format", "json").replace("$$", "$"))
+        return config
+
+    def image(self, service: str) -> str:
+        image: str = self.config["services"][service]["image"]
+        return image
+
+    def compose(self, *arguments: str) -> str:
+        return compose(self.folder, *arguments)
+
+    def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it."""
+        inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
+        return subprocess.run(
+            ["make", *targets],
+            cwd=self.folder,
+            env=inherited | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def set(self, **changes: str) -> None:
+        """Edits `.env` as a user would."""
+        path = self.folder / ".env"
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if line.partition("=")[0] not in changes]
+        path.write_text("\n".join(kept + [f"{name}={value}" for name, value in changes.items()]) + "\n")
+
+    def in_container(self, service: str, *command: str, **environment: str) -> str:
+        flags = [flag for name, value in environment.items() for flag in ("--env", f"{name}={value}")]
+        return self.compose("exec", "--no-TTY", *flags, service, *command)
+
+    def remove(self) -> None:
+        """Containers, networks, volumes and image names; the layers stay in the build cache."""
+        self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "10")
+
+
+def make_clone(folder: Path) -> Clone:
+    """Copies what git would: every tracked file, and those not ignored that are not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    clone = Clone(folder, f"{NAME}-{os.getpid()}")
+    ports = dict(zip(preflight.PORTS, map(str, free_ports(len(preflight.PORTS))), strict=True))
+    done = clone.make("env", COMPOSE_PROJECT_NAME=clone.name, **ports)
+    assert done.returncode == 0, done.stderr
+    return clone
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody holds at the moment, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def remove_leftovers() -> None:
+    """What a killed test run left behind: containers, networks and volumes named after a process that is gone."""
+    for kind, listing in (
+        ("container", ("ps", "--all", "--format", "{{.Names}}")),
+        ("network", ("network", "ls", "--format", "{{.Name}}")),
+        ("volume", ("volume", "ls", "--format", "{{.Name}}")),
+        ("image", ("image", "ls", "--format", "{{.Repository}}")),
+    ):
+        for name in docker(*listing).split():
+            pid = name.removeprefix(f"{NAME}-").partition("-")[0].partition("_")[0]
+            if name.startswith(f"{NAME}-") and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                docker(kind, "rm", *(["--force", "--volumes"] if kind == "container" else []), name)

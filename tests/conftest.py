@@ -1,0 +1,19 @@
+from collections.abc import Iterator
+
+import pytest
+from testcontainers.core.config import testcontainers_config
+
+from tests.clone import Clone, make_clone, remove_leftovers
+
+# Its image cannot be pulled where no image registry answers. Fixtures remove what they make, also after Ctrl-C;
+# what a killed run leaves is removed by the next one.
+testcontainers_config.ryuk_disabled = True
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """A clean clone, set up and not started."""
+    remove_leftovers()
+    clone = make_clone(tmp_path_factory.mktemp("clone"))
+    yield clone
+    clone.remove()

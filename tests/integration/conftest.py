@@ -1,0 +1,93 @@
+from collections.abc import Iterator
+
+import pytest
+from testcontainers.core.network import Network
+
+from mlstack.bootstrap.__main__ import services
+from mlstack.operations import start
+from mlstack.settings import Keys, Login
+from tests.clone import Clone
+from tests.integration.service import Service
+
+
+@pytest.fixture(scope="session")
+def built(clone: Clone) -> Clone:
+    """The clone, with its images built from its own files."""
+    start.build(clone.folder)
+    return clone
+
+
+@pytest.fixture(scope="session")
+def network(built: Clone) -> Iterator[Network]:
+    with Network(docker_network_kw={"labels": {"mlstack": built.name}}) as network:
+        yield network
+
+
+@pytest.fixture(scope="session")
+def postgres(built: Clone, network: Network) -> Iterator[Service]:
+    with Service(built, "postgres", network, 5432) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def minio(built: Clone, network: Network) -> Iterator[Service]:
+    with Service(built, "minio", network, 9000) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def owner(built: Clone, postgres: Service) -> Login:
+    """The owner's way into the session's database, from this machine."""
+    return login(built, postgres, "POSTGRES_USER", "POSTGRES_PASSWORD")
+
+
+@pytest.fixture(scope="session")
+def role(built: Clone, postgres: Service) -> Login:
+    """MLflow's way into it."""
+    return login(built, postgres, "MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD")
+
+
+@pytest.fixture(scope="session")
+def owner_keys(built: Clone, minio: Service) -> Keys:
+    """The owner's way into the session's storage, from this machine."""
+    return keys(built, minio, "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD")
+
+
+@pytest.fixture(scope="session")
+def user_keys(built: Clone, minio: Service) -> Keys:
+    """MLflow's way into it."""
+    return keys(built, minio, "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY")
+
+
+@pytest.fixture(scope="session")
+def bootstrapped(owner: Login, role: Login, owner_keys: Keys, user_keys: Keys) -> None:
+    """Both services in the wanted state."""
+    services(owner, role, owner_keys, user_keys)
+
+
+@pytest.fixture(scope="session")
+def migrated(built: Clone, network: Network, bootstrapped: None) -> None:
+    """MLflow's tables and accounts, made by the shipped one-shot."""
+    with Service(built, "migration", network) as migration:
+        assert migration.finish() == 0, migration.log()
+
+
+@pytest.fixture(scope="session")
+def mlflow(built: Clone, network: Network, migrated: None) -> Iterator[Service]:
+    with Service(built, "mlflow", network, 5000) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def jupyter(built: Clone, network: Network, mlflow: Service) -> Iterator[Service]:
+    with Service(built, "jupyter", network, 8888) as service:
+        yield service
+
+
+def login(clone: Clone, postgres: Service, user: str, password: str) -> Login:
+    host, _, port = postgres.address(5432).partition(":")
+    return Login(clone.values[user], clone.values[password], clone.values["POSTGRES_DB"], host, int(port))
+
+
+def keys(clone: Clone, minio: Service, access_key: str, secret_key: str) -> Keys:
+    return Keys(clone.values[access_key], clone.values[secret_key], clone.values["MINIO_BUCKET"], minio.address(9000))

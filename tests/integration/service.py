@@ -1,0 +1,88 @@
+"""One service of the shipped compose file in a container of its own: same image, command, environment and healthcheck."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from docker.models.containers import Container
+from docker.types import Healthcheck
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.network import Network
+from testcontainers.core.wait_strategies import HealthcheckWaitStrategy
+
+from tests.clone import NAME, Clone, free_ports
+
+SECOND = 1_000_000_000  # Docker counts in nanoseconds
+
+
+class Service(DockerContainer):
+    """A service of the clone's compose file, reachable by its name in `network` and on a free loopback port."""
+
+    def __init__(self, clone: Clone, service: str, network: Network, *ports: int, **options: Any) -> None:
+        config = clone.config["services"][service]
+        super().__init__(
+            config["image"],
+            command=config.get("command"),
+            env=dict(config["environment"]),
+            name=f"{NAME}-{os.getpid()}-{service}-{secrets.token_hex(3)}",
+            network=network,
+            network_aliases=[service],
+            init=config.get("init", False),
+            user=config.get("user"),
+            **options,
+        )
+        for port in ports:
+            # A port of our choice stays the same when the container is restarted; one of Docker's would not.
+            self.ports[str(port)] = ("127.0.0.1", free_ports(1)[0])  # type: ignore[assignment] # docker's own type
+        if check := config.get("healthcheck"):
+            self._kwargs["healthcheck"] = Healthcheck(
+                test=check["test"], interval=SECOND, timeout=5 * SECOND, retries=3, start_period=60 * SECOND
+            )
+            self.waiting_for(HealthcheckWaitStrategy().with_startup_timeout(120))
+
+    @property
+    def wrapped(self) -> Container:
+        container = self.get_wrapped_container()
+        container.reload()
+        return container
+
+    @property
+    def health(self) -> str:
+        status: str = self.wrapped.attrs["State"]["Health"]["Status"]
+        return status
+
+    def address(self, port: int) -> str:
+        return f"127.0.0.1:{self.get_exposed_port(port)}"
+
+    def restart(self) -> Self:
+        """Stopped and started as by Docker, and healthy again."""
+        self.wrapped.restart()
+        wait_until(lambda: self.health == "healthy", 60)
+        return self
+
+    def run(self, *command: str, user: str = "") -> str:
+        """The output of a command inside; fails the test with it when the command fails."""
+        code, output = self.wrapped.exec_run(list(command), user=user)
+        assert code == 0, output.decode()
+        text: str = output.decode()
+        return text
+
+    def log(self) -> str:
+        text: str = self.wrapped.logs().decode()
+        return text
+
+    def finish(self) -> int:
+        """Waits for a one-shot and returns its exit code."""
+        code: int = self.wrapped.wait(timeout=180)["StatusCode"]
+        return code
+
+
+def wait_until(holds: Callable[[], bool], seconds: float, interval: float = 0.2) -> None:
+    """Waits for a condition, on a clock that nobody sets. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so within {seconds} s")
+        time.sleep(interval)

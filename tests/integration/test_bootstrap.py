@@ -1,0 +1,200 @@
+"""The bootstrap against the real services: once, twice, interrupted, in a race, and with what users get wrong."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg2
+import pytest
+from testcontainers.core.network import Network
+
+from mlstack import bootstrap
+from mlstack.bootstrap import Outcome, database, storage
+from mlstack.bootstrap.__main__ import services
+from mlstack.errors import MlstackError
+from mlstack.settings import Keys, Login
+from tests.clone import Clone
+from tests.integration.conftest import keys, login
+from tests.integration.service import Service
+
+STEPS = 8  # of database and storage together
+
+
+@pytest.fixture(scope="module")
+def postgres(built: Clone, network: Network) -> Iterator[Service]:
+    """A server that no other test has touched."""
+    with Service(built, "postgres", network, 5432) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def minio(built: Clone, network: Network) -> Iterator[Service]:
+    with Service(built, "minio", network, 9000) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def owner(built: Clone, postgres: Service) -> Login:
+    return login(built, postgres, "POSTGRES_USER", "POSTGRES_PASSWORD")
+
+
+@pytest.fixture(scope="module")
+def role(built: Clone, postgres: Service) -> Login:
+    return login(built, postgres, "MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD")
+
+
+@pytest.fixture(scope="module")
+def owner_keys(built: Clone, minio: Service) -> Keys:
+    return keys(built, minio, "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD")
+
+
+@pytest.fixture(scope="module")
+def user_keys(built: Clone, minio: Service) -> Keys:
+    return keys(built, minio, "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY")
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
+    """What the steps report, in order."""
+    seen: list[Outcome] = []
+
+    def report(subject: str, outcome: Outcome) -> Outcome:
+        seen.append(outcome)
+        return bootstrap.report(subject, outcome)
+
+    for module in (database, storage):
+        monkeypatch.setattr(module, "report", report)
+    return seen
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+def test_interrupted_after_any_step_it_goes_on(
+    steps: int, owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs first, on empty services, and is interrupted one step later each time."""
+    done: list[Outcome] = []
+
+    def report(subject: str, outcome: Outcome) -> Outcome:
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(outcome)
+        return outcome
+
+    for module in (database, storage):
+        monkeypatch.setattr(module, "report", report)
+    with pytest.raises(KeyboardInterrupt):
+        services(owner, role, owner_keys, user_keys)
+    # The step whose report was cut off last time had been done.
+    assert done == [Outcome.ALREADY_THERE] * steps
+
+
+def test_a_second_time_changes_nothing(
+    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+) -> None:
+    services(owner, role, owner_keys, user_keys)
+    assert outcomes == [Outcome.ALREADY_THERE] * STEPS
+
+
+def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Keys) -> None:
+    newcomer = replace(owner, user="newcomer", password="a-password", database="newcomer_db")
+    newcomers_keys = replace(user_keys, access_key="newcomer", bucket="newcomer")
+    errors: list[BaseException] = []
+
+    def bootstrap_all() -> None:
+        try:
+            services(owner, newcomer, replace(owner_keys, bucket="newcomer"), newcomers_keys)
+        except BaseException as error:  # noqa: BLE001 (a thread's error is the test's result)
+            errors.append(error)
+
+    threads = [threading.Thread(target=bootstrap_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_new_secrets_in_the_environment_replace_the_old_ones(
+    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+) -> None:
+    new_role, new_keys = replace(role, password="another-password"), replace(user_keys, secret_key="another-secret")
+    services(owner, new_role, owner_keys, new_keys)
+    assert outcomes.count(Outcome.CHANGED) == 2
+    with database.connected(new_role, 5):
+        pass
+    with pytest.raises(MlstackError, match="refuses the password"):
+        database.connected(role, 5).__enter__()
+    services(owner, role, owner_keys, user_keys)
+
+
+def test_a_role_or_policy_that_grew_is_cut_back(
+    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+) -> None:
+    with database.connected(owner) as connection, connection.cursor() as cursor:
+        cursor.execute(f'ALTER ROLE "{role.user}" SUPERUSER')
+        cursor.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+    storage._admin_for(owner_keys).attach_policy(["readwrite"], user=user_keys.access_key)
+    services(owner, role, owner_keys, user_keys)
+    assert outcomes.count(Outcome.CHANGED) == 3
+    with database.connected(owner) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (role.user,))
+        assert cursor.fetchone() == (False,)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE DATABASE mine",
+        "CREATE ROLE mine",
+        "CREATE EXTENSION file_fdw",
+        "COPY (SELECT 1) TO PROGRAM 'id'",
+        "SELECT pg_read_file('/etc/passwd')",
+    ],
+)
+def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
+    with (
+        database.connected(role, 5) as connection,
+        connection.cursor() as cursor,
+        pytest.raises(psycopg2.errors.InsufficientPrivilege),
+    ):
+        cursor.execute(statement)
+
+
+@pytest.mark.parametrize("name", ["postgres", "template1"])
+def test_the_role_of_mlflow_enters_no_other_database(name: str, role: Login) -> None:
+    with pytest.raises(MlstackError, match="permission denied for database"):
+        database.connected(replace(role, database=name), 1).__enter__()
+
+
+def test_the_role_of_mlflow_owns_its_database(role: Login) -> None:
+    with database.connected(role, 5) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE mine (x int)")
+        cursor.execute("DROP TABLE mine")
+
+
+def test_a_password_that_the_volume_does_not_know_is_explained(
+    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys
+) -> None:
+    with pytest.raises(MlstackError) as refused:
+        services(replace(owner, password="made-anew"), role, owner_keys, user_keys)
+    text = str(refused.value)
+    assert "the volume keeps the old one" in text
+    assert "Nothing was changed or lost" in text
+    assert "put the old" in text  # one way out
+    assert "\\password" in text  # the other
+    assert "make reset" in text
+    assert "made-anew" not in text
+
+
+def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, user_keys: Keys) -> None:
+    with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
+        storage.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys)
+
+
+def test_a_service_that_does_not_answer_is_named_with_its_last_error(
+    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys
+) -> None:
+    with pytest.raises(MlstackError, match=r"Postgres at 127.0.0.1:1 did not answer within 1 s.*refused"):
+        services(replace(owner, host="127.0.0.1", port=1), role, owner_keys, user_keys, deadline=1)
+    with pytest.raises(MlstackError, match=r"MinIO at 127.0.0.1:1 did not answer within 1 s.*refused"):
+        storage.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, deadline=1)

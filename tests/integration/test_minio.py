@@ -1,0 +1,143 @@
+"""docker/minio: the stamped server, and a user of MLflow that opens one bucket and cannot destroy anything for good."""
+
+import hashlib
+import io
+import secrets
+import urllib.parse
+
+import pytest
+import requests
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import S3Error
+from minio.versioningconfig import SUSPENDED, VersioningConfig
+
+from mlstack.bootstrap.storage import client_for
+from mlstack.settings import Keys
+from tests.integration.service import Service
+
+pytestmark = pytest.mark.usefixtures("bootstrapped")
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def user(user_keys: Keys) -> Minio:
+    return client_for(user_keys)
+
+
+@pytest.fixture
+def root(owner_keys: Keys) -> Minio:
+    return client_for(owner_keys)
+
+
+def put(client: Minio, bucket: str, name: str, content: bytes) -> str | None:
+    return client.put_object(bucket, name, io.BytesIO(content), len(content)).version_id
+
+
+def get(client: Minio, bucket: str, name: str, version: str | None = None) -> bytes:
+    response = client.get_object(bucket, name, version_id=version)
+    try:
+        return response.data
+    finally:
+        response.close()
+        response.release_conn()
+
+
+def test_it_is_the_fixed_release_and_not_a_development_build(minio: Service) -> None:
+    version = minio.run("minio", "--version")
+    assert "RELEASE.2026-02-12T20-18-48Z (commit-id=7aac2a2c5b7c)" in version
+    assert "DEVELOPMENT" not in version.upper()
+
+
+def test_it_runs_as_a_user_of_its_own(minio: Service) -> None:
+    assert minio.run("id", "-u") == "1000\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 17 * MIB], ids=["empty", "one byte", "several parts"])
+def test_an_object_comes_back_byte_for_byte(user: Minio, user_keys: Keys, size: int) -> None:
+    content = secrets.token_bytes(size)
+    put(user, user_keys.bucket, f"round-trip/{size}", content)
+    assert hashlib.sha256(get(user, user_keys.bucket, f"round-trip/{size}")).digest() == hashlib.sha256(content).digest()
+
+
+def test_a_deleted_object_can_be_had_back_and_its_versions_stay(user: Minio, user_keys: Keys, root: Minio) -> None:
+    bucket = user_keys.bucket
+    first = put(user, bucket, "kept", b"first")
+    put(user, bucket, "kept", b"second")
+    user.remove_object(bucket, "kept")
+    with pytest.raises(S3Error, match="NoSuchKey"):
+        get(user, bucket, "kept")
+    # MLflow's user cannot remove the version itself, one by one or in a batch.
+    with pytest.raises(S3Error, match="AccessDenied"):
+        user.remove_object(bucket, "kept", version_id=first)
+    assert [error.code for error in user.remove_objects(bucket, [DeleteObject("kept", first)])] == ["AccessDenied"]
+    assert get(root, bucket, "kept", first) == b"first"
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda user: user.make_bucket("another"),
+        lambda user: user.remove_bucket("mlflow"),
+        lambda user: list(user.list_objects("private")),
+        lambda user: user.get_object("private", "object"),
+        lambda user: put(user, "private", "mine", b"x"),
+        lambda user: user.set_bucket_versioning("mlflow", VersioningConfig(SUSPENDED)),
+        lambda user: user.delete_bucket_policy("mlflow"),
+    ],
+    ids=[
+        "make a bucket",
+        "remove its bucket",
+        "list another",
+        "read another",
+        "write another",
+        "stop versioning",
+        "change the policy",
+    ],
+)
+def test_the_user_of_mlflow_is_refused(user: Minio, root: Minio, forbidden: object) -> None:
+    if not root.bucket_exists("private"):
+        root.make_bucket("private")
+        put(root, "private", "object", b"private")
+    with pytest.raises(S3Error, match="AccessDenied"):
+        forbidden(user)  # type: ignore[operator]
+
+
+def test_the_user_of_mlflow_sees_only_its_bucket(user: Minio, user_keys: Keys, root: Minio) -> None:
+    if not root.bucket_exists("unseen"):
+        root.make_bucket("unseen")
+    assert [bucket.name for bucket in user.list_buckets()] == [user_keys.bucket]
+
+
+def test_an_unsigned_trailer_write_is_refused(user: Minio, user_keys: Keys, root: Minio) -> None:
+    """CVE-2026-41145: whoever knows an access key id could store an object with a made-up signature."""
+    query = urllib.parse.urlencode(
+        {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{user_keys.access_key}/20261124/us-east-1/s3/aws4_request",
+            "X-Amz-Date": "20261124T000000Z",
+            "X-Amz-Expires": "604800",
+            "X-Amz-SignedHeaders": "host",
+            "X-Amz-Signature": "0" * 64,
+        }
+    )
+    body = b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n"
+    answer = requests.put(
+        f"http://{user_keys.endpoint}/{user_keys.bucket}/forged?{query}",
+        data=body,
+        headers={
+            "x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+            "x-amz-decoded-content-length": "5",
+            "x-amz-trailer": "x-amz-checksum-crc32",
+        },
+        timeout=10,
+    )
+    assert answer.status_code == 403, answer.text
+    with pytest.raises(S3Error, match="NoSuchKey"):
+        get(root, user_keys.bucket, "forged")
+
+
+def test_a_restart_keeps_the_objects(minio: Service, user_keys: Keys, user: Minio) -> None:
+    put(user, user_keys.bucket, "before-restart", b"still here")
+    minio.restart()
+    assert get(user, user_keys.bucket, "before-restart") == b"still here"

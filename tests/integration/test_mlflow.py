@@ -1,0 +1,100 @@
+"""The tracking server of docker/python: its API, who gets in, and a healthcheck that notices a dead database."""
+
+from typing import Any
+
+import pytest
+import requests
+from testcontainers.core.network import Network
+
+from tests.clone import Clone
+from tests.integration.service import Service, wait_until
+
+
+@pytest.fixture
+def notebook(built: Clone) -> tuple[str, str]:
+    return built.values["MLFLOW_TRACKING_USERNAME"], built.values["MLFLOW_TRACKING_PASSWORD"]
+
+
+def call(
+    mlflow: Service, method: str, path: str, auth: tuple[str, str] | None, body: Any = None, **headers: str
+) -> requests.Response:
+    url = f"http://{mlflow.address(5000)}/api/2.0/mlflow/{path}"
+    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=30)
+
+
+def test_a_run_comes_back_with_what_was_logged(mlflow: Service, notebook: tuple[str, str]) -> None:
+    run = call(mlflow, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]["run_id"]
+    point = {"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}
+    assert call(mlflow, "POST", "runs/log-metric", notebook, {"run_id": run, **point}).status_code == 200
+    history = call(mlflow, "GET", f"metrics/get-history?run_id={run}&metric_key=loss", notebook).json()["metrics"]
+    assert [{name: sample[name] for name in point} for sample in history] == [point]
+    # What nobody made, the notebooks' account may still delete.
+    assert call(mlflow, "POST", "runs/delete", notebook, {"run_id": run}).status_code == 200
+
+
+def test_an_artifact_comes_back_byte_for_byte(mlflow: Service, notebook: tuple[str, str]) -> None:
+    run = call(mlflow, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
+    path = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    url = f"http://{mlflow.address(5000)}/api/2.0/mlflow-artifacts/artifacts/{path}/blob"
+    content = bytes(range(256)) * 1000
+    assert requests.put(url, data=content, auth=notebook, timeout=30).status_code == 200
+    assert requests.get(url, auth=notebook, timeout=30).content == content
+
+
+@pytest.mark.parametrize("auth", [None, ("notebook", "wrong-password"), ("nobody", ""), ("admin", "password1234")])
+def test_nobody_gets_in_without_an_account(mlflow: Service, auth: tuple[str, str] | None) -> None:
+    assert call(mlflow, "GET", "experiments/get?experiment_id=0", auth).status_code == 401
+
+
+def test_the_notebooks_account_is_no_admin(mlflow: Service, notebook: tuple[str, str]) -> None:
+    answer = call(mlflow, "POST", "users/create", notebook, {"username": "mallory", "password": "a-long-password"})
+    assert answer.status_code == 403
+
+
+def test_the_admin_account_is_the_one_of_the_env_file(built: Clone, mlflow: Service) -> None:
+    admin = built.values["MLFLOW_ADMIN_USERNAME"], built.values["MLFLOW_ADMIN_PASSWORD"]
+    answer = call(mlflow, "GET", f"users/get?username={admin[0]}", admin)
+    assert answer.json()["user"]["is_admin"] is True
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost", 200), ("127.0.0.1:5001", 200), ("mlflow:5000", 200), ("evil.example", 403)]
+)
+def test_only_the_stacks_own_names_are_answered(mlflow: Service, notebook: tuple[str, str], host: str, status: int) -> None:
+    assert call(mlflow, "GET", "experiments/get?experiment_id=0", notebook, Host=host).status_code == status
+
+
+def test_a_foreign_page_cannot_write(mlflow: Service, notebook: tuple[str, str]) -> None:
+    body = {"experiment_id": "0", "start_time": 1}
+    assert call(mlflow, "POST", "runs/create", notebook, body, Origin="http://evil.example").status_code == 403
+
+
+def test_it_is_unhealthy_while_the_database_is_down_and_well_again_after(mlflow: Service, postgres: Service) -> None:
+    postgres.wrapped.stop()
+    try:
+        wait_until(lambda: mlflow.health == "unhealthy", 60)
+        assert requests.get(f"http://{mlflow.address(5000)}/health", timeout=5).text == "OK"  # MLflow's own check sees nothing
+    finally:
+        postgres.wrapped.start()
+    wait_until(lambda: postgres.health == "healthy" and mlflow.health == "healthy", 60)
+
+
+def test_a_second_migration_finds_nothing_to_do_and_does_not_even_import_mlflow(
+    built: Clone, network: Network, mlflow: Service
+) -> None:
+    program = "import sys; from mlstack.bootstrap.__main__ import main; main('tracking'); print('mlflow' in sys.modules)"
+    with Service(built, "migration", network).with_command(["python3", "-c", program]) as migration:
+        assert migration.finish() == 0, migration.log()
+        assert migration.log().count("already there") == 4
+        assert migration.log().splitlines()[-1] == "False"
+
+
+def test_no_secret_is_in_its_arguments_or_log(built: Clone, mlflow: Service) -> None:
+    seen = mlflow.run("bash", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '") + mlflow.log()
+    for name in (
+        "MLFLOW_DB_PASSWORD",
+        "MLFLOW_S3_SECRET_ACCESS_KEY",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "MLFLOW_TRACKING_PASSWORD",
+    ):
+        assert built.values[name] not in seen, name

@@ -1,0 +1,262 @@
+"""The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. In the order of a life."""
+
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mlstack import settings
+from mlstack.bootstrap import database
+from mlstack.bootstrap.storage import client_for
+from mlstack.compose import docker
+from mlstack.settings import Keys, Login
+from tests.clone import Clone
+
+SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Clone) -> Iterator[Clone]:
+    done = clone.make("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
+    assert "01_first_run.ipynb" in done.stdout
+    assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
+    yield clone
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@pytest.fixture
+def role(stack: Clone) -> Login:
+    values = stack.values
+    return Login(
+        values["MLFLOW_DB_USER"], values["MLFLOW_DB_PASSWORD"], values["POSTGRES_DB"], "127.0.0.1", int(values["POSTGRES_PORT"])
+    )
+
+
+@pytest.fixture
+def keys(stack: Clone) -> Keys:
+    values = stack.values
+    endpoint = f"127.0.0.1:{values['MINIO_PORT']}"
+    return Keys(values["MLFLOW_S3_ACCESS_KEY_ID"], values["MLFLOW_S3_SECRET_ACCESS_KEY"], values["MINIO_BUCKET"], endpoint)
+
+
+def rows(role: Login, statement: str) -> list[tuple[object, ...]]:
+    with database.connected(role, 30) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def objects(keys: Keys) -> dict[str, str]:
+    """Every object of the bucket with its checksum."""
+    return {item.object_name: item.etag for item in client_for(keys).list_objects(keys.bucket, recursive=True)}
+
+
+def started(stack: Clone) -> dict[str, str]:
+    """When each long-running container was started, by its id."""
+    ids = stack.compose("ps", "--quiet").split()
+    return dict(line.split() for line in docker("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", *ids).splitlines())
+
+
+def test_a_second_up_changes_nothing(stack: Clone) -> None:
+    before, env = started(stack), (stack.folder / ".env").read_bytes()
+    done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    assert started(stack) == before
+    assert (stack.folder / ".env").read_bytes() == env
+    log = stack.compose("logs", "--no-log-prefix", "bootstrap", "migration")
+    assert len(re.findall(r"created|changed", log)) == len(re.findall("already there", log)) == 12
+
+
+def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
+    before = started(stack)
+    stack.compose("up", "--detach", "--wait")
+    assert started(stack) == before
+
+
+@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb"])
+def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, name: str) -> None:
+    stack.in_container(
+        "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",
+        "--output-dir", "/home/mlstack/executed", f"notebooks/{name}",
+    )  # fmt: skip
+    executed = nbformat.reads(stack.in_container("jupyter", "cat", f"/home/mlstack/executed/{name}"), as_version=4)
+    printed = "\n".join(
+        output.get("text", "") for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs if output.output_type == "stream"
+    )
+    assert "Warning" not in printed and " WARNING " not in printed, printed
+    assert not [secret for secret in SECRETS if stack.values[secret] in printed]
+    shipped = nbformat.read(stack.folder / "notebooks" / name, as_version=4)
+    assert not [cell for cell in shipped.cells if cell.cell_type == "code" and cell.outputs]
+
+
+def test_the_first_notebooks_work_is_in_postgres_and_minio(stack: Clone, role: Login, keys: Keys) -> None:
+    runs = rows(role, "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) WHERE name = 'flights' AND status = 'FINISHED'")
+    assert runs == [(2,)]
+    losses = dict(
+        rows(
+            role,
+            "SELECT t.value, m.value FROM latest_metrics m JOIN tags t USING (run_uuid)"
+            " WHERE m.key = 'test_log_loss' AND t.key = 'mlflow.runName' ORDER BY 1",
+        )
+    )
+    assert 0 < losses["gradient boosting"] < losses["baseline"] < 1  # type: ignore[operator]
+    assert rows(role, "SELECT name, alias, version FROM registered_model_aliases") == [("flight-delay", "champion", 1)]
+    assert rows(role, "SELECT name, version FROM model_versions") == [("flight-delay", 1)]
+    names = objects(keys)
+    assert [name for name in names if name.endswith("learning_and_calibration.png")]
+    assert [name for name in names if name.endswith("MLmodel")]
+
+
+def test_the_second_notebook_runs_on_the_host(stack: Clone) -> None:
+    program = (
+        "import nbformat; from nbclient import NotebookClient;"
+        "notebook = nbformat.read('notebooks/02_connect_from_your_machine.ipynb', 4);"
+        "NotebookClient(notebook, kernel_name='python3', timeout=120).execute();"
+        "print(''.join(o.get('text', '') for c in notebook.cells for o in c.get('outputs', [])))"
+    )
+    done = subprocess.run([".venv/bin/python", "-c", program], cwd=stack.folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stdout + done.stderr
+
+
+def test_files_that_a_notebook_writes_belong_to_the_user_of_the_host(stack: Clone) -> None:
+    stack.in_container("jupyter", "touch", "notebooks/mine.txt", "/logs/mine.log")
+    for path in (stack.folder / "notebooks/mine.txt", stack.folder / "logs/mine.log"):
+        assert path.stat().st_uid == int(stack.values["HOST_UID"])
+
+
+def test_every_container_is_well_and_its_log_clean(stack: Clone) -> None:
+    assert stack.make("status").returncode == 0
+    for line in stack.compose("logs", "--no-color").splitlines():
+        assert not re.search(r"\b(ERROR|FATAL|PANIC|CRITICAL)\b|Traceback", line), line
+
+
+def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
+    """docs/architecture.md has the same table."""
+    own = {
+        "postgres": {"POSTGRES_PASSWORD"},
+        "minio": {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"},
+        "bootstrap": {
+            "POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD",
+            "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
+        },
+        "migration": {"MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
+        "mlflow": {
+            "MLFLOW_DB_PASSWORD", "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+        },
+        "jupyter": {"JUPYTER_TOKEN", "MLFLOW_TRACKING_PASSWORD"},
+    }  # fmt: skip
+    values = stack.values
+    for service, expected in own.items():
+        container = stack.compose("ps", "--all", "--quiet", service).strip()
+        inspected = docker("inspect", container)
+        assert {name for name in SECRETS if values[name] in inspected} == expected, service
+        history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", stack.image(service))
+        assert not [name for name in SECRETS if values[name] in history]
+
+
+def test_the_ports_are_open_to_this_machine_alone(stack: Clone) -> None:
+    listing = docker("ps", "--filter", f"label=com.docker.compose.project={stack.name}", "--format", "{{.Ports}}")
+    published = [port for port in re.split(r"[,\n]\s*", listing) if "->" in port]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published), published
+
+
+def test_everything_is_found_again_after_a_restart_and_after_down_and_up(stack: Clone, role: Login, keys: Keys) -> None:
+    everything = "SELECT run_uuid, key, value, step FROM metrics ORDER BY 1, 2, 4"
+    metrics, files = rows(role, everything), objects(keys)
+    assert metrics and files
+    stack.compose("restart")
+    stack.compose("up", "--detach", "--wait")
+    assert (rows(role, everything), objects(keys)) == (metrics, files)
+    done = stack.make("down")
+    assert done.returncode == 0, done.stderr
+    assert "Your data is in the volumes" in done.stdout
+    assert stack.make("status").returncode == 2  # make's way to say that its command failed
+    done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    assert (rows(role, everything), objects(keys)) == (metrics, files)
+
+
+def test_a_changed_password_is_explained_and_the_old_one_works_again(stack: Clone, role: Login) -> None:
+    old = stack.values["POSTGRES_PASSWORD"]
+    runs = rows(role, "SELECT count(*) FROM runs")
+    stack.set(POSTGRES_PASSWORD="0123456789abcdef0123456789abcdef")
+    done = stack.make("up")
+    assert done.returncode != 0
+    assert "the volume keeps the old one" in done.stderr
+    assert "put the old POSTGRES_USER and POSTGRES_PASSWORD back" in done.stderr
+    assert "Traceback" not in done.stderr
+    stack.set(POSTGRES_PASSWORD=old)
+    done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    assert rows(role, "SELECT count(*) FROM runs") == runs
+
+
+def test_a_lost_env_file_is_not_replaced_by_one_that_cannot_work(stack: Clone) -> None:
+    env = stack.folder / ".env"
+    kept = env.rename(stack.folder / ".env.kept")
+    try:
+        done = stack.make("up", COMPOSE_PROJECT_NAME=stack.name)
+        assert done.returncode != 0
+        assert "POSTGRES_PASSWORD is missing from .env" in done.stderr
+        assert "put the old .env back" in done.stderr
+        assert not env.exists()
+    finally:
+        kept.rename(env)
+
+
+def test_a_port_in_use_is_named_with_its_holder_and_variable(stack: Clone) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        done = stack.make("up", MLFLOW_PORT=str(port))
+    assert done.returncode != 0
+    assert f"port {port} is used by" in done.stderr
+    assert "set MLFLOW_PORT in .env" in done.stderr
+    assert "MLFLOW_PORT comes from your shell" in done.stderr
+
+
+def test_a_second_make_up_while_one_runs_is_told_who_is_at_work(stack: Clone) -> None:
+    first = subprocess.Popen([".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert first.stderr
+    first.stderr.readline()  # it has the lock once it says anything
+    done = stack.make("down")
+    assert done.returncode != 0
+    assert f"make up, process {first.pid}" in done.stderr
+    _, rest = first.communicate(timeout=120)
+    assert first.returncode == 0, rest
+
+
+def test_a_second_stack_on_this_machine_does_not_touch_the_first(stack: Clone, tmp_path: Path) -> None:
+    """It would refuse the first one's ports; with its own it would use volumes of its own."""
+    other = subprocess.run(
+        ["docker", "compose", "config", "--volumes", "--images"], cwd=stack.folder, capture_output=True, text=True, check=True
+    ).stdout
+    assert stack.name in other
+
+
+def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
+    foreign = docker("volume", "create", f"{stack.name}-foreign").strip()
+    try:
+        refused = stack.make("reset")
+        assert refused.returncode != 0
+        assert "no terminal" in refused.stderr and "make reset YES=1" in refused.stderr
+        assert f"{stack.name}_postgres" in refused.stdout and "every run" in refused.stdout
+        assert len(docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}").split()) == 3
+        done = stack.make("reset", YES="1")
+        assert done.returncode == 0, done.stderr
+        left = docker("volume", "ls", "--quiet", "--filter", f"name={stack.name}").split()
+        assert left == [foreign]
+        assert (stack.folder / ".env").exists()
+        done = stack.make("reset", YES="1")
+        assert done.returncode == 0, done.stderr
+    finally:
+        docker("volume", "rm", foreign)

@@ -1,0 +1,451 @@
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from mlstack import env_file, settings
+from mlstack.env_file import Changes
+from mlstack.errors import MlstackError
+from mlstack.settings import VARIABLES
+from tests.unit.projects import ROOT, as_compose_reads, python, set_values, without
+
+SECRETS = [name for name, variable in VARIABLES.items() if variable.secret]
+KEY = "JUPYTER_TOKEN"
+SECRET = "s3cr3tpart"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A project without `.env`, as it is cloned."""
+    shutil.copy2(ROOT / ".env.example", tmp_path)
+    return tmp_path
+
+
+def text_of(project: Path) -> str:
+    return (project / ".env").read_text()
+
+
+def leftovers(project: Path) -> list[str]:
+    return [path.name for path in project.glob(".env*") if path.name not in (".env", ".env.example")]
+
+
+# ---- made --------------------------------------------------------------------------------------
+
+
+def test_is_made_from_the_example_private_and_without_problems(bare: Path) -> None:
+    assert env_file.ensure(bare) == Changes(created=True)
+    assert (bare / ".env").stat().st_mode & 0o777 == 0o600
+    assert env_file.problems(bare) == []
+    assert not re.search("^[A-Z].*<", text_of(bare), re.MULTILINE)
+    assert leftovers(bare) == []
+
+
+def test_keeps_the_comments_and_the_defaults_of_the_example(bare: Path) -> None:
+    env_file.ensure(bare)
+    example = (bare / ".env.example").read_text().splitlines()
+    made = text_of(bare).splitlines()
+    assert len(made) == len(example)
+    assert [line for line in made if line in example] == [line for line in example if "=<" not in line]
+
+
+def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
+    secrets = []
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy2(ROOT / ".env.example", folder)
+        env_file.ensure(folder)
+        secrets += [settings.of_project(folder)[name] for name in SECRETS]
+    assert all(len(bytes.fromhex(secret)) * 8 >= 128 for secret in secrets)
+    assert len(set(secrets)) == 5 * len(SECRETS)
+
+
+def test_root_is_an_ordinary_user_in_the_containers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "getgid", lambda: 0)
+    env_file.ensure(bare)
+    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "1000", "HOST_GID": "1000"}
+
+
+def test_under_sudo_files_belong_to_the_user_who_called_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "getgid", lambda: 0)
+    monkeypatch.setenv("SUDO_UID", "1234")
+    monkeypatch.setenv("SUDO_GID", "5678")
+    env_file.ensure(bare)
+    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "1234", "HOST_GID": "5678"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "line"),
+    [
+        ("plain-value_1", f"{KEY}=plain-value_1"),
+        ("two words #$x", f"{KEY}='two words #$x'"),
+    ],
+)
+def test_takes_over_what_the_shell_sets(bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, line: str) -> None:
+    monkeypatch.setenv(KEY, chosen)
+    env_file.ensure(bare)
+    assert line in text_of(bare).splitlines()
+    monkeypatch.delenv(KEY)
+    assert settings.of_project(bare)[KEY] == chosen
+    assert env_file.problems(bare) == []
+
+
+@pytest.mark.parametrize("chosen", ["it's long enough", "back\\slash", "${POSTGRES_DB}xxxx", "two\nlines long"])
+def test_makes_a_secret_where_the_shells_cannot_be_written(bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    monkeypatch.setenv(KEY, chosen)
+    env_file.ensure(bare)
+    monkeypatch.delenv(KEY)
+    assert re.fullmatch("[0-9a-f]{32}", settings.of_project(bare)[KEY])
+    assert env_file.problems(bare) == []
+
+
+# ---- kept --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [lambda text: text, lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")])
+def test_second_time_changes_nothing(project: Path, edit: Callable[[str], str]) -> None:
+    path = project / ".env"
+    path.write_bytes(edit(text_of(project)).encode())
+    os.utime(path, ns=(1, 1))
+    before = path.read_bytes()
+    assert env_file.ensure(project) == Changes()
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, 1)
+
+
+ODD_LINES = f"""\
+# mine: {KEY}=not-this-one
+{KEY} = 'odd # $formatting'   # why
+export MINIO_BUCKET="bucket-of-mine"
+
+
+   POSTGRES_DB=metrics\t
+MY_OWN_KEY=x
+"""
+
+
+def test_a_newer_versions_keys_come_at_the_end_and_all_else_stays(project: Path) -> None:
+    text = ODD_LINES + without(project, KEY, "MINIO_BUCKET", "POSTGRES_DB", "LOG_LEVEL", "MLFLOW_DB_PASSWORD", "MLFLOW_IMAGE")
+    (project / ".env").write_text(text)
+    values = settings.of_project(project)
+    changes = env_file.ensure(project)
+    assert changes == Changes(added=("MLFLOW_DB_PASSWORD", "LOG_LEVEL", "MLFLOW_IMAGE"))
+    assert text_of(project).startswith(text)
+    assert settings.of_project(project).items() >= values.items()
+    assert env_file.problems(project) == []
+    assert env_file.ensure(project) == Changes()
+
+
+@pytest.mark.parametrize("line", [f"{KEY}=", f"{KEY}=''", f'{KEY}=""', f"{KEY}=   ", f"export {KEY}=", f"  {KEY} ="])
+def test_an_empty_secret_is_made_anew(project: Path, line: str) -> None:
+    before = without(project, KEY)
+    (project / ".env").write_text(f"# first\n\n{line}\n{before}")
+    assert env_file.ensure(project).added == (KEY,)
+    assert re.fullmatch("[0-9a-f]{32}", settings.of_project(project)[KEY])
+    assert text_of(project).startswith("# first\n")
+    assert before.strip() in text_of(project)
+    assert env_file.problems(project) == []
+
+
+def test_an_empty_optional_value_stays_empty(project: Path) -> None:
+    assert settings.of_project(project)["POSTGRES_IMAGE"] == ""
+    assert env_file.ensure(project) == Changes()
+
+
+@pytest.mark.parametrize("lines", [f"{KEY}={SECRET}\n{KEY}=\n", f"{KEY}=\n{KEY}={SECRET}\n"])
+def test_a_value_is_not_lost_to_an_empty_line_of_the_same_key(project: Path, lines: str) -> None:
+    (project / ".env").write_text(lines + without(project, KEY))
+    assert env_file.ensure(project) == Changes()
+    assert SECRET in text_of(project)
+    assert f".env line 2 sets {KEY} a second time" in env_file.problems(project)
+
+
+@pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
+def test_a_placeholder_is_refused_by_name(project: Path, placeholder: str) -> None:
+    set_values(project, **{KEY: placeholder})
+    assert env_file.ensure(project) == Changes()
+    assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in env_file.problems(project))
+
+
+@pytest.mark.parametrize("line", [f"{KEY}='{SECRET}", f'{KEY}="{SECRET}', f"{KEY}='{SECRET}\nHOST_UID=1'", KEY, "JUPYTER_TOK"])
+def test_a_broken_line_is_not_completed_over(project: Path, line: str) -> None:
+    broken = without(project, KEY, "HOST_UID") + line
+    (project / ".env").write_text(broken)
+    with pytest.raises(MlstackError, match=r"\.env line \d+ \(JUPYTER_TOK(EN)?\) is not KEY=value") as refused:
+        env_file.ensure(project)
+    assert SECRET not in str(refused.value)
+    assert text_of(project) == broken
+
+
+def test_where_a_fresh_secret_would_not_fit_nothing_is_written(project: Path) -> None:
+    (project / ".env").write_text(without(project, "POSTGRES_PASSWORD", KEY))
+    before = text_of(project)
+    with pytest.raises(MlstackError, match=r"POSTGRES_PASSWORD is missing from \.env.*the volume has the old one") as refused:
+        env_file.ensure(project, {"POSTGRES_PASSWORD": "the volume has the old one"}.get)
+    assert "make reset" in refused.value.fix
+    assert text_of(project) == before
+
+
+def test_where_a_fresh_secret_would_not_fit_no_file_is_made(bare: Path) -> None:
+    with pytest.raises(MlstackError, match="POSTGRES_PASSWORD is missing"):
+        env_file.ensure(bare, {"POSTGRES_PASSWORD": "the volume has the old one"}.get)
+    assert not (bare / ".env").exists()
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666])
+def test_what_others_may_read_is_made_private(project: Path, mode: int) -> None:
+    (project / ".env").chmod(mode)
+    assert env_file.ensure(project) == Changes(made_private=True)
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+
+
+def test_completed_by_root_it_stays_the_users_file(project: Path) -> None:
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    (project / ".env").write_text(without(project, KEY))
+    os.chown(project / ".env", owner, -1)
+    env_file.ensure(project)
+    assert (project / ".env").stat().st_uid == owner
+
+
+def test_a_link_to_the_file_stays_a_link(project: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text(without(project, KEY))
+    (project / ".env").unlink()
+    (project / ".env").symlink_to(elsewhere)
+    env_file.ensure(project)
+    assert (project / ".env").is_symlink()
+    assert f"\n{KEY}=" in elsewhere.read_text()
+
+
+# ---- interrupted -------------------------------------------------------------------------------
+
+ENSURE = "import sys; from pathlib import Path; from mlstack import env_file; env_file.ensure(Path(sys.argv[1]))"
+KILLED = f"import os, signal; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL); {ENSURE}"
+DISK_FULL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); {ENSURE}"
+CTRL_C = f"import os, signal; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGINT); {ENSURE}"
+
+
+@pytest.mark.parametrize(("code", "said"), [(KILLED, ""), (DISK_FULL, ".env cannot be written"), (CTRL_C, "KeyboardInterrupt")])
+def test_an_interrupted_write_leaves_the_old_file(project: Path, code: str, said: str) -> None:
+    before = without(project, KEY)
+    (project / ".env").write_text(before)
+    done = subprocess.run(python(code, str(project)), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert text_of(project) == before
+    assert leftovers(project) == [] or code == KILLED
+    assert env_file.ensure(project).added == (KEY,)
+
+
+@pytest.mark.parametrize("code", [KILLED, DISK_FULL, CTRL_C])
+def test_an_interrupted_first_write_leaves_none(bare: Path, code: str) -> None:
+    assert subprocess.run(python(code, str(bare)), stderr=subprocess.DEVNULL, check=False).returncode != 0
+    assert not (bare / ".env").exists()
+
+
+def test_a_file_that_is_no_text_is_named(project: Path) -> None:
+    (project / ".env").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MlstackError, match=r"\.env cannot be read") as refused:
+        env_file.ensure(project)
+    assert str(project / ".env") in refused.value.fix
+
+
+# ---- formats -----------------------------------------------------------------------------------
+
+ACCEPTED = [
+    (f"{KEY}=abcdefgh12", "abcdefgh12"),
+    (f"{KEY}=abcdefgh12   ", "abcdefgh12"),
+    (f"{KEY}=abcdefgh12\t", "abcdefgh12"),
+    (f"{KEY}= abcdefgh12", "abcdefgh12"),
+    (f"{KEY} = abcdefgh12", "abcdefgh12"),
+    (f"  {KEY}=abcdefgh12", "abcdefgh12"),
+    (f"export {KEY}=abcdefgh12", "abcdefgh12"),
+    (f"\n  \n{KEY}=abcdefgh12", "abcdefgh12"),
+    (f"{KEY}='abcdefgh12'", "abcdefgh12"),
+    (f'{KEY}="abcdefgh12"', "abcdefgh12"),
+    (f"{KEY}='abcdefgh12' # comment", "abcdefgh12"),
+    (f"{KEY}='abcd efgh'", "abcd efgh"),
+    (f"{KEY}=' abcdefgh '", " abcdefgh "),
+    (f"{KEY}='pa$$ #word'", "pa$$ #word"),
+    (f"{KEY}='abcd$efgh$'", "abcd$efgh$"),
+    (f"{KEY}='$(id) `id`'", "$(id) `id`"),
+    (f"{KEY}='ab\"cd\"efgh'", 'ab"cd"efgh'),
+    (f"{KEY}='# no comment'", "# no comment"),
+    (f"{KEY}=abcd#efgh", "abcd#efgh"),
+    (f"{KEY}=abcd=efgh==", "abcd=efgh=="),
+    (f"{KEY}==abcdefgh", "=abcdefgh"),
+    (f"{KEY}=!%&()*+,-./:;<>?@[]^_{{|}}~", "!%&()*+,-./:;<>?@[]^_{|}~"),
+    (f"{KEY}=pässwörd", "pässwörd"),
+    (f"{KEY}=abcd-${{MINIO_BUCKET}}", "abcd-mlflow"),
+    (f'{KEY}="abcd-${{MINIO_BUCKET}}"', "abcd-mlflow"),
+    ("LOG_DIR=my logs", "my logs"),
+    ('LOG_DIR="my logs"', "my logs"),
+    ('LOG_DIR="my logs # here"', "my logs # here"),
+    ("LOG_DIR=logs # comment", "logs"),
+    ("LOG_DIR=C:/logs", "C:/logs"),
+    ("LOG_DIR=~/logs", "~/logs"),
+    ("POSTGRES_IMAGE=", ""),
+    ("POSTGRES_IMAGE=''", ""),
+]
+
+
+@pytest.mark.parametrize(("line", "value"), ACCEPTED)
+def test_what_is_accepted_is_read_alike_by_python_and_by_compose(project: Path, line: str, value: str) -> None:
+    key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
+    (project / ".env").write_text(without(project, key) + line)
+    assert env_file.problems(project) == []
+    assert settings.of_project(project)[key] == value
+    assert as_compose_reads(project, key) == {key: value}
+
+
+PIECES = ("a", "é", " ", "#", "=", "$", "${MINIO_BUCKET}", "'", '"', "\\", "`", "\t", "\u00a0", "\r")
+LINES = [
+    f"={quote}{''.join(pieces)}{quote}{tail}"
+    for pieces in product(("", "x"), PIECES, ("", *PIECES))
+    for quote, tail in product(("", "'", '"'), ("", " # b"))
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> None:
+    accepted = {}
+    for number, line in enumerate(LINES):
+        (bare / ".env").write_bytes(f"MINIO_BUCKET=mlflow{end}K{number}{line}{end}".encode())
+        if not [problem for problem in env_file.problems(bare) if problem.startswith(".env line")]:
+            accepted[f"K{number}"] = line
+    assert len(accepted) > 400
+    (bare / ".env").write_bytes(end.join(["MINIO_BUCKET=mlflow", *(name + line for name, line in accepted.items())]).encode())
+    of_python, of_compose = settings.of_project(bare), as_compose_reads(bare, *accepted)
+    assert {line: of_python[name] for name, line in accepted.items() if of_python[name] != of_compose[name]} == {}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_a_whole_file_from_another_editor_is_read_alike(project: Path, mark: str, end: str) -> None:
+    lines = text_of(project).splitlines()
+    assignments = [line for line in lines if "=" in line and not line.startswith("#")]
+    (project / ".env").write_bytes((mark + end.join(assignments) + end).encode())
+    assert env_file.problems(project) == []
+    assert as_compose_reads(project, *VARIABLES) == settings.of_project(project)
+
+
+REFUSED = [
+    (f"{KEY}=abcd${SECRET}", "has a $"),
+    (f"{KEY}=abcd$${SECRET}", "has a $"),
+    (f"{KEY}=abcd${{{SECRET}}}", "has a $"),
+    (f"{KEY}=${{MINIO_BUCKET:-{SECRET}}}", "has a $"),
+    (f"{KEY}=${{JUPYTER_PORT}}{SECRET}", "refers to JUPYTER_PORT, which is not set above it"),
+    (f"{KEY}=${{{KEY}}}{SECRET}", f"refers to {KEY}, which is not set above it"),
+    (f'{KEY}="abcd${SECRET}"', "has a $"),
+    (f"{KEY}=$'{SECRET}'", "has a $"),
+    (f"{KEY}=`{SECRET}`", "has a $"),
+    (f"{KEY}=abcd\\n{SECRET}", "a backslash outside single quotes"),
+    (f'{KEY}="abcd\\n{SECRET}"', "a backslash outside single quotes"),
+    (f"{KEY}='abcd\\n{SECRET}'", "has a backslash"),
+    (f"{KEY}='abcd\\'{SECRET}'", "has a backslash"),
+    (f"{KEY}='${{MINIO_BUCKET}}{SECRET}'", "or ${…} inside quotes"),
+    (f"{KEY}='${{{SECRET}}}'", "or ${…} inside quotes"),
+    (f'{KEY}={SECRET}"', "a quote"),
+    (f"{KEY}={SECRET}'", "a quote"),
+    (f'{KEY}=abcd"{SECRET}"', "a quote"),
+    (f'{KEY}="{SECRET}" # comment', "a quote"),
+    (f"{KEY}='{SECRET}' # it's", "a quote or ${…} inside quotes"),
+    (f"{KEY}=abcd {SECRET}", "has a space or a comment"),
+    (f'{KEY}="abcd {SECRET}"', "has a space or a comment"),
+    (f"{KEY}={SECRET} # comment", "has a space or a comment"),
+    (f"{KEY}=#{SECRET}", "begins with #"),
+    (f"{KEY}= # {SECRET}", "begins with #"),
+    (f"{KEY}={SECRET}\t# comment", "has a tab"),
+    (f"{KEY}='{SECRET}\t'", "has a tab"),
+    (f"{KEY}={SECRET}\u00a0", "an invisible character"),
+    (f"{KEY}={SECRET}\u200b", "an invisible character"),
+    (f"{KEY}={SECRET}\x1f", "an invisible character"),
+    (f"{KEY}='{SECRET}\u2028'", "an invisible character"),
+    (f"{KEY}='{SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f'{KEY}="{SECRET}', "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}='{SECRET}'x", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}='abcd'{SECRET}'", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f'{KEY}="abcd"{SECRET}"', "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}='{SECRET}\nabcd'", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f'{KEY}="{SECRET}\nabcd"', "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}: {SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}:{SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY} {SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"export {KEY} {SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (f"{KEY}+={SECRET}", "(JUPYTER_TOKEN) is not KEY=value"),
+    (KEY, "(JUPYTER_TOKEN) is not KEY=value"),
+    ("JUPYTER_TOK", "(JUPYTER_TOK) is not KEY=value"),
+    (f"{KEY}={SECRET}\r# comment", "has a carriage return"),
+    ("LOG_DIR=logs\t# comment", "has a tab"),
+    ("LOG_DIR= # comment", "begins with #"),
+    ("POSTGRES_IMAGE=  # none", "begins with #"),
+    ("LOG_DIR=$HOME/logs", "has a $"),
+    ("LOG_DIR=C:\\logs", "a backslash outside single quotes"),
+    # Lines of no known key: they would keep compose from reading the file at all.
+    (f"'MY_KEY'={SECRET}", "is not KEY=value"),
+    (f"MY/KEY={SECRET}", "is not KEY=value"),
+    (f"MY KEY={SECRET}", "is not KEY=value"),
+    (f"={SECRET}", "is not KEY=value"),
+    (SECRET, "is not KEY=value"),
+    ("<<<<<<< HEAD", "is not KEY=value"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), REFUSED)
+def test_what_is_refused_is_named_and_not_shown(project: Path, line: str, reason: str) -> None:
+    before = without(project, KEY, "JUPYTER_PORT", "LOG_DIR", "POSTGRES_IMAGE")
+    (project / ".env").write_bytes((before + line).encode())
+    found = env_file.problems(project)
+    place = f".env line {before.count(chr(10)) + 1}"
+    assert any(re.match(rf"{re.escape(place)}\b.*{re.escape(reason)}", problem) for problem in found), found
+    assert all(key in found[0] for key in (KEY, "LOG_DIR", "POSTGRES_IMAGE") if f"{key}=" in line and "return" not in reason)
+    assert SECRET not in str(found)
+    assert SECRET not in str(env_file.unknown_keys(project))
+
+
+@pytest.mark.parametrize("above", ["", "\n", "\n  \n\t\n", "# comment\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("line", [f"{KEY}=abcd {SECRET}", f"{KEY}='{SECRET}", KEY])
+def test_the_line_that_is_named_is_the_line_in_the_editor(project: Path, above: str, line: str) -> None:
+    (project / ".env").write_bytes((above + line + "\n" + without(project, KEY)).encode())
+    number = above.count("\n") + 1
+    assert re.match(rf"\.env line {number}\D", env_file.problems(project)[0])
+
+
+@pytest.mark.parametrize("apart", [0, 1, 30])
+def test_a_key_that_is_set_twice_is_named_with_its_second_line(project: Path, apart: int) -> None:
+    other = "# comment\n" * apart
+    (project / ".env").write_text(f"{KEY}=abcdefgh12\n{other}{KEY}={SECRET}\n" + without(project, KEY))
+    assert env_file.problems(project) == [f".env line {apart + 2} sets {KEY} a second time"]
+
+
+def test_a_missing_file_says_how_to_get_one(bare: Path) -> None:
+    assert env_file.problems(bare) == [".env is missing (make env writes it)"]
+
+
+def test_every_wrong_value_is_named_at_once(project: Path) -> None:
+    set_values(project, POSTGRES_PORT="http", MLFLOW_PORT="0", JUPYTER_TOKEN="short")
+    assert env_file.problems(project) == [
+        "POSTGRES_PORT=http: expected a port from 1 to 65535",
+        "MLFLOW_PORT=0: expected a port from 1 to 65535",
+        "JUPYTER_TOKEN: expected at least 8 characters",
+    ]
+
+
+def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
+    with (project / ".env").open("a") as file:
+        file.write("POSTGRES_PASWORD=x\nMINIO_ENDPONT=x\nQQQ=x\n")
+    assert env_file.unknown_keys(project) == [
+        "POSTGRES_PASWORD (did you mean POSTGRES_PASSWORD?)",
+        "MINIO_ENDPONT (did you mean MINIO_PORT?)",
+        "QQQ",
+    ]
+
+
+def test_no_key_of_the_example_is_unknown(project: Path) -> None:
+    assert env_file.unknown_keys(project) == []

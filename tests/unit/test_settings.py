@@ -1,0 +1,235 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlstack import settings
+from mlstack.settings import PROJECT, VARIABLES, Account, Keys, Login, SettingsError
+from tests.unit.projects import as_compose_reads, compose_config, python, set_values
+
+PORT = (["1", "5432", "65535"], ["0", "65536", "-1", "http", "80.0", " 80", "0x50", "٨٠"])
+IDENTIFIER = (["mlflow", "_a1", "a" * 63], ["Mlflow", "1a", "ml-flow", "ml flow", "a;b", "ä", "a" * 64])
+NUMBER = (["0", "1000"], ["-1", "root", "1.5", "٨"])
+ANYTHING = (["x", "/a b/c"], [])
+SECRET = (["12345678", "with $ and #"], ["1234567", "x"])
+LONG_SECRET = (["123456789012"], ["12345678901"])
+SHORT_SECRET = (["abc"], ["ab"])
+IMAGE = (["", "postgres:17", "registry.example/a/b@sha256:00"], [])
+
+# Every variable: values that are good, values that are not.
+VALUES = {
+    "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
+    "HOST_UID": NUMBER,
+    "HOST_GID": NUMBER,
+    "CA_BUNDLE": ANYTHING,
+    "POSTGRES_USER": IDENTIFIER,
+    "POSTGRES_PASSWORD": SECRET,
+    "POSTGRES_DB": IDENTIFIER,
+    "POSTGRES_PORT": PORT,
+    "MINIO_ROOT_USER": SHORT_SECRET,
+    "MINIO_ROOT_PASSWORD": SECRET,
+    "MINIO_BUCKET": (["mlflow", "my-bucket.2"], ["ab", "MyBucket", "my_bucket", "-ab", "ab-", "a" * 64, "a b c"]),
+    "MINIO_PORT": PORT,
+    "MINIO_CONSOLE_PORT": PORT,
+    "MLFLOW_PORT": PORT,
+    "MLFLOW_TRACKING_URI": (["http://127.0.0.1:5001", "https://mlflow.example"], ["127.0.0.1:5001", "file:///x", "http://"]),
+    "MLFLOW_TRACKING_USERNAME": ANYTHING,
+    "MLFLOW_TRACKING_PASSWORD": LONG_SECRET,
+    "MLFLOW_ADMIN_USERNAME": ANYTHING,
+    "MLFLOW_ADMIN_PASSWORD": LONG_SECRET,
+    "MLFLOW_DB_USER": IDENTIFIER,
+    "MLFLOW_DB_PASSWORD": SECRET,
+    "MLFLOW_S3_ACCESS_KEY_ID": SHORT_SECRET,
+    "MLFLOW_S3_SECRET_ACCESS_KEY": SECRET,
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": SECRET,
+    "MLFLOW_CRYPTO_KEK_PASSPHRASE": SECRET,
+    "JUPYTER_PORT": PORT,
+    "JUPYTER_TOKEN": SECRET,
+    "LOG_DIR": ANYTHING,
+    "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
+    "POSTGRES_IMAGE": IMAGE,
+    "MINIO_IMAGE": IMAGE,
+    "MLFLOW_IMAGE": IMAGE,
+    "JUPYTER_IMAGE": IMAGE,
+}
+GOOD = [(name, value) for name, (good, _) in VALUES.items() for value in good]
+BAD = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]
+PROJECT_NAME = "COMPOSE_PROJECT_NAME"
+
+
+def test_every_variable_is_in_the_table() -> None:
+    assert VALUES.keys() == VARIABLES.keys()
+
+
+@pytest.mark.parametrize(("name", "value"), GOOD)
+def test_good_values_pass(name: str, value: str) -> None:
+    assert VARIABLES[name].complaint(value) is None
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_values_are_named_with_what_is_expected(name: str, value: str) -> None:
+    shown = name if VARIABLES[name].secret else f"{name}={value}"
+    assert (VARIABLES[name].complaint(value) or "").startswith(f"{shown}: expected ")
+
+
+@pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if not variable.optional])
+@pytest.mark.parametrize("value", [None, ""])
+def test_required_values_may_not_be_empty(name: str, value: str | None) -> None:
+    assert VARIABLES[name].complaint(value) == f"{name} is missing or empty"
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
+def test_no_variable_takes_a_placeholder(name: str, placeholder: str) -> None:
+    assert f"{name} still holds the placeholder {placeholder}" in (VARIABLES[name].complaint(placeholder) or "")
+
+
+def test_what_sounds_like_a_secret_is_one() -> None:
+    telling = ("PASSWORD", "TOKEN", "SECRET", "PASSPHRASE", "ACCESS_KEY", "ROOT_USER")
+    assert [name for name in VARIABLES if any(word in name for word in telling)] == [
+        name for name, variable in VARIABLES.items() if variable.secret
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if variable.secret])
+def test_a_complaint_shows_no_secret(name: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        settings.read(name, values={name: "#@"})
+    assert "#@" not in f"{refused.value} {refused.value!r} {refused.value.complaints}"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Login("user", "s3cr3t-part", "database"),
+        Keys("s3cr3t-part", "s3cr3t-part", "bucket"),
+        Account("user", "s3cr3t-part", is_admin=False),
+    ],
+)
+def test_no_secret_is_in_a_repr(shown: object) -> None:
+    assert "s3cr3t" not in f"{shown} {shown!r}"
+    assert repr(shown) != ""
+
+
+def test_read_names_everything_that_is_missing_or_wrong_at_once() -> None:
+    values = {"POSTGRES_USER": "mlstack", "POSTGRES_DB": "", "POSTGRES_PORT": "x"}
+    with pytest.raises(SettingsError) as refused:
+        settings.read("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", values=values)
+    assert refused.value.complaints == (
+        "POSTGRES_PASSWORD is missing or empty",
+        "POSTGRES_DB is missing or empty",
+        "POSTGRES_PORT=x: expected a port from 1 to 65535",
+    )
+    assert all(complaint in str(refused.value) for complaint in refused.value.complaints)
+    assert ".env" in refused.value.fix
+
+
+def test_read_takes_the_environment_where_no_values_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_DB", "from_the_environment")
+    assert settings.read("POSTGRES_DB") == {"POSTGRES_DB": "from_the_environment"}
+
+
+@pytest.mark.parametrize(
+    ("login", "found"),
+    [
+        (settings.database_owner, ("mlstack", "POSTGRES_PASSWORD", "mlflow")),
+        (settings.tracking_login, ("mlflow", "MLFLOW_DB_PASSWORD", "mlflow")),
+    ],
+)
+def test_logins_come_from_their_own_variables(project: Path, login, found: tuple[str, str, str]) -> None:  # type: ignore[no-untyped-def]
+    values = settings.of_project(project)
+    user, password, database = found
+    assert login(values) == Login(user, values[password], database)
+
+
+@pytest.mark.parametrize(("keys", "prefix"), [(settings.storage_owner, "MINIO_ROOT"), (settings.tracking_keys, "MLFLOW_S3")])
+def test_keys_come_from_their_own_variables(project: Path, keys, prefix: str) -> None:  # type: ignore[no-untyped-def]
+    values = settings.of_project(project)
+    mine = [value for name, value in values.items() if name.startswith(prefix)]
+    assert keys(values) == Keys(mine[0], mine[1], "mlflow")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"MLFLOW_PORT": "6001"},
+        {"MLFLOW_TRACKING_URI": "http://elsewhere:1"},
+        {"JUPYTER_TOKEN": "from # the $shell"},
+        {"POSTGRES_IMAGE": "postgres:17"},
+        {"LOG_LEVEL": ""},
+        {"MLFLOW_PORT": ""},
+    ],
+    ids=str,
+)
+def test_the_shell_wins_over_the_file_as_in_compose(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    found = settings.of_project(project)
+    assert found.items() >= changes.items()
+    assert as_compose_reads(project, *VARIABLES) == found
+
+
+def test_a_reference_follows_the_shell(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_PORT", "6001")
+    assert settings.of_project(project)["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:6001"
+
+
+def test_without_a_file_the_shell_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "DEBUG")
+    assert settings.of_project(tmp_path) == {"LOG_LEVEL": "DEBUG"}
+
+
+def test_shadowed_names_what_the_shell_sets_differently(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", settings.of_project(project)["LOG_LEVEL"])
+    assert settings.shadowed(project) == []
+    monkeypatch.setenv("MLFLOW_PORT", "6001")
+    monkeypatch.setenv("POSTGRES_DB", "")
+    assert settings.shadowed(project) == ["POSTGRES_DB", "MLFLOW_PORT"]
+
+
+@pytest.mark.parametrize("level", ["info", "INFO", "Info"])
+def test_a_log_level_is_known_in_any_case(level: str) -> None:
+    assert settings.log_level(level) == "INFO"
+
+
+def test_an_unknown_log_level_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(SettingsError) as refused:
+        settings.log_level("LOUD")
+    assert refused.value.wrong == "LOG_LEVEL=LOUD: expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL"
+
+
+def test_a_relative_log_dir_is_relative_to_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert settings.log_dir("logs/deep") == PROJECT / "logs" / "deep"
+    assert settings.log_dir("/var/log/x") == Path("/var/log/x")
+    assert settings.log_dir(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("folder", ["logs", "./logs", "deep/logs", "/var/log/mlstack", "~/logs", "my logs"])
+def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setattr(settings, "PROJECT", project)
+    set_values(project, LOG_DIR=folder)
+    mounts = compose_config(project)["services"]["jupyter"]["volumes"]
+    assert {mount["source"] for mount in mounts if mount["target"] == "/logs"} == {str(settings.log_dir(folder))}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"LOG_DIR='", b"LOG_LEVEL=LOUD\n"])
+def test_importing_never_fails_and_says_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "src").symlink_to(PROJECT / "src")
+    (tmp_path / ".env").write_bytes(content)
+    code = "import mlstack.settings as s; from pathlib import Path; s.PROJECT = Path(%r); s._log_defaults()" % str(tmp_path)
+    done = subprocess.run(python(code), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_secrets_for_the_logger_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings.secret_values()
+    for name in (name for name, variable in VARIABLES.items() if variable.secret):
+        monkeypatch.setenv(name, f"value-of-{name}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "value-of-AWS")
+    monkeypatch.setenv("PGPASSWORD", "short")
+    monkeypatch.setenv("HARMLESS", "value-of-HARMLESS")
+    secrets = {f"value-of-{name}" for name, variable in VARIABLES.items() if variable.secret}
+    assert settings.secret_values() - before == secrets | {"value-of-AWS"}
