@@ -5,7 +5,7 @@ On the host the values come from `.env` under whatever the shell sets, as in doc
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -53,6 +53,12 @@ def _at_least(length: int) -> Check:
 
 _anything = _at_least(1)
 _identifier = _matches(r"[a-z_][a-z0-9_]{0,62}", "lower-case letters, digits and _, not starting with a digit")
+# In basic authentication the first colon ends the name.
+_account = _matches(r"[^\s:]+", "a name without spaces and colons")
+_bucket = _matches(
+    r"(?!.*(\.\.|\.-|-\.))(?!\d+(\.\d+){3}$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+    "3 to 63 lower-case letters, digits, - and ., not like an IP address",
+)
 _id_number = _matches(r"[0-9]+", "a number")
 
 
@@ -92,14 +98,14 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("POSTGRES_PORT", _port),
         _secret("MINIO_ROOT_USER", 3),
         _secret("MINIO_ROOT_PASSWORD"),
-        Variable("MINIO_BUCKET", _matches(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "3 to 63 lower-case letters, digits, - and .")),
+        Variable("MINIO_BUCKET", _bucket),
         Variable("MINIO_PORT", _port),
         Variable("MINIO_CONSOLE_PORT", _port),
         Variable("MLFLOW_PORT", _port),
         Variable("MLFLOW_TRACKING_URI", _matches(r"https?://.+", "http://host:port")),
-        Variable("MLFLOW_TRACKING_USERNAME", _anything),
+        Variable("MLFLOW_TRACKING_USERNAME", _account),
         _secret("MLFLOW_TRACKING_PASSWORD", 12),
-        Variable("MLFLOW_ADMIN_USERNAME", _anything),
+        Variable("MLFLOW_ADMIN_USERNAME", _account),
         _secret("MLFLOW_ADMIN_PASSWORD", 12),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),
@@ -118,10 +124,22 @@ VARIABLES: Mapping[str, Variable] = {
     )
 }
 
+# An owner, and the account with fewer rights beside it: as one, the bootstrap would take the owner's rights away.
+_APART = (
+    ("POSTGRES_USER", "MLFLOW_DB_USER"),
+    ("MINIO_ROOT_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
+    ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
+)
 
-def complaints(values: Mapping[str, str | None], names: Iterable[str] = VARIABLES) -> list[str]:
+
+def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIABLES) -> list[str]:
     """What is wrong with these variables, one line each."""
     found = [VARIABLES[name].complaint(values.get(name)) for name in names]
+    found += [
+        f"{owner} and {other} are the same: they need names of their own"
+        for owner, other in _APART
+        if owner in names and other in names and values.get(owner) and values.get(owner) == values.get(other)
+    ]
     return [complaint for complaint in found if complaint]
 
 

@@ -59,3 +59,9 @@ def as_compose_reads(project: Path, *names: str) -> dict[str, str]:
 def python(code: str, *arguments: str) -> list[str]:
     """A command that runs code with the mlstack package that is tested."""
     return [sys.executable, "-c", code, *arguments]
+
+
+def with_package(project: Path) -> dict[str, str]:
+    """An environment in which mlstack is a copy in this project, and works on it."""
+    shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    return {**os.environ, "PYTHONPATH": str(project / "src")}

@@ -1,15 +1,17 @@
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from mlstack import settings
 from mlstack.settings import PROJECT, VARIABLES, Account, Keys, Login, SettingsError
-from tests.unit.projects import as_compose_reads, compose_config, python, set_values
+from tests.unit.projects import as_compose_reads, compose_config, python, set_values, with_package
 
 PORT = (["1", "5432", "65535"], ["0", "65536", "-1", "http", "80.0", " 80", "0x50", "٨٠"])
 IDENTIFIER = (["mlflow", "_a1", "a" * 63], ["Mlflow", "1a", "ml-flow", "ml flow", "a;b", "ä", "a" * 64])
 NUMBER = (["0", "1000"], ["-1", "root", "1.5", "٨"])
+ACCOUNT = (["notebook", "me@example.org"], ["a:b", "a b"])
 ANYTHING = (["x", "/a b/c"], [])
 SECRET = (["12345678", "with $ and #"], ["1234567", "x"])
 LONG_SECRET = (["123456789012"], ["12345678901"])
@@ -28,14 +30,17 @@ VALUES = {
     "POSTGRES_PORT": PORT,
     "MINIO_ROOT_USER": SHORT_SECRET,
     "MINIO_ROOT_PASSWORD": SECRET,
-    "MINIO_BUCKET": (["mlflow", "my-bucket.2"], ["ab", "MyBucket", "my_bucket", "-ab", "ab-", "a" * 64, "a b c"]),
+    "MINIO_BUCKET": (
+        ["mlflow", "my-bucket.2", "123", "1.2.3.x"],
+        ["ab", "MyBucket", "my_bucket", "-ab", "ab-", "a" * 64, "a b c", "a..b", "a.-b", "10.0.0.1"],
+    ),
     "MINIO_PORT": PORT,
     "MINIO_CONSOLE_PORT": PORT,
     "MLFLOW_PORT": PORT,
     "MLFLOW_TRACKING_URI": (["http://127.0.0.1:5001", "https://mlflow.example"], ["127.0.0.1:5001", "file:///x", "http://"]),
-    "MLFLOW_TRACKING_USERNAME": ANYTHING,
+    "MLFLOW_TRACKING_USERNAME": ACCOUNT,
     "MLFLOW_TRACKING_PASSWORD": LONG_SECRET,
-    "MLFLOW_ADMIN_USERNAME": ANYTHING,
+    "MLFLOW_ADMIN_USERNAME": ACCOUNT,
     "MLFLOW_ADMIN_PASSWORD": LONG_SECRET,
     "MLFLOW_DB_USER": IDENTIFIER,
     "MLFLOW_DB_PASSWORD": SECRET,
@@ -54,7 +59,6 @@ VALUES = {
 }
 GOOD = [(name, value) for name, (good, _) in VALUES.items() for value in good]
 BAD = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]
-PROJECT_NAME = "COMPOSE_PROJECT_NAME"
 
 
 def test_every_variable_is_in_the_table() -> None:
@@ -73,15 +77,29 @@ def test_bad_values_are_named_with_what_is_expected(name: str, value: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if not variable.optional])
-@pytest.mark.parametrize("value", [None, ""])
-def test_required_values_may_not_be_empty(name: str, value: str | None) -> None:
-    assert VARIABLES[name].complaint(value) == f"{name} is missing or empty"
+def test_required_values_may_not_be_empty(name: str) -> None:
+    for value in (None, ""):
+        assert VARIABLES[name].complaint(value) == f"{name} is missing or empty"
+
+
+@pytest.mark.parametrize(
+    ("owner", "other"),
+    [
+        ("POSTGRES_USER", "MLFLOW_DB_USER"),
+        ("MINIO_ROOT_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
+        ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
+    ],
+)
+def test_an_owner_is_not_also_the_account_with_fewer_rights(project: Path, owner: str, other: str) -> None:
+    values = settings.of_project(project) | {owner: "sh4red", other: "sh4red"}
+    assert settings.complaints(values) == [f"{owner} and {other} are the same: they need names of their own"]
+    assert settings.read(owner, values=values) == {owner: "sh4red"}
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-@pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
-def test_no_variable_takes_a_placeholder(name: str, placeholder: str) -> None:
-    assert f"{name} still holds the placeholder {placeholder}" in (VARIABLES[name].complaint(placeholder) or "")
+def test_no_variable_takes_a_placeholder(name: str) -> None:
+    for placeholder in (settings.GENERATED, settings.DETECTED):
+        assert f"{name} still holds the placeholder {placeholder}" in (VARIABLES[name].complaint(placeholder) or "")
 
 
 def test_what_sounds_like_a_secret_is_one() -> None:
@@ -136,14 +154,16 @@ def test_read_takes_the_environment_where_no_values_are_given(monkeypatch: pytes
         (settings.tracking_login, ("mlflow", "MLFLOW_DB_PASSWORD", "mlflow")),
     ],
 )
-def test_logins_come_from_their_own_variables(project: Path, login, found: tuple[str, str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_logins_come_from_their_own_variables(
+    project: Path, login: Callable[[Mapping[str, str]], Login], found: tuple[str, str, str]
+) -> None:
     values = settings.of_project(project)
     user, password, database = found
     assert login(values) == Login(user, values[password], database)
 
 
 @pytest.mark.parametrize(("keys", "prefix"), [(settings.storage_owner, "MINIO_ROOT"), (settings.tracking_keys, "MLFLOW_S3")])
-def test_keys_come_from_their_own_variables(project: Path, keys, prefix: str) -> None:  # type: ignore[no-untyped-def]
+def test_keys_come_from_their_own_variables(project: Path, keys: Callable[[Mapping[str, str]], Keys], prefix: str) -> None:
     values = settings.of_project(project)
     mine = [value for name, value in values.items() if name.startswith(prefix)]
     assert keys(values) == Keys(mine[0], mine[1], "mlflow")
@@ -215,13 +235,19 @@ def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch:
     assert {mount["source"] for mount in mounts if mount["target"] == "/logs"} == {str(settings.log_dir(folder))}
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"LOG_DIR='", b"LOG_LEVEL=LOUD\n"])
-def test_importing_never_fails_and_says_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "src").symlink_to(PROJECT / "src")
-    (tmp_path / ".env").write_bytes(content)
-    code = "import mlstack.settings as s; from pathlib import Path; s.PROJECT = Path(%r); s._log_defaults()" % str(tmp_path)
-    done = subprocess.run(python(code), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+@pytest.mark.parametrize(
+    ("content", "defaults"),
+    [
+        (b"\xff\xfe", "logs INFO"),
+        (b"LOG_DIR='elsewhere\nLOG_LEVEL=DEBUG", "logs DEBUG"),
+        (b"LOG_DIR=elsewhere\nLOG_LEVEL=LOUD\n", "elsewhere LOUD"),
+    ],
+)
+def test_importing_never_fails_and_says_nothing(project: Path, content: bytes, defaults: str) -> None:
+    (project / ".env").write_bytes(content)
+    code = "from mlstack import settings; print(settings.PROJECT, settings.LOG_DIR, settings.LOG_LEVEL)"
+    done = subprocess.run(python(code), env=with_package(project), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{project} {defaults}\n", "")
 
 
 def test_secrets_for_the_logger_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
