@@ -1,5 +1,6 @@
 """`make up`: from whatever is there to a healthy stack."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -100,9 +101,10 @@ def _prepare_folders(project: Path) -> None:
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
     for folder in (project / "notebooks", project / settings.log_dir(values["LOG_DIR"])):
         folder.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_uid != uid and settings.is_root():
+        if settings.is_root():  # anybody else owns what they cloned
             for path in (folder, *folder.rglob("*")):
-                shutil.chown(path, uid, gid)
+                if path.lstat().st_uid != uid:
+                    os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def _run_build(project: Path, services: list[str], transcript: Path) -> int:
