@@ -11,5 +11,7 @@ c.ServerApp.root_dir = "/home/mlstack/notebooks"
 c.ServerApp.allow_remote_access = False
 c.ServerApp.local_hostnames = ["localhost", "127.0.0.1", "jupyter"]
 c.ServerApp.quit_button = False
+# Kernels talk to the server through sockets in the file system: no port that another container could reach.
+c.KernelManager.transport = "ipc"
 # Deleting means deleting: a trash folder would fill the home volume unseen.
 c.FileContentsManager.delete_to_trash = False

@@ -68,9 +68,10 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
                 " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
             )
     text = _filled(example) if present is None else _completed(bindings, example, missing)
+    made_private = present is not None and _make_private(path)
     if text != present:
         _write(path, text)
-    return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=_make_private(path))
+    return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=made_private)
 
 
 def problems(project: Path) -> list[str]:

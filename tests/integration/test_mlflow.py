@@ -41,6 +41,13 @@ def test_an_artifact_comes_back_byte_for_byte(mlflow: Service, notebook: tuple[s
     assert requests.get(url, auth=notebook, timeout=30).content == content
 
 
+def test_no_client_is_sent_to_the_storage_itself(mlflow: Service, notebook: tuple[str, str]) -> None:
+    """A presigned link would name minio:9000, which only the services of the data network reach: downloads would hang."""
+    url = f"http://{mlflow.address(5000)}/api/3.0/mlflow/server-info"
+    info = requests.get(url, auth=notebook, timeout=10).json()
+    assert (info["multipart_uploads_enabled"], info["multipart_downloads_enabled"]) == (False, False), info
+
+
 @pytest.mark.parametrize("auth", [None, ("notebook", "wrong-password"), ("nobody", ""), ("admin", "password1234")])
 def test_nobody_gets_in_without_an_account(mlflow: Service, auth: tuple[str, str] | None) -> None:
     assert call(mlflow, "GET", "experiments/get?experiment_id=0", auth).status_code == 401

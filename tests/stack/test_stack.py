@@ -1,10 +1,12 @@
 """The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. In the order of a life."""
 
+import os
+import pty
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -86,7 +88,11 @@ def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, n
     )  # fmt: skip
     executed = nbformat.reads(stack.in_container("jupyter", "cat", f"/home/mlstack/executed/{name}"), as_version=4)
     printed = "\n".join(
-        output.get("text", "") for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs if output.output_type == "stream"
+        output.get("text", "")
+        for cell in executed.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "stream"
     )
     assert "Warning" not in printed and " WARNING " not in printed, printed
     assert not [secret for secret in SECRETS if stack.values[secret] in printed]
@@ -95,7 +101,9 @@ def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, n
 
 
 def test_the_first_notebooks_work_is_in_postgres_and_minio(stack: Clone, role: Login, keys: Keys) -> None:
-    runs = rows(role, "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) WHERE name = 'flights' AND status = 'FINISHED'")
+    runs = rows(
+        role, "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) WHERE name = 'flights' AND status = 'FINISHED'"
+    )
     assert runs == [(2,)]
     losses = dict(
         rows(
@@ -119,7 +127,9 @@ def test_the_second_notebook_runs_on_the_host(stack: Clone) -> None:
         "NotebookClient(notebook, kernel_name='python3', timeout=120).execute();"
         "print(''.join(o.get('text', '') for c in notebook.cells for o in c.get('outputs', [])))"
     )
-    done = subprocess.run([".venv/bin/python", "-c", program], cwd=stack.folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [".venv/bin/python", "-c", program], cwd=stack.folder, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stdout + done.stderr
 
@@ -225,7 +235,9 @@ def test_a_port_in_use_is_named_with_its_holder_and_variable(stack: Clone) -> No
 
 
 def test_a_second_make_up_while_one_runs_is_told_who_is_at_work(stack: Clone) -> None:
-    first = subprocess.Popen([".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert first.stderr
     first.stderr.readline()  # it has the lock once it says anything
     done = stack.make("down")
@@ -233,14 +245,6 @@ def test_a_second_make_up_while_one_runs_is_told_who_is_at_work(stack: Clone) ->
     assert f"make up, process {first.pid}" in done.stderr
     _, rest = first.communicate(timeout=120)
     assert first.returncode == 0, rest
-
-
-def test_a_second_stack_on_this_machine_does_not_touch_the_first(stack: Clone, tmp_path: Path) -> None:
-    """It would refuse the first one's ports; with its own it would use volumes of its own."""
-    other = subprocess.run(
-        ["docker", "compose", "config", "--volumes", "--images"], cwd=stack.folder, capture_output=True, text=True, check=True
-    ).stdout
-    assert stack.name in other
 
 
 def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
@@ -260,3 +264,50 @@ def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
         assert done.returncode == 0, done.stderr
     finally:
         docker("volume", "rm", foreign)
+
+
+def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
+    """In its order, at a terminal. `make test` is this very run: it is only asked to list the tests."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = "".join(blocks).splitlines()
+    assert commands[:2] == ["make up", "make test"]
+    for command in commands:
+        shown = at_a_terminal(stack, command + (" TESTS=--collect-only" if command == "make test" else ""))
+        if command == "make up":
+            assert f"?token={stack.values['JUPYTER_TOKEN']}" in shown  # one click logs in; not in a file
+    assert commands[-1] == "make reset"
+    assert not docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}")
+
+
+def at_a_terminal(stack: Clone, command: str) -> str:
+    """What a command shows at a terminal where somebody answers yes; `make logs` is stopped once it has shown something."""
+    master, slave = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
+    with os.fdopen(master, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            command.split(),
+            cwd=stack.folder,
+            env=inherited | {"TERM": "dumb"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        os.write(master, b"y\n")
+        shown = b""
+        while True:
+            try:
+                chunk = terminal.read(4096)
+            except OSError:  # Linux' way to say that nobody holds the other end any more
+                chunk = b""
+            if not chunk:
+                break
+            shown += chunk
+            if command.startswith("make logs") and b"Uvicorn running" in shown:
+                os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(timeout=300)
+    text = shown.decode(errors="replace")
+    assert command.startswith("make logs") or code == 0, f"{command}: {code}\n{text}"
+    assert "Traceback" not in text
+    return text

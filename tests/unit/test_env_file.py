@@ -205,6 +205,13 @@ def test_what_others_may_read_is_made_private(project: Path, mode: int) -> None:
     assert (project / ".env").stat().st_mode & 0o777 == 0o600
 
 
+def test_what_others_may_read_is_also_named_when_it_is_completed(project: Path) -> None:
+    (project / ".env").write_text(without(project, KEY))
+    (project / ".env").chmod(0o644)
+    assert env_file.ensure(project) == Changes(added=(KEY,), made_private=True)
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+
+
 def test_completed_by_root_it_stays_the_users_file(project: Path) -> None:
     owner = 65534 if os.geteuid() == 0 else os.geteuid()
     (project / ".env").write_text(without(project, KEY))

@@ -8,18 +8,22 @@ from mlstack import settings
 from mlstack.settings import PROJECT, VARIABLES, Account, Keys, Login, SettingsError
 from tests.unit.projects import as_compose_reads, compose_config, python, set_values, with_package
 
+BUCKET = (
+    ["mlflow", "my-bucket.2", "123", "1.2.3.x"],
+    ["ab", "MyBucket", "my_bucket", "-ab", "ab-", "a" * 64, "a b c", "a..b", "a.-b", "10.0.0.1"],
+)
 PORT = (["1", "5432", "65535"], ["0", "65536", "-1", "http", "80.0", " 80", "0x50", "٨٠"])
 IDENTIFIER = (["mlflow", "_a1", "a" * 63], ["Mlflow", "1a", "ml-flow", "ml flow", "a;b", "ä", "a" * 64])
 NUMBER = (["0", "1000"], ["-1", "root", "1.5", "٨"])
 ACCOUNT = (["notebook", "me@example.org"], ["a:b", "a b"])
-ANYTHING = (["x", "/a b/c"], [])
+ANYTHING: tuple[list[str], list[str]] = (["x", "/a b/c"], [])
 SECRET = (["12345678", "with $ and #"], ["1234567", "x"])
 LONG_SECRET = (["123456789012"], ["12345678901"])
 SHORT_SECRET = (["abc"], ["ab"])
-IMAGE = (["", "postgres:17", "registry.example/a/b@sha256:00"], [])
+IMAGE: tuple[list[str], list[str]] = (["", "postgres:17", "registry.example/a/b@sha256:00"], [])
 
 # Every variable: values that are good, values that are not.
-VALUES = {
+VALUES: dict[str, tuple[list[str], list[str]]] = {
     "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
     "HOST_UID": NUMBER,
     "HOST_GID": NUMBER,
@@ -30,10 +34,7 @@ VALUES = {
     "POSTGRES_PORT": PORT,
     "MINIO_ROOT_USER": SHORT_SECRET,
     "MINIO_ROOT_PASSWORD": SECRET,
-    "MINIO_BUCKET": (
-        ["mlflow", "my-bucket.2", "123", "1.2.3.x"],
-        ["ab", "MyBucket", "my_bucket", "-ab", "ab-", "a" * 64, "a b c", "a..b", "a.-b", "10.0.0.1"],
-    ),
+    "MINIO_BUCKET": BUCKET,
     "MINIO_PORT": PORT,
     "MINIO_CONSOLE_PORT": PORT,
     "MLFLOW_PORT": PORT,

@@ -86,5 +86,5 @@ def _accounts_store() -> "SqlAlchemyStore":
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore()
-    store.init_db(URI)  # type: ignore[no-untyped-call]
+    store.init_db(URI)
     return store

@@ -1,0 +1,247 @@
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from mlstack.compose import docker
+from mlstack.lock import held
+from mlstack.settings import VARIABLES, of_project
+from tests.unit.projects import NAME, set_values, with_package
+
+
+@dataclass
+class Commands:
+    """mlstack at work on a project of its own."""
+
+    project: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mlstack", *arguments],
+            cwd="/",
+            env=with_package(self.project) | self.environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        with self.start(*arguments) as process:
+            out, err = process.communicate()
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def commands(project: Path) -> Commands:
+    return Commands(project)
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    """A volume that looks like this stack's database."""
+    volume = f"{NAME}_postgres"
+    docker("volume", "create", "--label", f"com.docker.compose.project={NAME}", volume)
+    yield volume
+    docker("volume", "rm", "--force", volume)
+
+
+def is_there(volume: str) -> bool:
+    return volume in docker("volume", "ls", "--quiet").split()
+
+
+def assert_three_lines(err: str, wrong: str) -> None:
+    first, why, fix = err.splitlines()
+    assert first.startswith("mlstack: ")
+    assert wrong in first
+    assert why.startswith("         ")
+    assert why.strip()
+    assert fix.startswith("         Fix: ")
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+def hide_docker(commands: Commands) -> None:
+    commands.environment["PATH"] = "/nonexistent"
+
+
+def break_a_quote(commands: Commands) -> None:
+    set_values(commands.project, JUPYTER_TOKEN="'s3cr3tpart")
+
+
+def break_the_encoding(commands: Commands) -> None:
+    (commands.project / ".env").write_bytes(b"\xff\xfe")
+
+
+def break_a_port(commands: Commands) -> None:
+    set_values(commands.project, MLFLOW_PORT="[bold]x[/]")
+
+
+def break_the_lock(commands: Commands) -> None:
+    (commands.project / ".lock").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("command", "condition", "wrong"),
+    [
+        ("status", hide_docker, "docker is not on the PATH"),
+        ("down", hide_docker, "docker is not on the PATH"),
+        ("logs", hide_docker, "docker is not on the PATH"),
+        ("reset", hide_docker, "docker is not on the PATH"),
+        ("env", break_a_quote, "(JUPYTER_TOKEN) is not KEY=value"),
+        ("env", break_the_encoding, ".env cannot be read"),
+        ("status", break_the_encoding, "docker compose ps failed"),
+        ("urls", break_the_encoding, ".env cannot be read"),
+        ("env", break_a_port, "MLFLOW_PORT=[bold]x[/]: expected a port"),
+        ("urls", break_a_port, "MLFLOW_PORT=[bold]x[/]: expected a port"),
+        ("down", break_the_lock, "the lock cannot be taken"),
+    ],
+)
+def test_an_error_is_three_lines_and_exit_code_1(
+    commands: Commands, command: str, condition: Callable[[Commands], None], wrong: str
+) -> None:
+    condition(commands)
+    code, out, err = commands.run(command)
+    assert (code, out) == (1, "")
+    assert_three_lines(err, wrong)
+    assert "s3cr3tpart" not in err
+
+
+def test_several_errors_are_three_lines_each(commands: Commands) -> None:
+    set_values(commands.project, MLFLOW_PORT="x", POSTGRES_DB="A")
+    code, _, err = commands.run("env")
+    lines = err.splitlines()
+    assert (code, len(lines)) == (1, 6)
+    assert_three_lines("\n".join(lines[:3]), "POSTGRES_DB=A")
+    assert_three_lines("\n".join(lines[3:]), "MLFLOW_PORT=x")
+
+
+def test_two_commands_at_once_are_refused(commands: Commands) -> None:
+    with held(commands.project, "make up"):
+        code, _, err = commands.run("env")
+    assert code == 1
+    assert_three_lines(err, f"another command is at work on this stack: make up, process {os.getpid()}")
+
+
+@pytest.mark.parametrize("arguments", [("nonsense",), ("up", "--nonsense"), ("status", "one-too-many")])
+def test_a_wrong_command_line_is_exit_code_2(commands: Commands, arguments: tuple[str, ...]) -> None:
+    code, out, err = commands.run(*arguments)
+    assert (code, out) == (2, "")
+    assert_three_lines(err, arguments[-1])
+
+
+def test_without_a_command_the_help_lists_them(commands: Commands) -> None:
+    code, out, err = commands.run()
+    assert (code, err) == (2, "")
+    assert all(f" {command} " in out for command in ("env", "up", "down", "reset", "status", "logs", "urls"))
+
+
+# ---- what commands say -------------------------------------------------------------------------
+
+
+def test_env_shows_no_secret(commands: Commands) -> None:
+    (commands.project / ".env").unlink()
+    commands.environment["COMPOSE_PROJECT_NAME"] = NAME
+    code, out, err = commands.run("env")
+    assert code == 0
+    assert "wrote .env" in err
+    values = of_project(commands.project)
+    assert [name for name, variable in VARIABLES.items() if variable.secret and values[name] in out + err] == []
+
+
+def test_env_names_what_it_added(commands: Commands) -> None:
+    set_values(commands.project, JUPYTER_TOKEN="", LOG_LEVEL="")
+    (commands.project / ".env").chmod(0o644)
+    code, _, err = commands.run("env")
+    assert code == 0
+    assert "added to .env: JUPYTER_TOKEN, LOG_LEVEL" in err
+    assert "now by you alone" in err
+
+
+def test_env_does_not_lock_the_user_out_of_a_database(commands: Commands, volume: str) -> None:
+    set_values(commands.project, POSTGRES_PASSWORD="")
+    before = (commands.project / ".env").read_bytes()
+    code, _, err = commands.run("env")
+    assert code == 1
+    assert_three_lines(err, f"POSTGRES_PASSWORD is missing from .env, and a fresh one would not fit: the volume {volume}")
+    assert (commands.project / ".env").read_bytes() == before
+
+
+def test_status_of_a_stack_that_is_down_is_exit_code_1(commands: Commands) -> None:
+    assert commands.run("status") == (1, "The stack is down. make up starts it.\n", "")
+
+
+def test_urls_in_a_file_hold_no_secret(commands: Commands) -> None:
+    set_values(commands.project, JUPYTER_PORT="18888")
+    code, out, _ = commands.run("urls")
+    assert code == 0
+    assert "http://127.0.0.1:18888/lab " in out
+    assert of_project(commands.project)["JUPYTER_TOKEN"] not in out
+
+
+# ---- reset -------------------------------------------------------------------------------------
+
+
+def test_reset_without_a_terminal_is_refused(commands: Commands, volume: str) -> None:
+    commands.environment["COLUMNS"] = "200"
+    code, out, err = commands.run("reset")
+    assert code == 1
+    assert_three_lines(err, "there is no terminal to ask at")
+    assert "make reset YES=1" in err
+    assert "every run, metric, model version and account" in out
+    assert is_there(volume)
+
+
+@pytest.mark.parametrize("answer", [b"n\n", b"\n", None], ids=["no", "enter", "Ctrl-C"])
+def test_reset_that_is_not_confirmed_deletes_nothing(commands: Commands, volume: str, answer: bytes | None) -> None:
+    terminal, its_end = pty.openpty()
+    with commands.start("reset", stdin=its_end) as process:
+        assert process.stdout is not None
+        asked = ""
+        while "[y/N]" not in asked:
+            letter = process.stdout.read(1)
+            assert letter, asked
+            asked += letter
+        if answer is None:
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(terminal, answer)
+        _, err = process.communicate()
+    os.close(terminal)
+    os.close(its_end)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "Nothing is broken" in err
+    assert is_there(volume)
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [(["--yes"], {}), ([], {"YES": "1"})], ids=["--yes", "YES=1"])
+def test_reset_on_purpose_deletes_this_stack_alone(
+    commands: Commands, volume: str, arguments: list[str], environment: dict[str, str]
+) -> None:
+    other = f"{NAME}-other_postgres"
+    docker("volume", "create", "--label", f"com.docker.compose.project={NAME}-other", other)
+    commands.environment |= environment
+    try:
+        code, out, _ = commands.run("reset", *arguments)
+        assert (code, is_there(volume), is_there(other)) == (0, False, True)
+        assert "Deleted." in out
+        assert (commands.project / ".env").exists()
+    finally:
+        with suppress(Exception):
+            docker("volume", "rm", other)
+
+
+def test_reset_of_nothing_does_not_ask(commands: Commands) -> None:
+    code, out, _ = commands.run("reset")
+    assert code == 0
+    assert "Deleted." in out

@@ -1,0 +1,256 @@
+"""What users and outside checks rely on; and that .env.example, settings.py and docker-compose.yml say the same."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+
+from mlstack import preflight
+from mlstack.settings import DETECTED, GENERATED, VARIABLES
+from tests.unit.projects import ROOT, compose_config, set_values
+
+COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
+# For clients on this machine; in the stack each service has an address of its own.
+HOST_ONLY = {"MLFLOW_TRACKING_URI"}
+
+# Every value that a service is given, by the variable it comes from.
+LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}
+MLFLOW_LOGIN = {"MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", "POSTGRES_DB"}
+MLFLOW_KEYS = {"MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", "MINIO_BUCKET"}
+DATABASE_OWNER = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
+STORAGE_OWNER = {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
+NOTEBOOK_ACCOUNT = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+GIVEN = {
+    "postgres": DATABASE_OWNER | {"POSTGRES_PORT", "POSTGRES_IMAGE"},
+    "minio": STORAGE_OWNER | {"MINIO_PORT", "MINIO_CONSOLE_PORT", "MINIO_IMAGE"},
+    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | {"MLFLOW_IMAGE"},
+    "migration": LOG_SETTINGS
+    | MLFLOW_LOGIN
+    | NOTEBOOK_ACCOUNT
+    | {"MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_IMAGE"},
+    "mlflow": MLFLOW_LOGIN
+    | MLFLOW_KEYS
+    | {
+        "MLFLOW_ADMIN_USERNAME",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+        "MLFLOW_PORT",
+        "MLFLOW_IMAGE",
+    },
+    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE"},
+}
+ONE_SHOTS = {"bootstrap", "migration"}
+LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
+
+
+@pytest.fixture
+def config(project: Path) -> dict[str, Any]:
+    """The compose file with a value for every variable by which it can be told from all others."""
+    marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES)}
+    numbers = {name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID"))}
+    set_values(project, **(marks | numbers))
+    return compose_config(project)
+
+
+def variables_in(project: Path, part: object) -> set[str]:
+    text = json.dumps(part)
+    values = dotenv_values(project / ".env", interpolate=False)
+    return {name for name, value in values.items() if value and value in text}
+
+
+def test_the_example_and_the_settings_have_the_same_keys() -> None:
+    assert list(DEFAULTS) == list(VARIABLES)
+
+
+def test_the_example_explains_each_key_above_it() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    comments: list[str] = []
+    explained = set()
+    for line in lines:
+        if line.startswith("# ----"):
+            comments = []
+        elif line.startswith("#"):
+            comments.append(line)
+        elif line and comments:
+            explained.add(line.partition("=")[0])
+    assert explained == set(VARIABLES)
+
+
+def test_every_secret_is_generated_and_no_example_is_one() -> None:
+    assert {name for name, value in DEFAULTS.items() if value == GENERATED} == {
+        name for name, variable in VARIABLES.items() if variable.secret
+    }
+
+
+def test_what_is_neither_made_nor_empty_is_a_good_default() -> None:
+    wrong = [VARIABLES[name].complaint(value) for name, value in DEFAULTS.items() if value not in (GENERATED, DETECTED)]
+    assert [complaint for complaint in wrong if complaint] == []
+
+
+def test_compose_and_the_settings_have_the_same_variables() -> None:
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_FILE))
+    assert used == set(VARIABLES) - HOST_ONLY
+
+
+@pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if name not in HOST_ONLY])
+def test_compose_refuses_to_start_without_what_is_required(name: str) -> None:
+    uses = set(re.findall(rf"(?<!\$)\$\{{?{name}\b(..)", COMPOSE_FILE))
+    assert uses == ({":-"} if VARIABLES[name].optional else {":?"})
+
+
+@pytest.mark.parametrize("name", ["POSTGRES_PASSWORD", "JUPYTER_TOKEN", "CA_BUNDLE"])
+def test_compose_itself_names_what_is_missing(project: Path, name: str) -> None:
+    set_values(project, **{name: ""})
+    done = subprocess.run(["docker", "compose", "config"], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert re.search(rf"required variable {name} is missing a value: run make env", done.stderr)
+
+
+@pytest.mark.parametrize("service", GIVEN)
+def test_a_service_is_given_its_own_values_and_no_other(project: Path, config: dict[str, Any], service: str) -> None:
+    assert variables_in(project, config["services"][service]) == GIVEN[service]
+
+
+def test_every_value_is_given_to_somebody(project: Path, config: dict[str, Any]) -> None:
+    assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY
+
+
+@pytest.mark.parametrize(
+    ("secret", "services"),
+    [
+        ("POSTGRES_PASSWORD", {"postgres", "bootstrap"}),
+        ("MINIO_ROOT_USER", {"minio", "bootstrap"}),
+        ("MINIO_ROOT_PASSWORD", {"minio", "bootstrap"}),
+        ("MLFLOW_ADMIN_PASSWORD", {"migration"}),
+        ("JUPYTER_TOKEN", {"jupyter"}),
+        ("MLFLOW_TRACKING_PASSWORD", {"jupyter", "migration"}),
+    ],
+)
+def test_a_generated_secret_is_only_where_it_belongs(project: Path, secret: str, services: set[str]) -> None:
+    # With the .env that users have, not with marks.
+    value = dotenv_values(project / ".env")[secret]
+    assert value is not None
+    found = compose_config(project)["services"]
+    assert {name for name, service in found.items() if value in json.dumps(service)} == services
+
+
+def test_no_secret_is_in_an_argument_list_an_image_or_a_build(project: Path, config: dict[str, Any]) -> None:
+    secrets = {name for name, variable in VARIABLES.items() if variable.secret}
+    for service in config["services"].values():
+        exposed = {key: value for key, value in service.items() if key != "environment"}
+        assert variables_in(project, exposed) & secrets == set()
+
+
+def test_jupyter_finds_mlflow_in_the_first_cell(config: dict[str, Any]) -> None:
+    environment = config["services"]["jupyter"]["environment"]
+    assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert not [name for name in environment if name.startswith(("AWS_", "MINIO_", "POSTGRES_", "PG", "MLFLOW_S3"))]
+
+
+def test_the_services_are_those_of_the_contract(config: dict[str, Any]) -> None:
+    assert config["services"].keys() == GIVEN.keys()
+    before_mlflow = {
+        name
+        for service in config["services"].values()
+        for name, dependency in service.get("depends_on", {}).items()
+        if dependency["condition"] == "service_completed_successfully"
+    }
+    assert before_mlflow == ONE_SHOTS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COMPOSE_PROJECT_NAME", "mlstack"),
+        ("POSTGRES_PORT", "5432"),
+        ("MINIO_PORT", "9000"),
+        ("MINIO_CONSOLE_PORT", "9001"),
+        ("MLFLOW_PORT", "5001"),
+        ("MLFLOW_TRACKING_URI", "http://127.0.0.1:${MLFLOW_PORT}"),
+        ("JUPYTER_PORT", "8888"),
+    ],
+)
+def test_a_default_of_the_contract_holds(name: str, value: str) -> None:
+    assert DEFAULTS[name] == value
+
+
+def test_the_names_of_the_contract_are_there() -> None:
+    names = """COMPOSE_PROJECT_NAME POSTGRES_USER POSTGRES_PASSWORD POSTGRES_DB POSTGRES_PORT MINIO_ROOT_USER
+        MINIO_ROOT_PASSWORD MINIO_PORT MINIO_CONSOLE_PORT MLFLOW_PORT MLFLOW_TRACKING_URI MLFLOW_TRACKING_USERNAME
+        MLFLOW_TRACKING_PASSWORD JUPYTER_PORT JUPYTER_TOKEN LOG_DIR LOG_LEVEL"""
+    assert set(names.split()) <= set(VARIABLES)
+
+
+@pytest.mark.parametrize("service", GIVEN)
+def test_a_container_has_no_fixed_name_and_bounded_logs(config: dict[str, Any], service: str) -> None:
+    found = config["services"][service]
+    assert "container_name" not in found
+    assert found["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+@pytest.mark.parametrize("service", LONG_RUNNING)
+def test_a_long_running_service_has_a_healthcheck_and_comes_back(config: dict[str, Any], service: str) -> None:
+    found = config["services"][service]
+    assert found["restart"] == "unless-stopped"
+    assert found["healthcheck"]["test"]
+    assert "disable" not in found["healthcheck"]
+
+
+@pytest.mark.parametrize("service", sorted(ONE_SHOTS))
+def test_a_one_shot_ends_and_is_not_started_again(config: dict[str, Any], service: str) -> None:
+    found = config["services"][service]
+    assert found.get("restart", "no") == "no"
+    assert "ports" not in found
+
+
+def test_every_port_is_published_on_this_machine_alone(config: dict[str, Any]) -> None:
+    published = [port for service in config["services"].values() for port in service.get("ports", [])]
+    assert len(published) == len(preflight.PORTS)
+    assert {port["host_ip"] for port in published} == {"127.0.0.1"}
+
+
+def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str, Any]) -> None:
+    mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
+    volumes = {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"}
+    assert volumes == {
+        ("postgres", "/var/lib/postgresql/data"),
+        ("minio", "/data"),
+        ("home", "/home/mlstack"),
+    }
+    assert config["volumes"].keys() == {source for source, _ in volumes}
+    assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
+
+
+def test_notebooks_have_no_way_to_the_database_and_the_storage(config: dict[str, Any]) -> None:
+    networks = {name: set(service["networks"]) for name, service in config["services"].items()}
+    assert networks["jupyter"] & networks["postgres"] == set()
+    assert networks["jupyter"] & networks["minio"] == set()
+    assert networks["jupyter"] & networks["mlflow"] != set()
+
+
+def test_two_stacks_share_no_name(project: Path) -> None:
+    names = []
+    for stack in ("first", "second"):
+        set_values(project, COMPOSE_PROJECT_NAME=stack)
+        config = compose_config(project)
+        parts = [*config["volumes"].values(), *config["networks"].values()]
+        names.append({part["name"] for part in parts} | {service["image"] for service in config["services"].values()})
+    assert names[0] & names[1] == set()
+
+
+def test_images_come_from_one_external_image() -> None:
+    for dockerfile in ROOT.glob("docker/*/Dockerfile"):
+        text = dockerfile.read_text()
+        stages = set(re.findall(r"^FROM .* AS (\S+)", text, re.MULTILINE))
+        bases = set(re.findall(r"^FROM (?:--\S+ )?(\S+)", text, re.MULTILINE))
+        assert bases - stages == {"debian:trixie-slim"}, dockerfile
+
+
+def test_no_tag_floats() -> None:
+    files = [ROOT / "docker-compose.yml", ROOT / ".env.example", *ROOT.glob("docker/*/Dockerfile"), *ROOT.glob("scripts/*")]
+    assert [path.name for path in files if ":latest" in path.read_text()] == []

@@ -1,0 +1,122 @@
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlstack import preflight
+from mlstack.errors import MlstackError
+from tests.clone import free_ports
+from tests.unit.projects import set_values
+
+
+@pytest.fixture
+def ready(project: Path) -> Path:
+    """A project that could start here: its ports are free."""
+    ports = map(str, free_ports(len(preflight.PORTS)))
+    set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
+    return project
+
+
+@pytest.fixture(params=["127.0.0.1", "0.0.0.0"])  # noqa: S104
+def taken(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port that this process really listens on."""
+    with socket.socket() as listener:
+        listener.bind((request.param, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def checked(project: Path, *, will_build: bool = False) -> list[MlstackError]:
+    return preflight.check(project, will_build=will_build)
+
+
+def test_a_project_that_could_start_has_no_problem(ready: Path) -> None:
+    assert checked(ready) == []
+
+
+@pytest.mark.parametrize("name", preflight.PORTS)
+def test_a_taken_port_is_named_with_its_process_and_its_variable(ready: Path, taken: int, name: str) -> None:
+    set_values(ready, **{name: str(taken)})
+    (problem,) = checked(ready)
+    assert problem.wrong == f"port {taken} is used by {psutil.Process().name()} (process {os.getpid()})."
+    assert problem.why == f"{name} needs it."
+    assert f"set {name} in .env" in problem.fix
+
+
+def test_a_port_that_was_just_left_is_free(ready: Path) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)), listener.accept()[0] as server:
+            server.close()  # first, so that it is this end that waits for the last packets
+    set_values(ready, JUPYTER_PORT=str(port))
+    assert checked(ready) == []
+
+
+def test_a_port_given_twice_is_named_with_both_variables(ready: Path) -> None:
+    (port,) = free_ports(1)
+    set_values(ready, MINIO_PORT=str(port), JUPYTER_PORT=str(port))
+    (problem,) = checked(ready)
+    assert (problem.wrong, problem.why) == (f"port {port} is used by MINIO_PORT too.", "JUPYTER_PORT needs it.")
+
+
+def test_all_problems_are_found_at_once(ready: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_values(ready, MLFLOW_PORT=str(taken), JUPYTER_PORT=str(taken))
+    monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
+    monkeypatch.setattr(preflight, "MIN_DISK_GIB", 10**6)
+    words = ["is used by", "is used by MLFLOW_PORT too", "too little memory", "too little free disk"]
+    assert [word in problem.wrong for word, problem in zip(words, checked(ready), strict=True)] == [True] * 4
+
+
+def test_what_is_wrong_with_the_file_comes_first(ready: Path, taken: int) -> None:
+    set_values(ready, MLFLOW_PORT=str(taken), POSTGRES_PORT="x")
+    (problem,) = checked(ready)
+    assert problem.wrong == "POSTGRES_PORT=x: expected a port from 1 to 65535."
+
+
+@pytest.mark.parametrize(
+    ("listing", "ports"),
+    [
+        ("", set()),
+        ("5432/tcp", set()),
+        ("127.0.0.1:5001->5000/tcp", {5001}),
+        ("127.0.0.1:9000-9001->9000-9001/tcp", {9000, 9001}),
+        ("0.0.0.0:80->80/tcp, :::80->80/tcp, 443/tcp", {80}),
+        ("[::]:7000-7002->7000-7002/tcp\n127.0.0.1:8888->8888/tcp", {7000, 7001, 7002, 8888}),
+    ],
+)
+def test_docker_lists_neighbours_as_a_range(listing: str, ports: set[int]) -> None:
+    assert preflight._ports_in(listing) == ports
+
+
+def test_too_little_memory_is_said_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
+    (problem,) = checked(ready)
+    assert re.fullmatch(r"too little memory for Docker: expected at least 1000000 GiB, found [1-9]\d*\.\d\.", problem.wrong)
+
+
+@pytest.mark.parametrize(("will_build", "limit"), [(True, "MIN_DISK_GIB_TO_BUILD"), (False, "MIN_DISK_GIB")])
+def test_too_little_disk_is_said_with_both_numbers(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, will_build: bool, limit: str
+) -> None:
+    monkeypatch.setattr(preflight, limit, 10**6)
+    (problem,) = checked(ready, will_build=will_build)
+    assert re.fullmatch(r"too little free disk at /.*: expected at least 1000000 GiB, found \d+\.\d\.", problem.wrong)
+    assert [each.wrong for each in checked(ready, will_build=not will_build)] == []
+
+
+def test_what_is_probably_not_meant_is_a_warning(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preflight.warnings(ready) == []
+    with (ready / ".env").open("a") as file:
+        file.write("LOG_LEVLE=DEBUG\n")
+    monkeypatch.setenv("POSTGRES_DB", "another")
+    assert preflight.warnings(ready) == [
+        ".env has a key that nothing reads: LOG_LEVLE (did you mean LOG_LEVEL?)",
+        "POSTGRES_DB comes from your shell, not from .env, and they differ",
+    ]

@@ -1,0 +1,227 @@
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.unit.projects import ROOT
+
+ENGINE = (ROOT / "scripts/engine.sh").read_text()
+# What engine.sh itself calls, besides docker.
+TOOLS = ("bash", "cat", "dirname", "head", "id", "rm", "sed", "sort", "uname")
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+
+
+@pytest.fixture
+def path_of_tools(tmp_path: Path) -> Path:
+    """A PATH on which nothing is but what engine.sh needs."""
+    for tool in TOOLS:
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "missing")
+    return tmp_path
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, with the scripts in it."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        shutil.copytree(ROOT / "scripts", Path(name) / "scripts")
+        yield Path(name)
+
+
+def check(environment: dict[str, str] | None = None, prefix: list[str] | None = None, root: Path = ROOT) -> tuple[int, str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DOCKER_", "MLSTACK_"))}
+    command = [*(prefix or []), str(root / "scripts/engine.sh"), "check"]
+    done = subprocess.run(command, env=inherited | (environment or {}), capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def function(call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Calls a function of engine.sh, whose last line would run the whole."""
+    functions = ENGINE.removesuffix('main "$@"\n')
+    assert functions != ENGINE
+    command = ["bash", "-c", f"{functions}\n{call}", str(ROOT / "scripts/engine.sh")]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def assert_refused(answer: tuple[int, str, str], wrong: str, fix: str) -> None:
+    code, out, err = answer
+    first, why, last = err.splitlines()
+    assert (code, out) == (1, "")
+    assert first.startswith("mlstack: ")
+    assert wrong in first
+    assert len(why.split()) > 3
+    assert last.startswith("         Fix: ")
+    assert fix in last
+
+
+# ---- engine.sh check ---------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_ready_needs_no_word() -> None:
+    assert check() == (0, "", "")
+
+
+def test_docker_that_is_not_installed(path_of_tools: Path) -> None:
+    assert_refused(check({"PATH": str(path_of_tools)}), "Docker is not installed", "docs.docker.com/engine/install")
+
+
+def test_an_engine_that_is_stopped(tmp_path: Path) -> None:
+    host = f"unix://{tmp_path}/none.sock"
+    assert_refused(check({"DOCKER_HOST": host}), f"its engine does not answer at DOCKER_HOST={host}", "start docker")
+
+
+def test_an_engine_that_this_user_may_not_use(open_folder: Path) -> None:
+    closed = open_folder / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(closed))
+        listener.listen()
+        closed.chmod(0)
+        answer = check({"DOCKER_HOST": f"unix://{closed}", "HOME": str(open_folder)}, NOBODY, open_folder)
+    user = "nobody" if NOBODY else subprocess.check_output(["id", "-un"], text=True).strip()
+    assert_refused(answer, f"no permission to use Docker's socket (user {user})", f"sudo usermod -aG docker {user}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "wrong"),
+    [
+        ("MLSTACK_MIN_ENGINE", r"the Docker engine is too old: expected at least 99.1, found \d+\.\d+"),
+        ("MLSTACK_MIN_COMPOSE", r"docker compose is too old: expected at least 99.1, found \d+\.\d+"),
+    ],
+)
+def test_a_version_that_is_too_old_is_said_with_both_numbers(variable: str, wrong: str) -> None:
+    answer = check({variable: "99.1"})
+    assert_refused(answer, "is too old", "upgrade")
+    assert re.search(wrong, answer[2])
+
+
+def test_compose_that_is_missing(path_of_tools: Path) -> None:
+    docker = path_of_tools / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$1" != compose ] || exit 1\nexec {shutil.which("docker")} "$@"\n')
+    docker.chmod(0o755)
+    assert_refused(check({"PATH": str(path_of_tools)}), "docker compose (>= 2.20) or docker buildx is missing", "make up")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "is_enough"),
+    [
+        ("20.10.24+dfsg1", "20.10", True),
+        ("20.10", "20.10", True),
+        ("28.2.2", "20.10", True),
+        ("19.03.15", "20.10", False),
+        ("2.26.1-4", "2.20", True),
+        ("2.20.0", "2.20", True),
+        ("2.9.0", "2.20", False),
+        ("5.0.1", "2.20", True),
+        ("", "2.20", False),
+    ],
+)
+def test_versions_are_compared_as_versions(found: str, expected: str, is_enough: bool) -> None:
+    assert (function(f'at_least "{found}" "{expected}"').returncode == 0) is is_enough
+
+
+# ---- the pid file of an engine that is gone ----------------------------------------------------
+
+
+@pytest.fixture
+def pidfile(tmp_path: Path) -> Path:
+    return tmp_path / "docker.pid"
+
+
+@pytest.fixture
+def running_dockerd(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process by the name of dockerd."""
+    (tmp_path / "dockerd").symlink_to(shutil.which("cat") or "missing")
+    with subprocess.Popen([tmp_path / "dockerd"], stdin=subprocess.PIPE) as process:
+        yield process
+
+
+def forget(pidfile: Path) -> subprocess.CompletedProcess[str]:
+    done = function("forget_dead_engine", MLSTACK_ENGINE_PIDFILE=str(pidfile))
+    assert (done.returncode, done.stderr) == (0, "")
+    return done
+
+
+def test_the_pid_file_of_another_program_is_removed(pidfile: Path) -> None:
+    pidfile.write_text(f"{os.getpid()}\n")
+    assert str(pidfile) in forget(pidfile).stdout
+    assert not pidfile.exists()
+
+
+def test_the_pid_file_of_no_process_is_removed(pidfile: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    pidfile.write_text(str(ended.pid))
+    forget(pidfile)
+    assert not pidfile.exists()
+
+
+def test_the_pid_file_of_a_running_engine_stays(pidfile: Path, running_dockerd: subprocess.Popen[bytes]) -> None:
+    pidfile.write_text(str(running_dockerd.pid))
+    assert forget(pidfile).stdout == ""
+    assert pidfile.exists()
+
+
+def test_no_pid_file_is_no_matter(pidfile: Path) -> None:
+    assert forget(pidfile).stdout == ""
+
+
+# ---- all scripts -------------------------------------------------------------------------------
+
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for folder in ("scripts", "docker")
+    for path in (ROOT / folder).rglob("*")
+    if path.is_file() and (path.suffix == ".sh" or path.read_bytes().startswith((b"#!/bin/sh", b"#!/bin/bash")))
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_a_script_can_be_read_by_its_shell(script: Path) -> None:
+    shell = "sh" if (ROOT / script).read_text().startswith("#!/bin/sh") else "bash"
+    done = subprocess.run([shell, "-n", ROOT / script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if (ROOT / path).read_text().startswith("#!")], ids=str)
+def test_a_script_may_be_run_and_stops_at_an_error(script: Path) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    assert re.search(r"^set -eu", (ROOT / script).read_text(), re.MULTILINE)
+
+
+# ---- make --------------------------------------------------------------------------------------
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([\w-]+):(?!=).*\n\t", MAKEFILE, re.MULTILINE)
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_alone_prints_the_help() -> None:
+    assert make() == make("help")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_help_lists_every_target_with_a_sentence(target: str) -> None:
+    assert re.search(rf"^  make {target} +\S.* \S", make("help"), re.MULTILINE)
+
+
+def test_the_commands_of_the_contract_are_there() -> None:
+    assert {"up", "test", "help", "env", "down", "reset", "status", "logs", "urls"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_file_by_the_name_of_a_target_is_in_nobodys_way(target: str, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text(MAKEFILE)
+    (tmp_path / target).touch()
+    done = subprocess.run(["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "up to date" not in done.stdout
+    assert "Nothing to be done" not in done.stdout
