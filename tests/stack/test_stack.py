@@ -101,9 +101,10 @@ def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, n
 
 
 def test_the_first_notebooks_work_is_in_postgres_and_minio(stack: Clone, role: Login, keys: Keys) -> None:
-    runs = rows(
-        role, "SELECT count(*) FROM runs JOIN experiments USING (experiment_id) WHERE name = 'flights' AND status = 'FINISHED'"
+    finished = (
+        "SELECT count(*) FROM runs r JOIN experiments e USING (experiment_id) WHERE e.name = 'flights' AND status = 'FINISHED'"
     )
+    runs = rows(role, finished)
     assert runs == [(2,)]
     losses = dict(
         rows(

@@ -77,6 +77,12 @@ def test_an_engine_that_is_stopped(tmp_path: Path) -> None:
     assert_refused(check({"DOCKER_HOST": host}), f"its engine does not answer at DOCKER_HOST={host}", "start docker")
 
 
+def test_an_engine_elsewhere_that_does_not_answer(path_of_tools: Path) -> None:
+    (path_of_tools / "docker").symlink_to(shutil.which("docker") or "missing")  # the client alone
+    answer = check({"DOCKER_HOST": "tcp://127.0.0.1:1", "PATH": str(path_of_tools)})
+    assert_refused(answer, "its engine does not answer at DOCKER_HOST=tcp://127.0.0.1:1", "start Docker")
+
+
 def test_an_engine_that_this_user_may_not_use(open_folder: Path) -> None:
     closed = open_folder / "docker.sock"
     with socket.socket(socket.AF_UNIX) as listener:
