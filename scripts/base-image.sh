@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 . scripts/messages.sh
 . scripts/debian-mirror.sh
 
-readonly IMAGE=debian:trixie-slim
+# The tests set this; nobody else has to.
+readonly IMAGE=${MLSTACK_BASE_IMAGE:-debian:trixie-slim}
 readonly PULL_TIMEOUT=120
 
 docker image inspect "$IMAGE" >/dev/null 2>&1 && exit 0

@@ -32,6 +32,11 @@ def written(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("*.log")))
 
 
+def logger_of(name: str, folder: Path | str, level: str = "INFO") -> logging.Logger:
+    """Whatever level this machine's .env sets."""
+    return get_logger(name, folder, level)
+
+
 def test_has_the_signature_that_users_rely_on() -> None:
     defaults = {key: parameter.default for key, parameter in inspect.signature(get_logger).parameters.items()}
     assert list(defaults) == ["name", "log_dir", "log_level"]
@@ -40,7 +45,7 @@ def test_has_the_signature_that_users_rely_on() -> None:
 
 @pytest.mark.parametrize("calls", [1, 100])
 def test_one_call_or_many_write_a_line_once(name: str, calls: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loggers = {get_logger(name, tmp_path) for _ in range(calls)}
+    loggers = {logger_of(name, tmp_path) for _ in range(calls)}
     assert len(loggers) == 1
     loggers.pop().info("hello")
     assert written(tmp_path).count("hello") == 1
@@ -49,14 +54,14 @@ def test_one_call_or_many_write_a_line_once(name: str, calls: int, tmp_path: Pat
 
 def test_two_names_share_one_file(name: str, tmp_path: Path) -> None:
     for each in (name, f"{name}.other"):
-        get_logger(each, tmp_path).info("from %s", each)
+        logger_of(each, tmp_path).info("from %s", each)
     assert len(list(tmp_path.iterdir())) == 1
     assert len(written(tmp_path).splitlines()) == 2
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"])
 def test_a_line_has_the_parts_of_the_contract(name: str, level: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = get_logger(name, tmp_path, "DEBUG")
+    log = logger_of(name, tmp_path, "DEBUG")
     line = currentframe().f_lineno + 1  # type: ignore[union-attr]
     log.log(logging.getLevelName(level), "epoch %d of %s", 3, "ten")
     place = rf"test_logger\.py:{line}"
@@ -67,7 +72,7 @@ def test_a_line_has_the_parts_of_the_contract(name: str, level: str, tmp_path: P
 
 
 def test_the_file_is_named_after_the_start_of_the_process(name: str, tmp_path: Path) -> None:
-    get_logger(name, tmp_path).info("x")
+    logger_of(name, tmp_path).info("x")
     (path,) = tmp_path.iterdir()
     assert re.fullmatch(r"\d{8}_\d{6}\.log", path.name)
     started = datetime.strptime(path.stem, "%Y%m%d_%H%M%S").astimezone()
@@ -75,14 +80,14 @@ def test_the_file_is_named_after_the_start_of_the_process(name: str, tmp_path: P
 
 
 def test_the_folder_is_made(name: str, tmp_path: Path) -> None:
-    get_logger(name, tmp_path / "not" / "yet" / "there").info("here")
+    logger_of(name, tmp_path / "not" / "yet" / "there").info("here")
     assert "here" in written(tmp_path / "not" / "yet" / "there")
 
 
 def test_a_relative_folder_is_the_projects(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "PROJECT", tmp_path / "project")
     monkeypatch.chdir(tmp_path)
-    get_logger(name, "relative").info("here")
+    logger_of(name, "relative").info("here")
     assert "here" in written(tmp_path / "project" / "relative")
 
 
@@ -93,7 +98,7 @@ def test_where_the_folder_cannot_be_written_it_warns_once_and_goes_on(
     (tmp_path / "taken").touch()
     folder = tmp_path / "taken" / below
     for each in (name, name, f"{name}.other"):
-        get_logger(each, folder).info("went on")
+        logger_of(each, folder).info("went on")
     said = capsys.readouterr().err.splitlines()
     (warning,) = [line for line in said if "WARNING" in line]
     assert f"LOG_DIR {folder} cannot be written" in warning
@@ -103,35 +108,35 @@ def test_where_the_folder_cannot_be_written_it_warns_once_and_goes_on(
 
 def test_an_unknown_level_is_refused_and_changes_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="LOG_LEVEL=LOUD: expected one of DEBUG, INFO"):
-        get_logger(name, tmp_path, "LOUD")
+        logger_of(name, tmp_path, "LOUD")
     assert logging.getLogger(name).handlers == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_level_is_the_one_asked_for_last(name: str, tmp_path: Path) -> None:
-    get_logger(name, tmp_path, "ERROR").info("first")
-    get_logger(name, tmp_path, "info").info("second")
+    logger_of(name, tmp_path, "ERROR").info("first")
+    logger_of(name, tmp_path, "info").info("second")
     assert "first" not in written(tmp_path)
     assert "second" in written(tmp_path)
 
 
 def test_nothing_reaches_the_root_logger(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root_before = logging.getLogger().handlers[:]
-    get_logger(name, tmp_path).error("mine alone")
+    logger_of(name, tmp_path).error("mine alone")
     assert caplog.records == []
     assert logging.getLogger().handlers == root_before
 
 
 def test_a_new_folder_moves_the_logger(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("a", "b", "a"):
-        get_logger(name, tmp_path / folder).info("to %s", folder)
+        logger_of(name, tmp_path / folder).info("to %s", folder)
     assert [line[-4:] for line in written(tmp_path / "a").splitlines()] == ["to a", "to a"]
     assert [line[-4:] for line in written(tmp_path / "b").splitlines()] == ["to b"]
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
 def test_the_stream_is_what_stderr_is_now(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = get_logger(name, tmp_path)
+    log = logger_of(name, tmp_path)
     with capsys.disabled(), pytest.MonkeyPatch.context() as patch, (tmp_path / "stderr").open("w") as exchanged:
         patch.setattr("sys.stderr", exchanged)
         log.info("to the exchanged one")
@@ -168,7 +173,7 @@ def test_secrets_of_the_environment_are_hidden(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log = get_logger(name, tmp_path)
+    log = logger_of(name, tmp_path)
     monkeypatch.setenv(variable, SECRET)
     write(log)
     for text in (written(tmp_path), capsys.readouterr().err):
@@ -180,7 +185,7 @@ def test_a_secret_that_begins_with_another_is_hidden_whole(name: str, tmp_path: 
     secrets = [SECRET[:length] for length in range(8, len(SECRET))]
     for number, secret in enumerate(secrets):
         monkeypatch.setenv(f"PASSWORD_{number}", secret)
-    log = get_logger(name, tmp_path)
+    log = logger_of(name, tmp_path)
     for secret in secrets:
         log.info("<%s>", secret)
     assert [line.split(" | ")[-1] for line in written(tmp_path).splitlines()] == ["<***>"] * len(secrets)
@@ -195,7 +200,7 @@ def test_many_threads_get_one_set_of_handlers_and_lose_no_line(name: str, tmp_pa
     def work(thread: int) -> None:
         start.wait()
         for number in range(100):
-            get_logger(name, tmp_path).info("<%d %d>", thread, number)
+            logger_of(name, tmp_path).info("<%d %d>", thread, number)
 
     threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
     for thread in threads:
@@ -212,7 +217,7 @@ import sys
 from datetime import datetime
 from mlstack import logger
 logger._started = datetime(2030, 1, 1)
-log = logger.get_logger("writer", sys.argv[1])
+log = logger.get_logger("writer", sys.argv[1], "INFO")
 print("ready", flush=True)
 sys.stdin.read()
 for number in range(200):

@@ -231,3 +231,19 @@ def test_a_file_by_the_name_of_a_target_is_in_nobodys_way(target: str, tmp_path:
     done = subprocess.run(["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "up to date" not in done.stdout
     assert "Nothing to be done" not in done.stdout
+
+
+# ---- base-image.sh -----------------------------------------------------------------------------
+
+
+def test_a_base_image_that_cannot_be_pulled_or_made(open_folder: Path) -> None:
+    """An ordinary user, who may use Docker but not make an image from Debian's archive."""
+    socket_group = Path("/var/run/docker.sock").stat().st_gid
+    user = ["setpriv", "--reuid=65534", "--regid=65534", f"--groups={socket_group}"] if NOBODY else []
+    environment = os.environ | {"MLSTACK_BASE_IMAGE": "127.0.0.1:9/none:1"}  # nobody listens there
+    done = subprocess.run(
+        [*user, str(open_folder / "scripts/base-image.sh")], env=environment, capture_output=True, text=True, check=False
+    )
+    wrong = "the base image 127.0.0.1:9/none:1 could not be pulled"
+    assert_refused((done.returncode, done.stdout, done.stderr), wrong, "docker pull 127.0.0.1:9/none:1")
+    assert "refused" in done.stderr.splitlines()[0]

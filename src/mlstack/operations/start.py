@@ -77,12 +77,12 @@ def build(project: Path) -> None:
 
 
 def _lost(project: Path, name: str) -> str | None:
-    """Postgres keeps its owner's password in the volume: every other secret is set anew by the bootstrap."""
-    if name != "POSTGRES_PASSWORD":
+    """Why a fresh secret would not fit. Every secret but these two is set anew by the bootstrap."""
+    if name not in ("POSTGRES_PASSWORD", "MLFLOW_CRYPTO_KEK_PASSPHRASE"):
         return None
     project_name = settings.of_project(project).get("COMPOSE_PROJECT_NAME", "mlstack")
     volume = f"{project_name}_postgres"
-    return f"the volume {volume} holds a database with the old one." if volume in volumes(project_name) else None
+    return f"the volume {volume} was made with the old one." if volume in volumes(project_name) else None
 
 
 def _built_here(project: Path) -> list[str]:
@@ -108,7 +108,7 @@ def _prepare_folders(project: Path) -> None:
 
 
 def _run_build(project: Path, services: list[str], transcript: Path) -> int:
-    """Builds into a transcript, with a sign of life now and then: compiling MinIO says nothing for minutes."""
+    """Builds into a transcript, with a sign of life now and then."""
     command = ["docker", "compose", "--progress", "plain", "build", *services]
     started = time.monotonic()
     transcript.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _run_build(project: Path, services: list[str], transcript: Path) -> int:
             try:
                 return process.wait(timeout=HEARTBEAT)
             except subprocess.TimeoutExpired:
-                log.info("building, %d s: %s", time.monotonic() - started, _last_step(transcript))
+                log.info("building, %d s: %s", time.monotonic() - started, _in_progress(transcript))
 
 
 def _why(lines: list[str]) -> str:
@@ -131,9 +131,12 @@ def _why(lines: list[str]) -> str:
     return "The stack cannot start without it."
 
 
-def _last_step(transcript: Path) -> str:
-    steps = re.findall(r"^#\d+ (.*)$", transcript.read_text(encoding="utf-8"), re.MULTILINE)
-    return steps[-1][:110] if steps else "starting"
+def _in_progress(transcript: Path) -> str:
+    """The steps that have begun and not ended: compiling MinIO is one, and says nothing for minutes."""
+    text = transcript.read_text(encoding="utf-8")
+    begun = re.findall(r"^#(\d+) \[([^\]]+)\]", text, re.MULTILINE)
+    ended = set(re.findall(r"^#(\d+) (?:DONE|CACHED|ERROR|CANCELED)", text, re.MULTILINE))
+    return ", ".join(dict.fromkeys(name for number, name in begun if number not in ended)) or "storing the images"
 
 
 def _sources() -> dict[str, str]:

@@ -1,0 +1,23 @@
+"""Building where a package source cannot be reached."""
+
+import pytest
+
+from mlstack.errors import MlstackError
+from mlstack.operations import start
+from tests.clone import Clone
+
+
+def test_a_package_index_that_cannot_be_reached_is_named(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = built.folder / "requirements/uv.txt"
+    kept = lock.read_text()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    try:
+        lock.write_text(kept + "# not in the build cache\n")
+        with pytest.raises(MlstackError) as failed:
+            start.build(built.folder)
+    finally:
+        lock.write_text(kept)
+    assert "an image could not be built" in failed.value.wrong
+    assert "package source could not be reached" in failed.value.why
+    assert "HTTPS_PROXY" in failed.value.why and "CA_BUNDLE" in failed.value.why
+    assert "make up again" in failed.value.fix
