@@ -127,7 +127,8 @@ forget_dead_engine() {
   local pid
   [ -f "$PIDFILE" ] || return 0
   pid=$(cat "$PIDFILE")
-  if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != dockerd ]; then
+  # A killed engine that nobody has reaped yet is still listed, as a zombie.
+  if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != dockerd ] || grep -q '^State:[[:space:]]*[ZX]' "/proc/$pid/status"; then
     note "removing the pid file of an engine that is gone ($PIDFILE, $pid)"
     rm -f "$PIDFILE"
   fi

@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -172,6 +173,16 @@ def test_the_pid_file_of_a_running_engine_stays(pidfile: Path, running_dockerd: 
     pidfile.write_text(str(running_dockerd.pid))
     assert forget(pidfile).stdout == ""
     assert pidfile.exists()
+
+
+def test_the_pid_file_of_a_killed_engine_that_nobody_reaped_is_removed(
+    pidfile: Path, running_dockerd: subprocess.Popen[bytes]
+) -> None:
+    running_dockerd.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, running_dockerd.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    pidfile.write_text(str(running_dockerd.pid))
+    forget(pidfile)
+    assert not pidfile.exists()
 
 
 def test_no_pid_file_is_no_matter(pidfile: Path) -> None:
