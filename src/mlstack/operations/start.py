@@ -62,7 +62,8 @@ def build(project: Path) -> None:
         log.info(
             "building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling MinIO", ", ".join(missing)
         )
-    transcript = settings.log_dir(settings.LOG_DIR) / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
+    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
+    transcript = log_dir / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
     code = _run_build(project, services, transcript)
     if code:
         lines = [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -99,7 +100,7 @@ def _prepare_folders(project: Path) -> None:
     """The two mounted folders belong to the user whom the containers run as; Docker would make them root's."""
     values = settings.of_project(project)
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
-    for folder in (project / "notebooks", project / settings.log_dir(values["LOG_DIR"])):
+    for folder in (project / "notebooks", settings.log_dir(values["LOG_DIR"], project)):
         folder.mkdir(parents=True, exist_ok=True)
         if settings.is_root():  # anybody else owns what they cloned
             for path in (folder, *folder.rglob("*")):
