@@ -1,5 +1,6 @@
 """The commands behind `make`."""
 
+import signal
 import sys
 from typing import Annotated, NoReturn
 
@@ -119,6 +120,7 @@ def _run() -> int:
     except typer.Abort:
         code = INTERRUPTED
     if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback over the last words
         err.print("\nStopped. Nothing is broken: the same command goes on where this one ended.")
     return code
 

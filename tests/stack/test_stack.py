@@ -296,7 +296,7 @@ def at_a_terminal(stack: Clone, command: str) -> str:
         )
         os.close(slave)
         os.write(master, b"y\n")
-        shown = b""
+        shown, stopped = b"", False
         while True:
             try:
                 chunk = terminal.read(4096)
@@ -305,8 +305,9 @@ def at_a_terminal(stack: Clone, command: str) -> str:
             if not chunk:
                 break
             shown += chunk
-            if command.startswith("make logs") and b"Uvicorn running" in shown:
+            if command.startswith("make logs") and b"Uvicorn running" in shown and not stopped:
                 os.killpg(process.pid, signal.SIGINT)
+                stopped = True
     code = process.wait(timeout=300)
     text = shown.decode(errors="replace")
     assert command.startswith("make logs") or code == 0, f"{command}: {code}\n{text}"
