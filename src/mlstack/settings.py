@@ -297,6 +297,6 @@ def log_level(value: str) -> str:
     return read("LOG_LEVEL", values={"LOG_LEVEL": value})["LOG_LEVEL"].upper()
 
 
-def log_dir(value: str | Path, project: Path = PROJECT) -> Path:
+def log_dir(value: str | Path, project: Path | None = None) -> Path:
     """The folder of the log files; a relative one is relative to the project, not to the current folder."""
-    return project / Path(value).expanduser()
+    return (project or PROJECT) / Path(value).expanduser()
