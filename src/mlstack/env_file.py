@@ -1,5 +1,6 @@
 """`.env`: made from `.env.example`, completed by newer versions, never overwritten."""
 
+import base64
 import difflib
 import os
 import re
@@ -170,10 +171,17 @@ def _fill(line: str) -> str:
     if name in VARIABLES and (chosen := _written(settings.of_shell(name))):
         return f"{name}={chosen}"
     if value == GENERATED:
-        return f"{name}={secrets.token_hex(SECRET_BYTES)}"
+        return f"{name}={fresh_secret(name)}"
     if value == DETECTED:
         return f"{name}={_DETECTORS[name]()}"
     return line
+
+
+def fresh_secret(name: str) -> str:
+    """A new value for a generated variable."""
+    if name == "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY":  # the form of a Fernet key
+        return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    return secrets.token_hex(SECRET_BYTES)
 
 
 def _written(value: str) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 
 from dotenv.main import resolve_variables
@@ -107,14 +108,25 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("MLFLOW_TRACKING_PASSWORD", 12),
         Variable("MLFLOW_ADMIN_USERNAME", _account),
         _secret("MLFLOW_ADMIN_PASSWORD", 12),
+        Variable("MLFLOW_AUTH", _matches("on|off", "on or off")),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),
+        Variable("ACCOUNTS_DB_USER", _identifier),
+        _secret("ACCOUNTS_DB_PASSWORD"),
+        Variable("READER_DB_USER", _identifier),
+        _secret("READER_DB_PASSWORD"),
         _secret("MLFLOW_S3_ACCESS_KEY_ID", 3),
         _secret("MLFLOW_S3_SECRET_ACCESS_KEY"),
         _secret("MLFLOW_FLASK_SERVER_SECRET_KEY"),
         _secret("MLFLOW_CRYPTO_KEK_PASSPHRASE"),
+        Variable(
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+            _matches(r"[A-Za-z0-9_-]{43}=", "32 bytes in URL-safe base64, as make env writes them"),
+            secret=True,
+        ),
         Variable("JUPYTER_PORT", _port),
         _secret("JUPYTER_TOKEN"),
+        Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
         Variable("LOG_DIR", _anything),
         Variable("LOG_LEVEL", _level),
         Variable("POSTGRES_IMAGE", _anything, optional=True),
@@ -124,9 +136,9 @@ VARIABLES: Mapping[str, Variable] = {
     )
 }
 
-# An owner, and the account with fewer rights beside it: as one, the bootstrap would take the owner's rights away.
+# Roles with different rights: as one, the bootstrap would take from the one what the other must not have.
 _APART = (
-    ("POSTGRES_USER", "MLFLOW_DB_USER"),
+    *combinations(("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER"), 2),
     ("MINIO_ROOT_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
     ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
 )
@@ -220,6 +232,18 @@ class Login:
 
 
 @dataclass(frozen=True)
+class Roles:
+    """The roles in MLflow's database beside the server's owner."""
+
+    tracking: Login
+    """Owns the database and MLflow's tables."""
+    accounts: Login
+    """Owns the schema of MLflow's accounts, and sees no other table."""
+    reader: Login
+    """Reads MLflow's tracking tables."""
+
+
+@dataclass(frozen=True)
 class Keys:
     """A way into the storage."""
 
@@ -246,6 +270,26 @@ def database_owner(values: Mapping[str, str | None] | None = None) -> Login:
 def tracking_login(values: Mapping[str, str | None] | None = None) -> Login:
     """MLflow's own role, which owns MLflow's database and nothing else."""
     return _login("MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", values)
+
+
+def accounts_login(values: Mapping[str, str | None] | None = None) -> Login:
+    """The role that owns MLflow's accounts."""
+    return _login("ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD", values)
+
+
+def reader_login(values: Mapping[str, str | None] | None = None) -> Login:
+    """The role that reads MLflow's tracking tables."""
+    return _login("READER_DB_USER", "READER_DB_PASSWORD", values)
+
+
+def database_roles(values: Mapping[str, str | None] | None = None) -> Roles:
+    """Every role that the bootstrap makes."""
+    return Roles(tracking_login(values), accounts_login(values), reader_login(values))
+
+
+def reader_name() -> str:
+    """The reader's name, where its password is not needed."""
+    return read("READER_DB_USER")["READER_DB_USER"]
 
 
 def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:

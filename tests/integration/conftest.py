@@ -5,7 +5,7 @@ from testcontainers.core.network import Network
 
 from mlstack.bootstrap.__main__ import services
 from mlstack.operations import start
-from mlstack.settings import Keys, Login
+from mlstack.settings import Keys, Login, Roles
 from tests.clone import Clone
 from tests.integration.service import Service
 
@@ -42,9 +42,15 @@ def owner(built: Clone, postgres: Service) -> Login:
 
 
 @pytest.fixture(scope="session")
-def role(built: Clone, postgres: Service) -> Login:
+def roles(built: Clone, postgres: Service) -> Roles:
+    """Everybody else's ways into it."""
+    return roles_of(built, postgres)
+
+
+@pytest.fixture(scope="session")
+def role(roles: Roles) -> Login:
     """MLflow's way into it."""
-    return login(built, postgres, "MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD")
+    return roles.tracking
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +66,9 @@ def user_keys(built: Clone, minio: Service) -> Keys:
 
 
 @pytest.fixture(scope="session")
-def bootstrapped(owner: Login, role: Login, owner_keys: Keys, user_keys: Keys) -> None:
+def bootstrapped(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys) -> None:
     """Both services in the wanted state."""
-    services(owner, role, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +93,14 @@ def jupyter(built: Clone, network: Network, mlflow: Service) -> Iterator[Service
 def login(clone: Clone, postgres: Service, user: str, password: str) -> Login:
     host, _, port = postgres.address(5432).partition(":")
     return Login(clone.values[user], clone.values[password], clone.values["POSTGRES_DB"], host, int(port))
+
+
+def roles_of(clone: Clone, postgres: Service) -> Roles:
+    return Roles(
+        login(clone, postgres, "MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD"),
+        login(clone, postgres, "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD"),
+        login(clone, postgres, "READER_DB_USER", "READER_DB_PASSWORD"),
+    )
 
 
 def keys(clone: Clone, minio: Service, access_key: str, secret_key: str) -> Keys:

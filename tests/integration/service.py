@@ -1,4 +1,4 @@
-"""One service of the shipped compose file in a container of its own: same image, command, environment and healthcheck."""
+"""One service of the shipped compose file in a container of its own: same image, command, environment, healthcheck and walls."""
 
 import os
 import secrets
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from docker.models.containers import Container
-from docker.types import Healthcheck
+from docker.types import Healthcheck, Mount
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 from testcontainers.core.wait_strategies import HealthcheckWaitStrategy
@@ -31,8 +31,15 @@ class Service(DockerContainer):
             network_aliases=[service],
             init=config.get("init", False),
             user=config.get("user"),
+            read_only=config["read_only"],
+            cap_drop=config["cap_drop"],
+            security_opt=config["security_opt"],
+            mem_limit=config["mem_limit"],
+            pids_limit=config["pids_limit"],
+            mounts=[Mount(target, source=None) for target in _data(config) - {at for _, at, _ in options.get("volumes", [])}],
             **options,
         )
+        self.tmpfs = dict(entry.partition(":")[::2] for entry in config.get("tmpfs", []))
         for port in ports:
             # A port of our choice stays the same when the container is restarted; one of Docker's would not.
             self.ports[str(port)] = ("127.0.0.1", free_ports(1)[0])  # type: ignore[assignment] # docker's own type
@@ -77,6 +84,11 @@ class Service(DockerContainer):
         """Waits for a one-shot and returns its exit code."""
         code: int = self.wrapped.wait(timeout=180)["StatusCode"]
         return code
+
+
+def _data(config: dict[str, Any]) -> set[str]:
+    """Where the service's volumes are. Here each is a new one that goes with its container."""
+    return {mount["target"] for mount in config.get("volumes", []) if mount["type"] == "volume"}
 
 
 def wait_until(holds: Callable[[], bool], seconds: float, interval: float = 0.2) -> None:

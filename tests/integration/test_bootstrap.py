@@ -12,12 +12,12 @@ from mlstack import bootstrap
 from mlstack.bootstrap import Outcome, database, storage
 from mlstack.bootstrap.__main__ import services
 from mlstack.errors import MlstackError
-from mlstack.settings import Keys, Login
+from mlstack.settings import Keys, Login, Roles
 from tests.clone import Clone
-from tests.integration.conftest import keys, login
+from tests.integration.conftest import keys, login, roles_of
 from tests.integration.service import Service
 
-STEPS = 8  # of database and storage together
+STEPS = 13  # of database and storage together
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,13 @@ def owner(built: Clone, postgres: Service) -> Login:
 
 
 @pytest.fixture(scope="module")
-def role(built: Clone, postgres: Service) -> Login:
-    return login(built, postgres, "MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD")
+def roles(built: Clone, postgres: Service) -> Roles:
+    return roles_of(built, postgres)
+
+
+@pytest.fixture(scope="module")
+def role(roles: Roles) -> Login:
+    return roles.tracking
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 
 @pytest.mark.parametrize("steps", range(STEPS))
 def test_interrupted_after_any_step_it_goes_on(
-    steps: int, owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, monkeypatch: pytest.MonkeyPatch
+    steps: int, owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs first, on empty services, and is interrupted one step later each time."""
     done: list[Outcome] = []
@@ -83,26 +88,27 @@ def test_interrupted_after_any_step_it_goes_on(
     for module in (database, storage):
         monkeypatch.setattr(module, "report", report)
     with pytest.raises(KeyboardInterrupt):
-        services(owner, role, owner_keys, user_keys)
+        services(owner, roles, owner_keys, user_keys)
     # The step whose report was cut off last time had been done.
     assert done == [Outcome.ALREADY_THERE] * steps
 
 
 def test_a_second_time_changes_nothing(
-    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
 ) -> None:
-    services(owner, role, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys)
     assert outcomes == [Outcome.ALREADY_THERE] * STEPS
 
 
 def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Keys) -> None:
     newcomer = replace(owner, user="newcomer", password="a-password", database="newcomer_db")
+    newcomers = Roles(newcomer, replace(newcomer, user="newcomers_accounts"), replace(newcomer, user="newcomers_reader"))
     newcomers_keys = replace(user_keys, access_key="newcomer", bucket="newcomer")
     errors: list[BaseException] = []
 
     def bootstrap_all() -> None:
         try:
-            services(owner, newcomer, replace(owner_keys, bucket="newcomer"), newcomers_keys)
+            services(owner, newcomers, replace(owner_keys, bucket="newcomer"), newcomers_keys)
         except BaseException as error:  # noqa: BLE001 (a thread's error is the test's result)
             errors.append(error)
 
@@ -115,29 +121,33 @@ def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Key
 
 
 def test_new_secrets_in_the_environment_replace_the_old_ones(
-    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
 ) -> None:
-    new_role, new_keys = replace(role, password="another-password"), replace(user_keys, secret_key="another-secret")
-    services(owner, new_role, owner_keys, new_keys)
-    assert outcomes.count(Outcome.CHANGED) == 2
-    with database.connected(new_role, 5):
+    new_roles = Roles(*(replace(role, password="another-password") for role in (roles.tracking, roles.accounts, roles.reader)))
+    services(owner, new_roles, owner_keys, replace(user_keys, secret_key="another-secret"))
+    assert outcomes.count(Outcome.CHANGED) == 4
+    with database.connected(new_roles.tracking, 5):
         pass
     with pytest.raises(MlstackError, match="refuses the password"):
-        database.connected(role, 5).__enter__()
-    services(owner, role, owner_keys, user_keys)
+        database.connected(roles.tracking, 5).__enter__()
+    services(owner, roles, owner_keys, user_keys)
 
 
 def test_a_role_or_policy_that_grew_is_cut_back(
-    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     with database.connected(owner) as connection, connection.cursor() as cursor:
-        cursor.execute(f'ALTER ROLE "{role.user}" SUPERUSER')
+        cursor.execute(f'ALTER ROLE "{roles.tracking.user}" SUPERUSER')
+        cursor.execute(f'ALTER ROLE "{roles.reader.user}" SET default_transaction_read_only = off')
         cursor.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+    with database.connected(replace(owner, database=roles.tracking.database)) as connection, connection.cursor() as cursor:
+        cursor.execute("GRANT ALL ON SCHEMA public TO PUBLIC")
+        cursor.execute("ALTER SCHEMA accounts OWNER TO CURRENT_USER")
     storage._admin_for(owner_keys).attach_policy(["readwrite"], user=user_keys.access_key)
-    services(owner, role, owner_keys, user_keys)
-    assert outcomes.count(Outcome.CHANGED) == 3
+    services(owner, roles, owner_keys, user_keys)
+    assert outcomes.count(Outcome.CHANGED) == 6
     with database.connected(owner) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (role.user,))
+        cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (roles.tracking.user,))
         assert cursor.fetchone() == (False,)
 
 
@@ -173,10 +183,10 @@ def test_the_role_of_mlflow_owns_its_database(role: Login) -> None:
 
 
 def test_a_password_that_the_volume_does_not_know_is_explained(
-    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError) as refused:
-        services(replace(owner, password="made-anew"), role, owner_keys, user_keys)
+        services(replace(owner, password="made-anew"), roles, owner_keys, user_keys)
     text = str(refused.value)
     assert "the volume keeps the old one" in text
     assert "Nothing was changed or lost" in text
@@ -192,9 +202,9 @@ def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, use
 
 
 def test_a_service_that_does_not_answer_is_named_with_its_last_error(
-    owner: Login, role: Login, owner_keys: Keys, user_keys: Keys
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError, match=r"Postgres at 127.0.0.1:1 did not answer within 1 s.*refused"):
-        services(replace(owner, host="127.0.0.1", port=1), role, owner_keys, user_keys, deadline=1)
+        services(replace(owner, host="127.0.0.1", port=1), roles, owner_keys, user_keys, deadline=1)
     with pytest.raises(MlstackError, match=r"MinIO at 127.0.0.1:1 did not answer within 1 s.*refused"):
         storage.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, deadline=1)

@@ -71,7 +71,7 @@ def test_a_second_up_changes_nothing(stack: Clone) -> None:
     assert started(stack) == before
     assert (stack.folder / ".env").read_bytes() == env
     log = stack.compose("logs", "--no-log-prefix", "bootstrap", "migration")
-    assert len(re.findall(r"created|changed", log)) == len(re.findall("already there", log)) == 12
+    assert len(re.findall(r"created|changed", log)) == len(re.findall("already there", log)) == 18
 
 
 def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
@@ -255,7 +255,7 @@ def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
         assert refused.returncode != 0
         assert "no terminal" in refused.stderr and "make reset YES=1" in refused.stderr
         assert f"{stack.name}_postgres" in refused.stdout and "every run" in refused.stdout
-        assert len(docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}").split()) == 3
+        assert len(docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}").split()) == 5
         done = stack.make("reset", YES="1")
         assert done.returncode == 0, done.stderr
         left = docker("volume", "ls", "--quiet", "--filter", f"name={stack.name}").split()

@@ -20,7 +20,8 @@ HOST_ONLY = {"MLFLOW_TRACKING_URI"}
 
 # Every value that a service is given, by the variable it comes from.
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}
-MLFLOW_LOGIN = {"MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", "POSTGRES_DB"}
+MLFLOW_LOGIN = {"MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", "POSTGRES_DB", "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD"}
+READER = {"READER_DB_USER", "READER_DB_PASSWORD"}
 MLFLOW_KEYS = {"MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", "MINIO_BUCKET"}
 DATABASE_OWNER = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
 STORAGE_OWNER = {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
@@ -28,21 +29,23 @@ NOTEBOOK_ACCOUNT = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 GIVEN = {
     "postgres": DATABASE_OWNER | {"POSTGRES_PORT", "POSTGRES_IMAGE"},
     "minio": STORAGE_OWNER | {"MINIO_PORT", "MINIO_CONSOLE_PORT", "MINIO_IMAGE"},
-    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | {"MLFLOW_IMAGE"},
+    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | READER | {"MLFLOW_IMAGE"},
     "migration": LOG_SETTINGS
     | MLFLOW_LOGIN
     | NOTEBOOK_ACCOUNT
-    | {"MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_IMAGE"},
+    | {"MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_IMAGE", "READER_DB_USER"},
     "mlflow": MLFLOW_LOGIN
     | MLFLOW_KEYS
     | {
         "MLFLOW_ADMIN_USERNAME",
         "MLFLOW_FLASK_SERVER_SECRET_KEY",
         "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
+        "MLFLOW_AUTH",
         "MLFLOW_PORT",
         "MLFLOW_IMAGE",
     },
-    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE"},
+    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
 }
 ONE_SHOTS = {"bootstrap", "migration"}
 LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
@@ -52,7 +55,9 @@ LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with a value for every variable by which it can be told from all others."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES)}
-    numbers = {name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID"))}
+    numbers = {
+        name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))
+    }
     set_values(project, **(marks | numbers))
     return compose_config(project)
 
@@ -208,6 +213,21 @@ def test_a_one_shot_ends_and_is_not_started_again(config: dict[str, Any], servic
     assert "ports" not in found
 
 
+@pytest.mark.parametrize("service", GIVEN)
+def test_a_container_has_no_right_that_it_does_not_need(config: dict[str, Any], service: str) -> None:
+    found = config["services"][service]
+    assert found["cap_drop"] == ["ALL"] and "cap_add" not in found and "privileged" not in found
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    assert found["read_only"] is True
+    assert not [mount for mount in found.get("volumes", []) if "docker.sock" in mount["source"]]
+
+
+def test_the_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
+    services = compose_config(project)["services"]
+    assert all(service["pids_limit"] for service in services.values())
+    assert sum(int(services[name]["mem_limit"]) for name in LONG_RUNNING) <= 7 * 1024**3
+
+
 def test_every_port_is_published_on_this_machine_alone(config: dict[str, Any]) -> None:
     published = [port for service in config["services"].values() for port in service.get("ports", [])]
     assert len(published) == len(preflight.PORTS)
@@ -221,6 +241,8 @@ def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str
         ("postgres", "/var/lib/postgresql/data"),
         ("minio", "/data"),
         ("home", "/home/mlstack"),
+        ("spool", "/spool"),
+        ("scratch", "/tmp"),  # noqa: S108 (in the container)
     }
     assert config["volumes"].keys() == {source for source, _ in volumes}
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}

@@ -1,3 +1,4 @@
+import base64
 import os
 import re
 import shutil
@@ -61,7 +62,9 @@ def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
         shutil.copy2(ROOT / ".env.example", folder)
         env_file.ensure(folder)
         secrets += [settings.of_project(folder)[name] for name in SECRETS]
-    assert all(len(bytes.fromhex(secret)) * 8 >= 128 for secret in secrets)
+    assert all(
+        len(base64.urlsafe_b64decode(secret) if secret.endswith("=") else bytes.fromhex(secret)) >= 16 for secret in secrets
+    )
     assert len(set(secrets)) == 5 * len(SECRETS)
 
 

@@ -19,27 +19,61 @@ if TYPE_CHECKING:
 # libpq takes host, user, database and password from PG* variables: no secret in a URI.
 # psycopg2 by name: SQLAlchemy 2.1 reads plain postgresql:// as psycopg 3.
 URI = "postgresql+psycopg2://"
+# The login of the accounts: user and password are in a service file (docker/python/with-logins), the rest in PG*.
+ACCOUNTS_URI = "postgresql+psycopg2:///?service=accounts"
 DEFAULT_EXPERIMENT = "0"
+# What the reader sees. Not among them: encrypted secrets of webhooks and endpoints.
+READABLE = (
+    "alembic_version",
+    "assessments",
+    "datasets",
+    "evaluation_dataset_records",
+    "evaluation_dataset_tags",
+    "evaluation_datasets",
+    "experiment_tags",
+    "experiments",
+    "input_tags",
+    "inputs",
+    "latest_metrics",
+    "logged_model_metrics",
+    "logged_model_params",
+    "logged_model_tags",
+    "logged_models",
+    "metrics",
+    "model_version_tags",
+    "model_versions",
+    "params",
+    "registered_model_aliases",
+    "registered_model_tags",
+    "registered_models",
+    "runs",
+    "span_metrics",
+    "spans",
+    "tags",
+    "trace_info",
+    "trace_metrics",
+    "trace_request_metadata",
+    "trace_tags",
+)
 
 
-def bootstrap(connection: Connection, admin: Account, notebook: Account) -> None:
-    """Brings MLflow's database to the wanted state, through its own role's connection."""
-    report("MLflow's tables", ensure_schema(connection))
+def bootstrap(rows: Connection, accounts: Connection, admin: Account, notebook: Account, reader: str) -> None:
+    """Brings MLflow's database to the wanted state: `rows` and `accounts` are the connections of the two roles that own it."""
+    report("MLflow's tables", ensure_schema(rows, accounts))
+    report(f"what {reader} may read", ensure_readable(rows, reader))
     for account in (admin, notebook):
-        report(f"MLflow account {account.username}", ensure_account(connection, account))
-    report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(connection, notebook))
+        report(f"MLflow account {account.username}", ensure_account(accounts, account))
+    report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(accounts, notebook))
 
 
-def ensure_schema(connection: Connection) -> Outcome:
+def ensure_schema(rows: Connection, accounts: Connection) -> Outcome:
     """MLflow's tables and those of its accounts are those of the installed MLflow."""
     wanted = f"migrated by MLflow {version('mlflow')}"
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT to_regclass('alembic_version'), to_regclass('alembic_version_auth'),"
-            " obj_description(to_regclass('alembic_version'), 'pg_class')"
-        )
-        tracking, accounts, mark = cursor.fetchone() or (None, None, None)
-        if tracking and accounts and mark == wanted:
+    with rows.cursor() as cursor, accounts.cursor() as accounts_cursor:
+        accounts_cursor.execute("SELECT to_regclass('alembic_version_auth') IS NOT NULL")
+        cursor.execute("SELECT to_regclass('alembic_version'), obj_description(to_regclass('alembic_version'), 'pg_class')")
+        tracking, mark = cursor.fetchone() or (None, None)
+        if tracking and mark == wanted and accounts_cursor.fetchone() == (True,):
             return Outcome.ALREADY_THERE
         from mlflow.db import upgrade
 
@@ -49,6 +83,21 @@ def ensure_schema(connection: Connection) -> Outcome:
         # Marked last: an interrupted migration is taken up again.
         cursor.execute(sql.SQL("COMMENT ON TABLE alembic_version IS {}").format(sql.Literal(wanted)))
     return Outcome.CHANGED if tracking else Outcome.CREATED
+
+
+def ensure_readable(rows: Connection, reader: str) -> Outcome:
+    """The reader may read the tracking tables, and no other."""
+    with rows.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname, relname = ANY(%s) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+            " AND has_table_privilege(%s, oid, 'SELECT') <> (relname = ANY(%s))",
+            (list(READABLE), reader, list(READABLE)),
+        )
+        wrong = cursor.fetchall()
+        for table, readable in wrong:
+            statement = "GRANT SELECT ON {} TO {}" if readable else "REVOKE ALL ON {} FROM {}"
+            cursor.execute(sql.SQL(statement).format(sql.Identifier(table), sql.Identifier(reader)))
+    return Outcome.CHANGED if wrong else Outcome.ALREADY_THERE
 
 
 def ensure_account(connection: Connection, account: Account) -> Outcome:
@@ -82,9 +131,9 @@ def ensure_manages_default_experiment(connection: Connection, account: Account) 
 
 
 def _accounts_store() -> "SqlAlchemyStore":
-    """MLflow's own access to its account tables, which it also migrates."""
+    """MLflow's own access to its accounts' tables, which it also migrates."""
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore()
-    store.init_db(URI)
+    store.init_db(ACCOUNTS_URI)
     return store

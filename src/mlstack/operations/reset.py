@@ -13,6 +13,8 @@ COSTS = {
     "postgres": "every run, metric, model version and account",
     "minio": "every artifact and model",
     "home": "packages and settings that users added in Jupyter",
+    "spool": "nothing: uploads on their way",
+    "scratch": "temporary files of notebooks",
 }
 
 
