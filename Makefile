@@ -23,6 +23,15 @@ logs: ## Follow the logs (SERVICE=mlflow for one)
 env: ## Write .env with fresh secrets, or add what is new; values that are there stay
 	@scripts/venv.sh && $(MLSTACK) env
 
+user: ## Make an account in MLflow for a person (NAME=…)
+	@scripts/venv.sh && $(MLSTACK) user --name '$(NAME)'
+
+user-remove: ## Remove a person's account; what it logged stays (NAME=…)
+	@scripts/venv.sh && $(MLSTACK) user-remove --name '$(NAME)' $(if $(YES),--yes)
+
+rotate: ## Make every secret anew, on the running stack; all data stays
+	@scripts/venv.sh && $(MLSTACK) rotate $(if $(YES),--yes)
+
 reset: ## Delete all data of this stack, after asking (YES=1 answers)
 	@scripts/venv.sh && $(MLSTACK) reset $(if $(YES),--yes)
 
@@ -37,4 +46,4 @@ lock: ## Renew the hash-locked requirements (needs uv)
 	@scripts/lock.sh
 
 help: ## This list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -13,8 +13,8 @@ from mlstack import preflight, settings
 from mlstack.compose import attached, containers
 from mlstack.errors import MlstackError
 from mlstack.lock import held
+from mlstack.operations import accounts, rotate, start
 from mlstack.operations import reset as resetting
-from mlstack.operations import start
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -24,6 +24,7 @@ INTERRUPTED = 130
 
 Yes = Annotated[bool, typer.Option("--yes", envvar="YES", help="Do not ask.")]
 Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
+Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
 @app.command()
@@ -63,9 +64,45 @@ def reset(yes: Yes = False) -> None:
             out.print(table)
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
-            _confirm("Delete this for good?", "make reset YES=1")
+            _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
         resetting.reset(PROJECT)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")
+
+
+@app.command()
+def user(name: Person) -> None:
+    """Make a person's account in MLflow, and show its password once."""
+    password = accounts.add(PROJECT, name)
+    out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
+    out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
+
+
+@app.command()
+def user_remove(name: Person, yes: Yes = False) -> None:
+    """Remove a person's account from MLflow. What it logged stays."""
+    if not yes:
+        _confirm(
+            f"Remove the account {name} and its permissions? What it logged stays.",
+            "The account cannot be had back.",
+            f"make user-remove NAME={name} YES=1",
+        )
+    accounts.remove(PROJECT, name)
+    out.print(f"Removed. Its password stops working within {accounts.CACHED_SECONDS} s.")
+
+
+@app.command(name="rotate")
+def rotate_secrets(yes: Yes = False) -> None:
+    """Make every secret anew, in the services and in .env. All data stays."""
+    with held(PROJECT, "make rotate"):
+        out.print("make rotate replaces every password, key and token of this stack. All data stays.")
+        out.print("The services restart: running notebooks lose their variables, and clients wait about a minute.")
+        if not yes:
+            _confirm("Go on?", "Running notebooks would lose their variables.", "make rotate YES=1")
+        rotate.rotate(PROJECT)
+    _show_urls()
+    out.print(
+        "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
+    )
 
 
 @app.command()
@@ -140,22 +177,23 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
-def _confirm(question: str, forced: str) -> None:
+def _confirm(question: str, why: str, forced: str) -> None:
     if not sys.stdin.isatty():
-        raise MlstackError("there is no terminal to ask at.", "This deletes data for good.", f"{forced}, if you mean it")
+        raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
     typer.confirm(question, abort=True)
 
 
 def _show_urls() -> None:
     values = settings.of_project(PROJECT)
-    settings.read(*preflight.PORTS, "JUPYTER_TOKEN", "POSTGRES_DB", values=values)
+    settings.read(*preflight.PORTS, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
     # On a terminal the link logs in; in a file or a CI log there is no secret.
     token = f"?token={values['JUPYTER_TOKEN']}" if out.is_terminal else ""
+    mlflow_login = "MLFLOW_TRACKING_USERNAME and _PASSWORD" if values["MLFLOW_AUTH"] == "on" else "open to everybody here"
     places = (
         ("JupyterLab", f"http://127.0.0.1:{values['JUPYTER_PORT']}/lab{token}", "JUPYTER_TOKEN"),
-        ("MLflow", f"http://127.0.0.1:{values['MLFLOW_PORT']}", "MLFLOW_TRACKING_USERNAME and _PASSWORD"),
+        ("MLflow", f"http://127.0.0.1:{values['MLFLOW_PORT']}", mlflow_login),
         ("MinIO", f"http://127.0.0.1:{values['MINIO_CONSOLE_PORT']}", "MINIO_ROOT_USER and _PASSWORD"),
-        ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "POSTGRES_USER and _PASSWORD"),
+        ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "READER_DB_USER and _PASSWORD, for reading"),
     )
     for place, url, login in places:
         out.print(f"  [bold]{place:<11}[/] {url:<28} [dim]{login}[/]", soft_wrap=True)

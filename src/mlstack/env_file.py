@@ -20,6 +20,8 @@ from mlstack.settings import DETECTED, GENERATED, VARIABLES
 # 128 bits, in letters that need no quoting in any file, shell, URI or SQL.
 SECRET_BYTES = 16
 PRIVATE = 0o600
+# What a rotation writes first, and .env becomes last.
+NEXT = ".env.next"
 # Who is root on the host is this user in the containers: none of them runs as root.
 UID_FOR_ROOT = 1000
 _CA_BUNDLES = (
@@ -73,6 +75,36 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
     if text != present:
         _write(path, text)
     return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=made_private)
+
+
+def begin_rotation(project: Path) -> bool:
+    """Writes `.env.next`: `.env` with fresh secrets. False if an interrupted rotation left one, which is kept."""
+    path = (project / ".env").resolve()
+    beside = path.with_name(NEXT)
+    if beside.exists():
+        return False
+    bindings = _bindings(settings.file_text(path) or "")
+    _write(beside, "".join(_rotated(binding) for binding in bindings), owner_of=path)
+    return True
+
+
+def end_rotation(project: Path) -> None:
+    """Puts `.env.next` in the place of `.env`."""
+    path = (project / ".env").resolve()
+    path.with_name(NEXT).replace(path)
+
+
+def is_being_rotated(project: Path) -> bool:
+    """Whether a rotation was begun and not ended."""
+    return (project / ".env").resolve().with_name(NEXT).exists()
+
+
+def _rotated(binding: Binding) -> str:
+    text = binding.original.string
+    if binding.key not in _SECRETS:
+        return text
+    before = text[: len(text) - len(text.lstrip())]
+    return f"{before}{binding.key}={fresh_secret(binding.key)}\n"
 
 
 def problems(project: Path) -> list[str]:
@@ -212,14 +244,15 @@ def _bindings(text: str) -> list[Binding]:
     return list(parse_stream(StringIO(text)))
 
 
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: written beside it, then put in its place."""
+def _write(path: Path, text: str, owner_of: Path | None = None) -> None:
+    """Whole or not at all: written beside it, then put in its place. It belongs to the owner of the file it stands for."""
     beside = path.with_name(f".env.{os.getpid()}")
+    owned = owner_of or path
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if settings.is_root() and path.exists():
-                os.chown(descriptor, path.stat().st_uid, path.stat().st_gid)  # sudo make env: still the user's file
+            if settings.is_root() and owned.exists():
+                os.chown(descriptor, owned.stat().st_uid, owned.stat().st_gid)  # sudo make env: still the user's file
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

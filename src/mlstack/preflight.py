@@ -23,6 +23,14 @@ def check(project: Path, *, will_build: bool) -> list[MlstackError]:
     """Everything that would keep the stack from starting; empty if nothing would."""
     if wrong := check_env(project):
         return wrong  # the other checks read .env
+    if env_file.is_being_rotated(project):
+        return [
+            MlstackError(
+                "a rotation of the secrets was interrupted.",
+                "Some services may know the new ones of .env.next already, others the old ones of .env.",
+                "make rotate goes on where it ended",
+            )
+        ]
     values = settings.of_project(project)
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
     return [problem for problem in (*_ports(values), _memory(), _disk(project, expected_disk)) if problem]
@@ -41,6 +49,16 @@ def warnings(project: Path) -> list[str]:
     return [
         *(f".env has a key that nothing reads: {name}" for name in env_file.unknown_keys(project)),
         *(f"{name} comes from your shell, not from .env, and they differ" for name in settings.shadowed(project)),
+        *_open_mlflow(settings.of_project(project)),
+    ]
+
+
+def _open_mlflow(values: Mapping[str, str]) -> list[str]:
+    if values.get("MLFLOW_AUTH") != "off":
+        return []
+    return [
+        f"MLFLOW_AUTH=off: every user and every program of this machine may read, change and delete what is in MLflow, through"
+        f" port {values.get('MLFLOW_PORT')}"
     ]
 
 

@@ -163,9 +163,9 @@ def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[st
     return {name: values[name] or "" for name in names}
 
 
-def of_project(project: Path = PROJECT) -> dict[str, str]:
+def of_project(project: Path = PROJECT, file: str = ".env") -> dict[str, str]:
     """Every variable as docker compose sees it in this project: `.env`, overridden by the shell."""
-    merged = {**_from_file(project), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    merged = {**_from_file(project, file), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {name: value for name, value in merged.items() if value is not None}
 
 
@@ -188,9 +188,9 @@ def file_text(path: Path) -> str | None:
         ) from error
 
 
-def _from_file(project: Path) -> Mapping[str, str | None]:
+def _from_file(project: Path, file: str = ".env") -> Mapping[str, str | None]:
     # Not dotenv_values: inside ${…} it prefers the file to the shell, which compose does not.
-    bindings = parse_stream(StringIO(file_text(project / ".env") or ""))
+    bindings = parse_stream(StringIO(file_text((project / ".env").resolve().with_name(file)) or ""))
     return resolve_variables([(binding.key, binding.value) for binding in bindings if binding.key], override=False)
 
 
@@ -218,6 +218,20 @@ def secret_values() -> set[str]:
     """The secrets that this process was given, for the logger to hide."""
     pattern = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
     return {value for name, value in os.environ.items() if pattern.search(name) and len(value) >= 8}  # noqa: PLR2004
+
+
+# What MLflow's server encrypts with.
+ENCRYPTION = ("MLFLOW_CRYPTO_KEK_PASSPHRASE", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
+
+
+@dataclass(frozen=True)
+class Encryption:
+    """The keys with which MLflow stores other services' secrets."""
+
+    passphrase: str = field(repr=False)
+    """For the keys of model providers."""
+    webhook_key: str = field(repr=False)
+    """For the secrets of webhooks: a Fernet key."""
 
 
 @dataclass(frozen=True)
@@ -312,6 +326,13 @@ def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account of the notebooks."""
     found = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
     return Account(found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
+
+
+def encryption() -> tuple[Encryption, Encryption]:
+    """The keys of before a rotation and those of after it."""
+    following = {name: os.environ.get(f"NEXT_{name}") for name in ENCRYPTION}
+    before, after = read(*ENCRYPTION), read(*ENCRYPTION, values=following)
+    return Encryption(*(before[name] for name in ENCRYPTION)), Encryption(*(after[name] for name in ENCRYPTION))
 
 
 def _login(user: str, password: str, values: Mapping[str, str | None] | None) -> Login:

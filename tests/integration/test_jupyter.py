@@ -140,8 +140,8 @@ def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Se
 def test_any_host_user_can_add_packages_and_they_survive(another_user: Service, token: dict[str, str], tmp_path: Path) -> None:
     assert run_cell(another_user, token, "import os; print(os.getuid(), os.access('.', os.W_OK))") == "4321 True\n"
     content = base64.b64encode(wheel(tmp_path)).decode()
-    another_user.run("bash", "-c", f"base64 --decode <<<{content} >/tmp/added-1.0-py3-none-any.whl")
-    another_user.run("pip", "install", "--no-index", "/tmp/added-1.0-py3-none-any.whl")
+    another_user.run("bash", "-c", f"base64 --decode <<<{content} >$HOME/added-1.0-py3-none-any.whl")
+    another_user.run("pip", "install", "--no-index", "/home/mlstack/added-1.0-py3-none-any.whl")
     assert run_cell(another_user, token, "import added; print(added.__file__)").startswith("/home/mlstack/.local/")
     another_user.wrapped.restart()
     wait_until(lambda: another_user.health == "healthy", 60)

@@ -1,4 +1,4 @@
-"""The one-shots of docker-compose.yml: `python3 -m mlstack.bootstrap services` and `… tracking`."""
+"""The one-shots of docker-compose.yml: `python3 -m mlstack.bootstrap services` and `… tracking`; `… rekey` for a rotation."""
 
 import sys
 from dataclasses import replace
@@ -20,6 +20,11 @@ def main(step: str) -> int:
     try:
         if step == "services":
             services(settings.database_owner(), settings.database_roles(), settings.storage_owner(), settings.tracking_keys())
+        elif step == "rekey":
+            from mlstack.bootstrap import encryption  # needs packages that only the image has
+
+            with database.turn(settings.tracking_login()) as rows:
+                encryption.rekey(rows, *settings.encryption())
         else:
             from mlstack.bootstrap import tracking  # needs packages that only the image has
 

@@ -16,6 +16,8 @@ from mlstack.settings import Login, Roles
 DEADLINE = 120  # seconds
 # Any number does, as long as it is always the same.
 LOCK = 0x6D6C7374
+# The password was right, and there is no right to enter the database, or no database yet.
+_NO_ENTRY = ("permission denied for database", "does not exist", "not currently accepting connections")
 _REFUSED = ("password authentication failed", "no password supplied")
 # A role that can log in and nothing more.
 _ATTRIBUTES = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
@@ -87,7 +89,7 @@ def ensure_role(connection: Connection, role: Login, session: Mapping[str, str] 
             (role.user,),
         )
         found = cursor.fetchone()
-        if found and found[0] and set(found[1] or ()) == wanted and _accepts(connection, role):
+        if found and found[0] and set(found[1] or ()) == wanted and accepts(_at(connection, role)):
             return Outcome.ALREADY_THERE
         name = sql.Identifier(role.user)
         cursor.execute(
@@ -177,14 +179,33 @@ def ensure_accounts_schema(connection: Connection, owner: str) -> Outcome:
     return Outcome.CHANGED if found or astray else Outcome.CREATED
 
 
-def _accepts(connection: Connection, role: Login) -> bool:
-    """Whether this server lets `role` in with its password (or only refuses it the database, which comes after)."""
-    server = connection.info
+def accepts(login: Login) -> bool:
+    """Whether the server knows this password; what the role may enter is another matter.
+
+    Raises psycopg2.OperationalError when there is no server to ask.
+    """
     try:
-        psycopg2.connect(host=server.host, port=server.port, user=role.user, password=role.password, dbname=role.database).close()
+        psycopg2.connect(
+            host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database, connect_timeout=5
+        ).close()
     except psycopg2.OperationalError as error:
+        if not _is_refused(error) and not any(
+            text in str(error) for text in _NO_ENTRY
+        ):  # no right to enter it, or there is none yet
+            raise
         return not _is_refused(error)
     return True
+
+
+def set_password(connection: Connection, role: Login) -> None:
+    """Gives a role that exists this password."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role.user), sql.Literal(role.password)))
+
+
+def _at(connection: Connection, role: Login) -> Login:
+    """The same role at the server of this connection."""
+    return replace(role, host=connection.info.host, port=connection.info.port)
 
 
 def _is_refused(error: BaseException) -> bool:

@@ -33,6 +33,7 @@ def bootstrap(owner: Keys, user: Keys, deadline: float = DEADLINE) -> None:
     report(f"policy {policy}", ensure_policy(admin, policy, policy_for(owner.bucket)))
     report("storage user of MLflow", ensure_user(admin, user))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
+    report("former storage users of MLflow", ensure_no_other(admin, policy, user.access_key))
 
 
 def client_for(keys: Keys) -> Minio:
@@ -125,6 +126,15 @@ def ensure_attached(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
     if policy not in attached:
         admin.attach_policy([policy], user=access_key)
     return Outcome.CHANGED if attached else Outcome.CREATED
+
+
+def ensure_no_other(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
+    """Nobody else has the policy: keys that .env no longer has open nothing."""
+    users: dict[str, dict[str, str]] = json.loads(admin.user_list())
+    former = [name for name, user in users.items() if name != access_key and policy in user.get("policyName", "").split(",")]
+    for name in former:
+        admin.user_remove(name)
+    return Outcome.CHANGED if former else Outcome.ALREADY_THERE
 
 
 def _admin_for(keys: Keys) -> MinioAdmin:
