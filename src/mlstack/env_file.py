@@ -77,15 +77,11 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
     return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=made_private)
 
 
-def begin_rotation(project: Path) -> bool:
-    """Writes `.env.next`: `.env` with fresh secrets. False if an interrupted rotation left one, which is kept."""
+def begin_rotation(project: Path) -> None:
+    """Writes `.env.next`: `.env` with fresh secrets."""
     path = (project / ".env").resolve()
-    beside = path.with_name(NEXT)
-    if beside.exists():
-        return False
     bindings = _bindings(settings.file_text(path) or "")
-    _write(beside, "".join(_rotated(binding) for binding in bindings), owner_of=path)
-    return True
+    _write(path.with_name(NEXT), "".join(_rotated(binding) for binding in bindings), owner_of=path)
 
 
 def end_rotation(project: Path) -> None:

@@ -109,6 +109,7 @@ def test_the_password_may_come_from_a_file(bare: Callable[..., DockerContainer],
             query(container, "SELECT 1", password="unused")
 
 
+@pytest.mark.refusal
 def test_without_a_password_it_does_not_start(built: Clone) -> None:
     code, log = run_to_its_end(built)
     assert code == 1

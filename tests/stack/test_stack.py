@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 
 import nbformat
 import pytest
@@ -17,34 +16,7 @@ from mlstack.bootstrap.storage import client_for
 from mlstack.compose import docker
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
-
-SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
-
-
-@pytest.fixture(scope="module")
-def stack(clone: Clone) -> Iterator[Clone]:
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
-    assert "01_first_run.ipynb" in done.stdout
-    assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
-    yield clone
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
-
-
-@pytest.fixture
-def role(stack: Clone) -> Login:
-    values = stack.values
-    return Login(
-        values["MLFLOW_DB_USER"], values["MLFLOW_DB_PASSWORD"], values["POSTGRES_DB"], "127.0.0.1", int(values["POSTGRES_PORT"])
-    )
-
-
-@pytest.fixture
-def keys(stack: Clone) -> Keys:
-    values = stack.values
-    endpoint = f"127.0.0.1:{values['MINIO_PORT']}"
-    return Keys(values["MLFLOW_S3_ACCESS_KEY_ID"], values["MLFLOW_S3_SECRET_ACCESS_KEY"], values["MINIO_BUCKET"], endpoint)
+from tests.stack.conftest import SECRETS
 
 
 def rows(role: Login, statement: str) -> list[tuple[object, ...]]:
@@ -170,13 +142,6 @@ def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
         assert {name for name in SECRETS if values[name] in inspected} == expected, service
         history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", stack.image(service))
         assert not [name for name in SECRETS if values[name] in history]
-
-
-def test_the_ports_are_open_to_this_machine_alone(stack: Clone) -> None:
-    listing = docker("ps", "--filter", f"label=com.docker.compose.project={stack.name}", "--format", "{{.Ports}}")
-    published = [port for port in re.split(r"[,\n]\s*", listing) if "->" in port]
-    assert published
-    assert all(port.startswith("127.0.0.1:") for port in published), published
 
 
 def test_everything_is_found_again_after_a_restart_and_after_down_and_up(stack: Clone, role: Login, keys: Keys) -> None:

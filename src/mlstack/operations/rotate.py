@@ -23,10 +23,12 @@ def rotate(project: Path) -> None:
         raise ExceptionGroup("refused", problems)
     _refuse_secrets_of_the_shell(project)
     values = settings.of_project(project)
-    if env_file.begin_rotation(project):
-        log.info("wrote fresh secrets to .env.next")
-    else:
+    if env_file.is_being_rotated(project):
         log.info("going on with the secrets of .env.next, which an earlier rotation wrote")
+    else:
+        start.up(project)  # the services know the secrets of .env before these change
+        env_file.begin_rotation(project)
+        log.info("wrote fresh secrets to .env.next")
     fresh = settings.of_project(project, env_file.NEXT)
     _compose(project, "up", "--detach", "--wait", "--no-build", "postgres")
     _compose(project, "stop", "mlflow")  # it would go on writing with the old keys

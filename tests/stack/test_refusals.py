@@ -1,0 +1,470 @@
+"""Who is turned away by the shipped stack, and how. docs/security.md has each of these with the promise it proves."""
+
+import json
+import secrets
+import socket
+import subprocess
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+import requests
+from minio import Minio
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException, S3Error
+from minio.minioadmin import MinioAdmin
+
+from mlstack import settings
+from mlstack.bootstrap import database
+from mlstack.bootstrap.storage import client_for
+from mlstack.compose import docker
+from mlstack.errors import MlstackError
+from mlstack.operations import accounts
+from mlstack.settings import Keys, Login, Roles
+from tests.clone import Clone
+from tests.integration.service import wait_until
+from tests.stack.conftest import SECRETS
+
+SERVICES = ("postgres", "minio", "mlflow", "jupyter")
+ONE_SHOT = "bootstrap"
+Auth = tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def roles(stack: Clone) -> Roles:
+    here = {"host": "127.0.0.1", "port": int(stack.values["POSTGRES_PORT"])}
+    found = settings.database_roles(stack.values)
+    return Roles(*(replace(login, **here) for login in (found.tracking, found.accounts, found.reader)))
+
+
+@pytest.fixture(scope="module")
+def notebook(stack: Clone) -> Auth:
+    account = settings.notebook_account(stack.values)
+    return account.username, account.password
+
+
+@pytest.fixture(scope="module")
+def person(stack: Clone) -> Iterator[Auth]:
+    """A colleague's account, made as a user would."""
+    done = stack.make("user", "NAME=colleague")
+    assert done.returncode == 0, done.stderr
+    yield "colleague", done.stdout.split("has the password ")[1].split()[0]
+
+
+def refused(login: Login, statement: str) -> None:
+    with (
+        database.connected(login, 5) as connection,
+        connection.cursor() as cursor,
+        pytest.raises((psycopg2.errors.InsufficientPrivilege, psycopg2.errors.ReadOnlySqlTransaction)),
+    ):
+        cursor.execute(statement)
+
+
+def mlflow(stack: Clone, method: str, path: str, auth: Auth | None = None, body: Any = None, **headers: str) -> requests.Response:
+    url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}{path}"
+    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=30, allow_redirects=False)
+
+
+def api(stack: Clone, method: str, path: str, auth: Auth | None, body: Any = None, **headers: str) -> requests.Response:
+    return mlflow(stack, method, f"/api/2.0/mlflow/{path}", auth, body, **headers)
+
+
+# ---- the database --------------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT password_hash FROM accounts.users",
+        "UPDATE accounts.users SET is_admin = true",
+        "DROP SCHEMA accounts CASCADE",
+        "CREATE TABLE accounts.mine (x int)",
+        "SET ROLE mlflow_accounts",
+    ],
+)
+def test_mlflows_ordinary_login_cannot_reach_the_accounts(roles: Roles, statement: str) -> None:
+    refused(roles.tracking, statement)
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("statement", ["SELECT * FROM public.runs", "CREATE TABLE public.mine (x int)", "CREATE SCHEMA mine"])
+def test_the_login_of_the_accounts_cannot_reach_the_runs(roles: Roles, statement: str) -> None:
+    refused(roles.accounts, statement)
+
+
+def test_the_reader_reads_the_runs(roles: Roles) -> None:
+    with database.connected(roles.reader, 5) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM runs JOIN experiments USING (experiment_id)")
+        cursor.execute("SELECT count(*) FROM latest_metrics")
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM runs",
+        "SET default_transaction_read_only = off; DELETE FROM runs",
+        "SET default_transaction_read_only = off; INSERT INTO experiments (name) VALUES ('mine')",
+        "SET default_transaction_read_only = off; CREATE TABLE mine (x int)",
+        "SELECT * FROM accounts.users",
+        "SELECT secret FROM webhooks",
+        "SELECT * FROM secrets",
+        "COPY runs TO PROGRAM 'id'",
+    ],
+)
+def test_the_reader_changes_nothing_and_sees_no_secret(roles: Roles, statement: str) -> None:
+    refused(roles.reader, statement)
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("name", ["tracking", "accounts", "reader"])
+def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) -> None:
+    role: Login = getattr(roles, name)
+    for other in ("postgres", "template1"):
+        with pytest.raises(MlstackError, match="permission denied for database"):
+            database.connected(replace(role, database=other), 1).__enter__()
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("password", ["", "postgres", "mlflow", "password"])
+def test_the_database_lets_nobody_in_without_the_password(stack: Clone, roles: Roles, password: str) -> None:
+    for user in (stack.values["POSTGRES_USER"], "postgres", roles.tracking.user):
+        with pytest.raises(MlstackError, match="refuses the password"):
+            database.connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
+
+
+# ---- the storage ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(stack: Clone) -> Keys:
+    """MLflow's way into the storage, from this machine."""
+    return replace(settings.tracking_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
+
+
+@pytest.mark.refusal
+def test_the_storage_shows_nothing_to_a_stranger(stored: Keys) -> None:
+    stranger = Minio(stored.endpoint, secure=False)
+    for attempt in (
+        lambda: list(stranger.list_objects(stored.bucket)),
+        lambda: stranger.get_object(stored.bucket, "anything"),
+        lambda: stranger.remove_object(stored.bucket, "anything"),
+    ):
+        with pytest.raises(S3Error, match="AccessDenied"):
+            attempt()
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("access_key", ["minioadmin", "minio", "admin", "mlflow"])
+def test_no_usual_key_opens_the_storage(stored: Keys, access_key: str) -> None:
+    for secret_key in ("minioadmin", "minio123", "password"):
+        with pytest.raises(S3Error, match="InvalidAccessKeyId"):
+            client_for(replace(stored, access_key=access_key, secret_key=secret_key)).list_buckets()
+
+
+@pytest.mark.refusal
+def test_mlflows_keys_administer_nothing(stored: Keys) -> None:
+    admin = MinioAdmin(endpoint=stored.endpoint, credentials=StaticProvider(stored.access_key, stored.secret_key), secure=False)
+    for attempt in (admin.user_list, admin.policy_list, admin.info, lambda: admin.user_add("mine", "a-long-secret")):
+        with pytest.raises(MinioAdminException, match="AccessDenied"):
+            attempt()
+
+
+# Every way of the two unfixed CVEs: signed in the query, by a header, and with MinIO's own unpacking of archives.
+FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
+    "query": (True, {}),
+    "header": (False, {}),
+    "query, to be unpacked": (True, {"X-Amz-Meta-Snowball-Auto-Extract": "true"}),
+    "header, to be unpacked": (False, {"X-Amz-Meta-Snowball-Auto-Extract": "true"}),
+}
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("payload", ["STREAMING-UNSIGNED-PAYLOAD-TRAILER", "UNSIGNED-PAYLOAD"])
+@pytest.mark.parametrize("way", FORGERIES)
+def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str, payload: str) -> None:
+    in_query, headers = FORGERIES[way]
+    credential = f"{stored.access_key}/20261124/us-east-1/s3/aws4_request"
+    query = {
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": credential,
+        "X-Amz-Date": "20261124T000000Z",
+        "X-Amz-Expires": "604800",
+        "X-Amz-SignedHeaders": "host",
+        "X-Amz-Signature": "0" * 64,
+    }
+    signature = f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature={'0' * 64}"
+    name = f"forged-{secrets.token_hex(4)}"
+    answer = requests.put(
+        f"http://{stored.endpoint}/{stored.bucket}/{name}?{urllib.parse.urlencode(query) if in_query else ''}",
+        data=b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n",
+        headers={
+            "x-amz-content-sha256": payload,
+            "x-amz-decoded-content-length": "5",
+            "x-amz-trailer": "x-amz-checksum-crc32",
+            **({} if in_query else {"Authorization": signature, "x-amz-date": "20261124T000000Z"}),
+            **headers,
+        },
+        timeout=10,
+    )
+    assert answer.status_code in (400, 403), answer.text
+    assert "<Code>AccessDenied</Code>" in answer.text or "<Code>SignatureDoesNotMatch</Code>" in answer.text, answer.text
+    assert not [item.object_name for item in client_for(stored).list_objects(stored.bucket, prefix="forged-")]
+
+
+@pytest.mark.refusal
+def test_the_storages_console_asks_for_a_login(stack: Clone) -> None:
+    console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
+    assert requests.get(f"{console}/buckets", timeout=10).status_code == 403
+    wrong = {"accessKey": "minioadmin", "secretKey": "minioadmin"}
+    assert requests.post(f"{console}/login", json=wrong, timeout=10).status_code == 401
+
+
+# ---- MLflow --------------------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/signup"),
+        ("GET", "/api/2.0/mlflow/experiments/search?max_results=1"),
+        ("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1"),
+        ("POST", "/graphql"),
+        ("GET", "/api/2.0/mlflow-artifacts/artifacts?path=0"),
+        ("GET", "/api/2.0/mlflow-artifacts/artifacts/0/x"),
+        ("PUT", "/api/2.0/mlflow-artifacts/artifacts/0/x"),
+        ("DELETE", "/api/2.0/mlflow-artifacts/artifacts/0/x"),
+        ("GET", "/get-artifact?path=x&run_uuid=x"),
+        ("GET", "/api/2.0/mlflow/webhooks"),
+    ],
+)
+def test_mlflow_shows_nothing_without_an_account(stack: Clone, method: str, path: str) -> None:
+    for auth in (None, ("admin", "password1234"), ("notebook", ""), ("healthcheck", "")):
+        assert mlflow(stack, method, path, auth, {} if method == "POST" else None).status_code == 401, auth
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "users/create", {"username": "mallory", "password": "a-long-password"}),
+        ("PATCH", "users/update-admin", {"username": "notebook", "is_admin": True}),
+        ("PATCH", "users/update-password", {"username": "admin", "password": "a-long-password"}),
+        ("DELETE", "users/delete", {"username": "admin"}),
+        ("GET", "users/get?username=admin", None),
+    ],
+)
+def test_the_notebooks_account_administers_nobody(stack: Clone, notebook: Auth, method: str, path: str, body: Any) -> None:
+    assert api(stack, method, path, notebook, body).status_code == 403
+
+
+@pytest.mark.refusal
+def test_a_colleague_edits_but_cannot_delete_what_is_not_theirs(stack: Clone, notebook: Auth, person: Auth) -> None:
+    created = api(stack, "POST", "experiments/create", notebook, {"name": f"mine-{secrets.token_hex(4)}"}).json()
+    experiment = created["experiment_id"]
+    run = api(stack, "POST", "runs/create", notebook, {"experiment_id": experiment, "start_time": 1}).json()
+    run_id = run["run"]["info"]["run_id"]
+    point = {"run_id": run_id, "key": "theirs", "value": 1, "timestamp": 1}
+    assert api(stack, "POST", "runs/log-metric", person, point).status_code == 200
+    assert api(stack, "POST", "runs/delete", person, {"run_id": run_id}).status_code == 403
+    assert api(stack, "POST", "experiments/delete", person, {"experiment_id": experiment}).status_code == 403
+    assert api(stack, "POST", "runs/delete", notebook, {"run_id": run_id}).status_code == 200
+
+
+@pytest.mark.refusal
+def test_an_artifact_path_does_not_climb_out_of_its_run(stack: Clone, notebook: Auth) -> None:
+    for path in ("..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "0/..%2f..%2f..%2fetc%2fpasswd"):
+        answer = mlflow(stack, "GET", f"/api/2.0/mlflow-artifacts/artifacts/{path}", notebook)
+        assert answer.status_code in (400, 403, 404), (path, answer.status_code)
+        assert "root:" not in answer.text
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "mlflow.evil.example", "169.254.169.254"])
+def test_mlflow_answers_to_no_foreign_name(stack: Clone, notebook: Auth, host: str) -> None:
+    assert api(stack, "GET", "experiments/get?experiment_id=0", notebook, Host=host).status_code == 403
+
+
+@pytest.mark.refusal
+def test_a_foreign_page_neither_writes_nor_reads_in_mlflow(stack: Clone, notebook: Auth) -> None:
+    evil = {"Origin": "http://evil.example"}
+    assert api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}, **evil).status_code == 403
+    reading = api(stack, "GET", "experiments/get?experiment_id=0", notebook, **evil)
+    assert "Access-Control-Allow-Origin" not in reading.headers or reading.status_code == 403
+    asked = {**evil, "Access-Control-Request-Method": "POST"}
+    assert "Access-Control-Allow-Origin" not in api(stack, "OPTIONS", "runs/create", None, **asked).headers
+    own = f"http://localhost:{stack.values['MLFLOW_PORT']}"
+    assert api(stack, "POST", "experiments/create", notebook, {"name": secrets.token_hex(4)}, Origin=own).status_code == 200
+
+
+@pytest.mark.refusal
+def test_a_removed_account_is_refused_once_its_password_check_is_forgotten(stack: Clone, person: Auth) -> None:
+    assert api(stack, "GET", "experiments/get?experiment_id=0", person).status_code == 200
+    done = stack.make("user-remove", "NAME=colleague")
+    assert done.returncode != 0 and "no terminal" in done.stderr
+    done = stack.make("user-remove", "NAME=colleague", "YES=1")
+    assert done.returncode == 0, done.stderr
+
+    def refused_by_each_worker() -> bool:
+        return all(api(stack, "GET", "experiments/get?experiment_id=0", person).status_code == 401 for _ in range(20))
+
+    wait_until(refused_by_each_worker, accounts.CACHED_SECONDS + 30, interval=2)
+
+
+# ---- Jupyter -------------------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("token", [None, "wrong", ""])
+def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | None) -> None:
+    server = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}"
+    headers = {} if token is None else {"Authorization": f"token {token}"}
+    for path in ("/api/contents", "/api/kernels", "/api/terminals", "/api/sessions", "/files/01_first_run.ipynb"):
+        answer = requests.get(f"{server}{path}", headers=headers, timeout=10, allow_redirects=False)
+        assert answer.status_code in (302, 403), path
+        assert "01_first_run" not in answer.text.replace(urllib.parse.quote_plus(path), "")
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(("service", "port"), [("postgres", 5432), ("minio", 9000), ("minio", 9001)])
+def test_a_notebook_reaches_neither_database_nor_storage(stack: Clone, service: str, port: int) -> None:
+    container = stack.compose("ps", "--quiet", service).strip()
+    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    for address in (service, *(network["IPAddress"] for network in networks.values())):
+        attempt = f"import socket; socket.create_connection(({address!r}, {port}), timeout=3)"
+        done = in_service(stack, "jupyter", "python3", "-c", attempt)
+        assert done.returncode != 0, f"{address}:{port} was reached"
+        assert "gaierror" in done.stderr or "timed out" in done.stderr or "unreachable" in done.stderr, done.stderr
+
+
+@pytest.mark.refusal
+def test_a_notebook_holds_no_key_of_database_or_storage(stack: Clone) -> None:
+    environment = stack.in_container("jupyter", "env")
+    own = {"MLFLOW_TRACKING_PASSWORD", "JUPYTER_TOKEN"}
+    assert {name for name in SECRETS if stack.values[name] in environment} == own
+
+
+# ---- the containers ------------------------------------------------------------------------------
+
+
+def in_service(stack: Clone, service: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command in a running container, as it is; a one-shot is started for it."""
+    verb = ["run", "--rm", "--no-deps", "-T"] if service == ONE_SHOT else ["exec", "-T"]
+    return subprocess.run(
+        ["docker", "compose", *verb, service, *command], cwd=stack.folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
+def test_no_process_is_root_or_can_become_it(stack: Clone, service: str) -> None:
+    shown = in_service(stack, service, "bash", "-c", "id -u; grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs' /proc/self/status").stdout
+    uid, *lines = shown.splitlines()
+    assert uid != "0"
+    assert {line.split()[1] for line in lines if line.startswith("Cap")} == {"0" * 16}
+    assert "NoNewPrivs:\t1" in lines
+    for attempt in ("chown 0:0 /proc/self/fd", "mount -t tmpfs none /mnt", "su -c id"):
+        assert in_service(stack, service, "bash", "-c", attempt).returncode != 0, attempt
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
+def test_no_program_of_an_image_can_be_replaced(stack: Clone, service: str) -> None:
+    for place in ("/usr/local/bin/mine", "/etc/mine", "/mine", "/opt/mine"):
+        done = in_service(stack, service, "bash", "-c", f"echo x > {place}")
+        assert done.returncode != 0
+        assert "Read-only file system" in done.stderr, done.stderr
+
+
+@pytest.mark.refusal
+def test_a_container_takes_no_more_than_its_share_of_the_machine(stack: Clone) -> None:
+    greedy = in_service(stack, ONE_SHOT, "python3", "-c", "b'x' * (8 << 30)")
+    assert greedy.returncode == 137  # killed, and it alone
+    forks = "for i in {1..300}; do sleep 20 & done 2>&1"
+    assert "Resource temporarily unavailable" in in_service(stack, ONE_SHOT, "bash", "-c", forks).stdout
+    assert stack.make("status").returncode == 0
+
+
+@pytest.mark.refusal
+def test_the_ports_are_closed_to_every_other_address_of_this_machine(stack: Clone) -> None:
+    addresses = {
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    }
+    assert addresses  # the bridge of Docker at least
+    for name in ("POSTGRES_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "JUPYTER_PORT"):
+        socket.create_connection(("127.0.0.1", int(stack.values[name])), timeout=5).close()
+        for address in addresses:
+            with pytest.raises((ConnectionRefusedError, TimeoutError)):
+                socket.create_connection((address, int(stack.values[name])), timeout=5)
+
+
+# ---- the secrets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_image_holds_a_secret(stack: Clone, service: str) -> None:
+    patterns = "\n".join(stack.values[name] for name in SECRETS)
+    assert not [name for name in SECRETS if stack.values[name] in docker("history", "--no-trunc", stack.image(service))]
+    search = "exec grep -rlFf - / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev -s"
+    command = ["docker", "run", "--rm", "-i", "--network", "none", "--user", "0", "--entrypoint", "bash", stack.image(service)]
+    found = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (1, ""), found.stderr  # grep's way to say that there is none
+
+
+@pytest.mark.refusal
+def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
+    containers = stack.compose("ps", "--quiet").split()
+    shown = {
+        "docker logs": stack.compose("logs", "--no-color"),
+        "processes": "".join(docker("top", container, "-eo", "pid,args") for container in containers),
+        "files": "".join(path.read_text() for path in (stack.folder / "logs").glob("*.log")),
+    }
+    assert all(shown.values())
+    assert {place: name for place, text in shown.items() for name in SECRETS if stack.values[name] in text} == {}
+
+
+@pytest.mark.refusal
+def test_the_secrets_are_readable_by_their_owner_alone(stack: Clone) -> None:
+    env = stack.folder / ".env"
+    assert env.stat().st_mode & 0o077 == 0
+    env.chmod(0o644)
+    done = stack.make("env")
+    assert done.returncode == 0 and "by you alone" in done.stderr
+    assert env.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("command", ["reset", "rotate", "user-remove NAME=notebook"])
+def test_nothing_is_deleted_or_replaced_unasked(stack: Clone, command: str) -> None:
+    done = stack.make(*command.split())
+    assert done.returncode != 0
+    assert "there is no terminal to ask at" in done.stderr and "YES=1" in done.stderr
+
+
+def test_without_accounts_it_is_said_at_every_start_and_a_client_needs_no_change(stack: Clone) -> None:
+    """Last in this file: it opens MLflow, and closes it again."""
+    stack.set(MLFLOW_AUTH="off")
+    try:
+        done = stack.make("up")
+        assert done.returncode == 0, done.stderr
+        assert "MLFLOW_AUTH=off" in done.stderr and "open to everybody here" in done.stdout
+        assert api(stack, "GET", "experiments/get?experiment_id=0", None).status_code == 200
+        stack.in_container("jupyter", "python3", "-c", "import mlflow; mlflow.log_metric('a', 1)")
+        done = stack.make("user", "NAME=colleague")
+        assert done.returncode != 0 and "MLFLOW_AUTH is off" in done.stderr
+    finally:
+        stack.set(MLFLOW_AUTH="on")
+        done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    assert api(stack, "GET", "experiments/get?experiment_id=0", None).status_code == 401
