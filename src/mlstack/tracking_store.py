@@ -7,6 +7,7 @@ for `http` through MLflow's entry point, in the notebook image and in the projec
 
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -26,15 +27,10 @@ LIMIT = 100_000
 class Batch(RunBatch):
     """What one call logs. Its failure is that of every call that was merged into it."""
 
-    @property
-    def exception(self) -> BaseException | None:
-        return self._exception
-
-    @exception.setter
-    def exception(self, error: BaseException | None) -> None:
-        self._exception: BaseException | None = error
+    def complete(self) -> None:
         for child in self.child_batches:
-            child.exception = error
+            child.exception = self.exception
+        super().complete()
 
 
 class Queue(AsyncLoggingQueue):
@@ -43,10 +39,10 @@ class Queue(AsyncLoggingQueue):
     def log_batch_async(self, run_id: str, params: list[Param], tags: list[RunTag], metrics: list[Metric]) -> RunOperations:
         if not self.is_active():
             self.activate()
-        assert self._batch_status_check_threadpool  # made by activate
         batch = Batch(run_id, params=params, tags=tags, metrics=metrics, completion_event=threading.Event())
         self._queue.put(batch)
-        return RunOperations([self._batch_status_check_threadpool.submit(self._wait_for_batch, batch)])
+        pool: ThreadPoolExecutor = self._batch_status_check_threadpool  # type: ignore[assignment] # made by activate
+        return RunOperations([pool.submit(self._wait_for_batch, batch)])
 
 
 class Store(RestStore):
@@ -67,7 +63,11 @@ class Store(RestStore):
         with self._change:
             self._change.wait_for(lambda: self._waiting < LIMIT)
             self._waiting += count
-        return super().log_batch_async(run_id, metrics, params, tags)
+        try:
+            return super().log_batch_async(run_id, metrics, params, tags)
+        except BaseException:
+            self._are_done(count)
+            raise
 
     def flush_async_logging(self) -> None:
         """Returns when everything that was logged is stored. Raises MlstackError when something could not be."""
@@ -89,9 +89,12 @@ class Store(RestStore):
                 self._reason = error
             raise
         finally:
-            with self._change:
-                self._waiting -= count
-                self._change.notify_all()
+            self._are_done(count)
+
+    def _are_done(self, count: int) -> None:
+        with self._change:
+            self._waiting -= count
+            self._change.notify_all()
 
     def _tell_what_was_dropped(self) -> None:
         with self._change:
