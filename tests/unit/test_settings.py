@@ -60,6 +60,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "JUPYTER_MEMORY": (["512m", "3g"], ["3", "3GB", "0g", "1.5g", "-1g"]),
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
+    "BACKUP_DIR": ANYTHING,
     "POSTGRES_IMAGE": IMAGE,
     "MINIO_IMAGE": IMAGE,
     "MLFLOW_IMAGE": IMAGE,
