@@ -1,0 +1,63 @@
+"""What is really stored of a run, read from Postgres and MinIO themselves. Runs in the bootstrap's container, which may.
+
+python3 audit.py RUN MODEL PREFIX [forget]: prints one JSON object; `forget` deletes the run's objects afterwards.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from typing import Any
+
+import psycopg2
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+
+
+def rows(statement: str, *values: str) -> list[Any]:
+    connection = psycopg2.connect(
+        host="postgres",
+        user=os.environ["POSTGRES_USER"],
+        password=os.environ["POSTGRES_PASSWORD"],
+        dbname=os.environ["POSTGRES_DB"],
+    )
+    with connection, connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall()
+
+
+def checksum(storage: Minio, bucket: str, name: str) -> str:
+    digest = hashlib.sha256()
+    response = storage.get_object(bucket, name)
+    for chunk in response.stream(1024**2):
+        digest.update(chunk)
+    response.close()
+    return digest.hexdigest()
+
+
+def main(run: str, model: str, prefix: str, *forget: str) -> None:
+    storage = Minio(
+        "minio:9000", access_key=os.environ["MINIO_ROOT_USER"], secret_key=os.environ["MINIO_ROOT_PASSWORD"], secure=False
+    )
+    bucket = os.environ["MINIO_BUCKET"]
+    found = [item.object_name for item in storage.list_objects(bucket, prefix, recursive=True)]
+    stored = {
+        "points": rows("SELECT key, value, timestamp, step FROM metrics WHERE run_uuid = %s", run),
+        "latest": rows("SELECT key, value, timestamp, step FROM latest_metrics WHERE run_uuid = %s", run),
+        "artifacts": {name.removeprefix(prefix): checksum(storage, bucket, name) for name in found},
+        "versions": rows(
+            "SELECT t.value, t.version::text FROM model_version_tags t JOIN model_versions v USING (name, version)"
+            " WHERE name = %s AND t.key = 'ledger'",
+            model,
+        ),
+        "aliases": rows("SELECT alias, version::text FROM registered_model_aliases WHERE name = %s", model),
+    }
+    if forget:
+        versions = storage.list_objects(bucket, prefix, recursive=True, include_version=True)
+        for error in storage.remove_objects(bucket, (DeleteObject(item.object_name, item.version_id) for item in versions)):
+            raise RuntimeError(str(error))
+    print(json.dumps(stored))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
