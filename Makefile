@@ -39,6 +39,9 @@ reset: ## Delete all data of this stack, after asking (YES=1 answers)
 test: ## Every check and test, on a stack of its own
 	@scripts/test.sh $(TESTS)
 
+test-faults: ## Every fault, with a client at work (25 minutes; REPORT=1 writes docs/reliability.md)
+	@REPORT=$(REPORT) scripts/test-faults.sh $(TESTS)
+
 lint: ## ruff and mypy
 	@scripts/venv.sh && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 

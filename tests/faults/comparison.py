@@ -22,6 +22,7 @@ class Entry:
     said: str = ""
     seconds: float = 0.0
     position: int = 0  # in the ledger, of its outcome
+    at: float = 0.0  # when it was told
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Ledger:
 
     def stored(self, *kinds: str) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.outcome == "stored" and entry.kind in kinds)
+
+    def rate(self, kind: str) -> float:
+        """Acknowledged points a second, from the first answer on."""
+        told = list(self.stored(kind))
+        if len(told) < 2:
+            return 0.0
+        return sum(len(entry.items) for entry in told[1:]) / (max(entry.at for entry in told) - min(entry.at for entry in told))
 
     def failed(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.outcome == "failed"]
@@ -57,7 +65,9 @@ def read(path: Path) -> Ledger:
             case "stored" | "failed" as outcome:
                 tried = calls[event["number"]]
                 said = event["said"] if outcome == "stored" else event["message"]
-                calls[event["number"]] = Entry(tried.kind, tried.number, tried.items, outcome, said, event["seconds"], position)
+                calls[event["number"]] = Entry(
+                    tried.kind, tried.number, tried.items, outcome, said, event["seconds"], position, event["at"]
+                )
             case "ended":
                 has_ended = True
     prefix = start["artifacts"].removeprefix("mlflow-artifacts:/").lstrip("/") + "/"

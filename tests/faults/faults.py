@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.faults import engine
 from tests.faults.stack import Client, Stack
 
 DATA_AND_TRACKING = ("postgres", "minio", "mlflow")
@@ -53,3 +54,50 @@ def paused(stack: Stack, service: str, seconds: float) -> None:
 
 
 OF_SERVICES = tuple(_of_services())
+
+
+def cut(stack: Stack, seconds: float) -> None:
+    """Jupyter is taken out of the network that it shares with MLflow: no name, no route, open connections hang."""
+    network, container = f"{stack.clone.name}_work", stack.container("jupyter")
+    stack.docker("network", "disconnect", network, container)
+    time.sleep(seconds)
+    stack.docker("network", "connect", "--alias", "jupyter", network, container)
+
+
+NETWORK = Fault("network between Jupyter and MLflow cut for 20 s", lambda stack, _: cut(stack, 20))
+KERNEL = Fault("notebook kernel killed (-9) while it logs asynchronously", lambda _, client: client.kill(), kills_client=True)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A volume that is full for a while. It is small and in memory, and this is who keeps it and fills it."""
+
+    volume: str
+
+    def __call__(self, stack: Stack, _: Client) -> None:
+        stack.docker("exec", holder(stack, self.volume), "bash", "-c", FILL)
+
+
+FULL_SECONDS = 20
+# Whatever a service gives back in between is taken too; at the end there is room again.
+FILL = (
+    f"timeout {FULL_SECONDS} bash -c 'while :; do cat /dev/zero >>/held/filler; sleep 0.1; done' 2>/dev/null;"
+    " test -s /held/filler && rm /held/filler"
+)
+
+
+def holder(stack: Stack, volume: str) -> str:
+    """The name of the container that keeps a volume in memory alive while no service holds it."""
+    return f"{stack.clone.name}-holder-{volume}"
+
+
+MINIO_FULL = Fault(f"disk of MinIO full for {FULL_SECONDS} s", Filled("minio"))
+POSTGRES_FULL = Fault(f"disk of Postgres full for {FULL_SECONDS} s", Filled("postgres"))
+SPOOL_FULL = Fault(f"MLflow's temporary folder full for {FULL_SECONDS} s", Filled("spool"))
+OF_DISKS = (MINIO_FULL, POSTGRES_FULL, SPOOL_FULL)
+
+
+ENGINE = Fault("Docker engine killed (-9) and started again", lambda stack, _: engine.restart(stack.engine), kills_client=True)
+GIVES_UP = Fault("mlflow: stopped for 30 s, a client that tries only twice", lambda stack, _: stopped(stack, "mlflow", 30))
+
+MATRIX = (*OF_SERVICES, NETWORK, KERNEL, GIVES_UP, *OF_DISKS, ENGINE)

@@ -11,7 +11,7 @@ from typing import Any
 from mlstack import settings
 from tests.clone import Clone
 from tests.faults import comparison
-from tests.faults.comparison import KINDS, Ledger, Verdict
+from tests.faults.comparison import KINDS, Ledger
 from tests.integration.service import wait_until
 
 HERE = Path(__file__).parent

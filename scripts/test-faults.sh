@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# make test-faults: every fault of docs/reliability.md, on stacks of its own (about 25 minutes). REPORT=1 writes the table
+# there. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/engine.sh
+scripts/base-image.sh
+scripts/venv.sh
+exec .venv/bin/pytest --timeout 1500 tests/faults ${REPORT:+--report docs/reliability.md} "$@"

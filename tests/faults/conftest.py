@@ -1,0 +1,28 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults import report
+from tests.faults.experiment import Row
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report", type=Path, help="the page whose table is written from this run")
+
+
+@pytest.fixture(scope="session")
+def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
+    """What the faults did, in their order. Written where --report says, at the end."""
+    rows: list[Row] = []
+    yield rows
+    print(f"\n{report.table(rows)}")  # noqa: T201 # the result of the run
+    if page := request.config.getoption("--report"):
+        report.write(page, rows)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A folder name for the test's client."""
+    return re.sub(r"\W+", "-", request.node.name).strip("-")[-80:].lower()

@@ -1,0 +1,54 @@
+"""A Docker engine in a container: the one of this machine has other people's containers and is never restarted."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlstack.compose import docker
+from tests.clone import Clone
+from tests.integration.service import wait_until
+
+DOCKERFILE = Path(__file__).with_name("engine.Dockerfile")
+START = "rm -f /var/run/docker.pid; exec dockerd >>/var/log/dockerd.log 2>&1"
+
+
+@contextmanager
+def engine_for(clone: Clone) -> Iterator[str]:
+    """The name of a container with an engine that has the clone's folder at the same path, and its images."""
+    name = f"{clone.name}-engine"
+    docker("build", "--quiet", "--tag", name, "--file", str(DOCKERFILE), str(DOCKERFILE.parent))
+    # Everything that --privileged gives but SYS_RESOURCE, which a machine that is itself confined cannot give.
+    docker(
+        "run", "--detach", "--init", "--name", name, "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE",
+        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", 
+        "--security-opt", "systempaths=unconfined",        "--device-cgroup-rule", "a *:* rwm", "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+        "--volume", f"{clone.folder}:{clone.folder}", name,
+    )  # fmt: skip
+    try:
+        start(name)
+        images = [clone.image(service) for service in ("postgres", "minio", "mlflow", "jupyter")]
+        with subprocess.Popen(["docker", "save", *images], stdout=subprocess.PIPE) as saved:
+            subprocess.run(
+                ["docker", "exec", "--interactive", name, "docker", "load"], stdin=saved.stdout, capture_output=True, check=True
+            )
+        assert saved.returncode == 0
+        yield name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def start(name: str) -> None:
+    docker("exec", "--detach", name, "bash", "-c", START)
+    wait_until(lambda: _answers(name), 60)
+
+
+def restart(name: str) -> None:
+    """kill -9, and started again as systemd would start it: what the engine ran goes on without it until then."""
+    docker("exec", name, "pkill", "-KILL", "-x", "dockerd")
+    wait_until(lambda: not _answers(name), 10)
+    start(name)
+
+
+def _answers(name: str) -> bool:
+    return subprocess.run(["docker", "exec", name, "docker", "version"], capture_output=True, check=False).returncode == 0

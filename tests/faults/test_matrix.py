@@ -1,0 +1,113 @@
+"""Every fault, on the shipped stack with a client at work. Slow: `make test-faults`. REPORT=1 writes docs/reliability.md."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clone import Clone
+from tests.faults import experiment, faults
+from tests.faults.engine import engine_for
+from tests.faults.experiment import Result, Row
+from tests.faults.faults import Fault
+from tests.faults.stack import Stack
+
+# Small volumes in memory. What is in them counts as memory of the service that wrote it.
+SMALL = """
+services:
+  postgres: { mem_limit: 2g }
+  minio: { mem_limit: 4g }
+  mlflow: { mem_limit: 3g }
+volumes:
+  postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=512m,uid=999,gid=999,mode=1777" } }
+  minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=2g,uid=1000,gid=1000" } }
+  spool: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=256m,uid=1000,gid=1000,mode=1777" } }
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Clone) -> Iterator[Stack]:
+    """The shipped stack, as `make up` starts it."""
+    done = clone.make("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Stack(clone)
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@pytest.fixture(scope="module")
+def small_stack(clone: Clone) -> Iterator[Stack]:
+    """The same with disks that can be filled. It comes after the other: they share a name and ports."""
+    override = clone.folder / "docker-compose.override.yml"
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    override.write_text(SMALL)
+    stack = Stack(clone)
+    held = [fault.inject.volume for fault in faults.OF_DISKS]
+    try:
+        done = clone.make("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        for volume in held:
+            stack.docker(
+                "run", "--detach", "--init", "--name", faults.holder(stack, volume), "--user", "0", "--network", "none",
+                "--volume", f"{clone.name}_{volume}:/held", "--entrypoint", "sleep", clone.image("postgres"), "infinity",
+            )  # fmt: skip
+        yield stack
+    finally:
+        for volume in held:
+            stack.docker("rm", "--force", faults.holder(stack, volume))
+        clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+        override.unlink()
+
+
+@pytest.fixture(scope="module")
+def contained_stack(clone: Clone) -> Iterator[Stack]:
+    """The same on an engine of its own, which may be killed."""
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    with engine_for(clone) as engine:
+        stack = Stack(clone, engine)
+        stack.compose("up", "--detach", "--wait", "--no-build")
+        yield stack
+        stack.compose("down", "--volumes", "--timeout", "10")
+
+
+def check(result: Result) -> None:
+    for verdict in result.verdicts:
+        assert verdict.is_good, verdict
+        assert verdict.points and verdict.artifacts and verdict.registry
+    assert result.row.rate >= 1
+
+
+@pytest.mark.parametrize("fault", (*faults.OF_SERVICES, faults.NETWORK), ids=str)
+def test_a_fault_of_a_service_or_the_network_costs_nothing(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+    result = experiment.run(stack, fault, name)
+    rows.append(result.row)
+    check(result)
+    assert not result.ledgers[0].failed(), result.row.saw
+
+
+def test_a_killed_kernel_costs_what_was_not_yet_answered(stack: Stack, rows: list[Row], name: str) -> None:
+    result = experiment.run(stack, faults.KERNEL, name)
+    rows.append(result.row)
+    check(result)
+    killed = result.verdicts[0]
+    assert killed.unanswered > 0, "nothing was on its way: the test shows nothing"
+
+
+def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: str) -> None:
+    result = experiment.run(stack, faults.GIVES_UP, name, MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
+    rows.append(result.row)
+    check(result)
+    failed = result.ledgers[0].failed()
+    assert {"sync", "async"} <= {entry.kind for entry in failed}
+    assert all("mlflow:5000" in entry.said for entry in failed)
+
+
+@pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
+def test_a_full_disk_costs_nothing_and_heals(small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+    result = experiment.run(small_stack, fault, name, large=100)
+    rows.append(result.row)
+    check(result)
+
+
+def test_a_killed_engine_costs_nothing_and_the_stack_comes_back(contained_stack: Stack, rows: list[Row], name: str) -> None:
+    result = experiment.run(contained_stack, faults.ENGINE, name)
+    rows.append(result.row)
+    check(result)
