@@ -21,8 +21,9 @@ def engine_for(clone: Clone) -> Iterator[str]:
     # Everything that --privileged gives but SYS_RESOURCE, which a machine that is itself confined cannot give.
     docker(
         "run", "--detach", "--init", "--name", name, "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE",
-        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", 
-        "--security-opt", "systempaths=unconfined",        "--device-cgroup-rule", "a *:* rwm", "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+        "--security-opt", "systempaths=unconfined",
+        "--device-cgroup-rule", "a *:* rwm", "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
         "--volume", f"{clone.folder}:{clone.folder}", name,
     )  # fmt: skip
     try:

@@ -76,7 +76,7 @@ def check(result: Result) -> None:
 
 
 @pytest.mark.parametrize("fault", (*faults.OF_SERVICES, faults.NETWORK), ids=str)
-def test_a_fault_of_a_service_or_the_network_costs_nothing(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+def test_a_fault_costs_nothing(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, fault, name)
     rows.append(result.row)
     check(result)
