@@ -15,7 +15,7 @@ def table(rows: list[Row]) -> str:
     lines = [HEAD, tuple("---" for _ in HEAD)]
     for row in rows:
         numbers = (row.rate, row.points, row.artifacts, row.registry, row.lost, row.twice, row.unsaid, row.recovery)
-        lines.append((row.fault, row.saw.replace("|", "\\|"), *(str(number) for number in numbers)))
+        lines.append((row.fault.replace("|", "\\|"), row.saw.replace("|", "\\|"), *(str(number) for number in numbers)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

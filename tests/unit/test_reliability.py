@@ -1,0 +1,44 @@
+"""docs/reliability.md shows every fault of the matrix, from a run, with nothing left open."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import faults, report
+from tests.faults.experiment import Row
+from tests.unit.projects import ROOT
+
+PAGE = ROOT / "docs/reliability.md"
+ROW = Row("a | b", "no error", 210, 5000, 10, 6, 0, 0, 3.5, "none")
+
+
+def test_the_table_has_a_row_for_each_fault_and_no_empty_cell() -> None:
+    rows = report.rows_of(PAGE)
+    assert [row[0] for row in rows] == [fault.name for fault in faults.MATRIX]
+    for row in rows:
+        assert len(row) == len(report.HEAD) and all(row), row
+
+
+def test_the_table_shows_no_loss_and_what_each_fault_met() -> None:
+    for row in report.rows_of(PAGE):
+        cells = dict(zip(report.HEAD, row, strict=True))
+        assert cells["lost"] == "0", row
+        assert all(int(cells[name]) > 0 for name in ("points / s before", "points stored", "artifacts", "registry writes")), row
+        assert float(cells["recovery, s"]) > 0, row
+
+
+def test_the_table_replaces_the_one_before(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    report.write(page, [ROW, ROW])
+    report.write(page, [ROW])
+    assert page.read_text().startswith("above\n") and page.read_text().endswith("\nbelow\n")
+    assert report.rows_of(page) == [["a ¦ b", "no error", "210", "5000", "10", "6", "0", "0", "none", "3.5"]]
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(ValueError, match="has no"):
+        report.write(page, [ROW])
+    assert page.read_text() == "nothing"
