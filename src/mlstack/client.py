@@ -1,6 +1,15 @@
 """The way into the stack's MLflow from a notebook or a script on this machine."""
 
+from collections.abc import Mapping
+
 from mlstack import settings
+
+# As in the stack's own notebooks: a call outlives any restart, and what is asynchronous goes out once a second.
+PATIENCE: Mapping[str, str] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "9",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",
+}
 
 
 def connect() -> str:
@@ -11,5 +20,6 @@ def connect() -> str:
     """
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     found = settings.read(*names, values=settings.of_project())
+    settings.publish({name: value for name, value in PATIENCE.items() if not settings.of_shell(name)})
     settings.publish(found)
     return found["MLFLOW_TRACKING_URI"]

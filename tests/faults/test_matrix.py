@@ -96,8 +96,11 @@ def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: 
     rows.append(result.row)
     check(result)
     failed = result.ledgers[0].failed()
-    assert {"sync", "async"} <= {entry.kind for entry in failed}
-    assert all("mlflow:5000" in entry.said for entry in failed)
+    assert {"sync", "async", "end"} <= {entry.kind for entry in failed}
+    assert all("mlflow" in entry.said and "5000" in entry.said for entry in failed), failed
+    dropped = sum(len(entry.items) for entry in failed if entry.kind == "async")
+    said = next(entry.said for entry in failed if entry.kind == "end")
+    assert f"{dropped} of run {result.ledgers[0].run}" in said
 
 
 @pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mlstack.client import PATIENCE
 from tests.faults import faults, report
 from tests.faults.experiment import Row
-from tests.unit.projects import ROOT
+from tests.unit.projects import ROOT, compose_config
 
 PAGE = ROOT / "docs/reliability.md"
 ROW = Row("a | b", "no error", 210, 5000, 10, 6, 0, 0, 3.5, "none")
@@ -25,6 +26,11 @@ def test_the_table_shows_no_loss_and_what_each_fault_met() -> None:
         assert cells["lost"] == "0", row
         assert all(int(cells[name]) > 0 for name in ("points / s before", "points stored", "artifacts", "registry writes")), row
         assert float(cells["recovery, s"]) > 0, row
+
+
+def test_a_client_on_this_machine_is_as_patient_as_a_notebook(project: Path) -> None:
+    environment = compose_config(project)["services"]["jupyter"]["environment"]
+    assert {name: environment.get(name) for name in PATIENCE} == PATIENCE
 
 
 def test_the_table_replaces_the_one_before(tmp_path: Path) -> None:
