@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 scripts/engine.sh
 scripts/base-image.sh
 scripts/venv.sh
-exec .venv/bin/pytest --timeout 1500 tests/faults/test_matrix.py ${REPORT:+--report docs/reliability.md} "$@"
+exec .venv/bin/pytest -s --timeout 1500 tests/faults/test_matrix.py ${REPORT:+--report docs/reliability.md} "$@"

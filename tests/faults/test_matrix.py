@@ -33,7 +33,7 @@ def stack(clone: Clone) -> Iterator[Stack]:
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def small_stack(clone: Clone) -> Iterator[Stack]:
     """The same with disks that can be filled. It comes after the other: they share a name and ports."""
     override = clone.folder / "docker-compose.override.yml"
@@ -69,6 +69,7 @@ def contained_stack(clone: Clone) -> Iterator[Stack]:
 
 
 def check(result: Result) -> None:
+    print(result.row)  # noqa: T201 # a run takes long: with -s one sees how it goes
     for verdict in result.verdicts:
         assert verdict.is_good, verdict
         assert verdict.points and verdict.artifacts and verdict.registry
@@ -103,11 +104,14 @@ def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: 
     assert f"{dropped} of run {result.ledgers[0].run}" in said
 
 
-@pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
-def test_a_full_disk_costs_nothing_and_heals(small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
-    result = experiment.run(small_stack, fault, name, large=100)
-    rows.append(result.row)
-    check(result)
+class TestFullDisks:
+    """A class, so that this stack is gone before the next begins."""
+
+    @pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
+    def test_a_full_disk_costs_nothing_and_heals(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+        result = experiment.run(small_stack, fault, name, large=100)
+        rows.append(result.row)
+        check(result)
 
 
 def test_a_killed_engine_costs_nothing_and_the_stack_comes_back(contained_stack: Stack, rows: list[Row], name: str) -> None:
