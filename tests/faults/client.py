@@ -23,8 +23,8 @@ from mlflow.entities import Metric
 
 KILOBYTE, MEGABYTE = 1024, 1024**2
 PACE = 0.1  # seconds from one step of a thread to the next
-LATER = 25  # points of an asynchronous step: 250 a second
-AT_ONCE = 100  # points of a synchronous step, which takes as long as its answer: 200 a second, if that is half a second
+LATER = 40  # points of an asynchronous step: 400 a second
+AT_ONCE = 200  # points of a synchronous step, which takes as long as its answer: 200 a second, if that is a second
 SMALL = (KILOBYTE, 30 * KILOBYTE, MEGABYTE, 10 * MEGABYTE)
 LARGE = 300 * MEGABYTE
 BETWEEN_LARGE = 10  # seconds

@@ -17,7 +17,6 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
     """What the faults did, in their order. Written where --report says, at the end."""
     rows: list[Row] = []
     yield rows
-    print(f"\n{report.table(rows)}")  # noqa: T201 # the result of the run
     if page := request.config.getoption("--report"):
         report.write(page, rows)
 

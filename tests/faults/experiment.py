@@ -84,7 +84,8 @@ def _saw(fault: Fault, ledgers: tuple[Ledger, ...]) -> str:
     failed = [entry for ledger in ledgers for entry in ledger.failed()]
     if failed:
         kinds = sorted({entry.kind for entry in failed})
-        message = re.sub(r"\s+", " ", failed[0].said)
+        # A direct call's message first: the asynchronous ones repeat it in a list.
+        message = re.sub(r"\s+", " ", min(failed, key=lambda entry: entry.kind in ("async", "end")).said)
         message = message if len(message) <= SHOWN else message[:SHOWN] + "…"
         return f"{len(failed)} calls failed ({', '.join(kinds)}): {message}"
     if fault.kills_client:

@@ -201,7 +201,7 @@ def test_a_container_has_no_fixed_name_and_bounded_logs(config: dict[str, Any], 
 @pytest.mark.parametrize("service", LONG_RUNNING)
 def test_a_long_running_service_has_a_healthcheck_and_comes_back(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
-    assert found["restart"] == "unless-stopped"
+    assert found["restart"] == "always"
     assert found["healthcheck"]["test"]
     assert "disable" not in found["healthcheck"]
 

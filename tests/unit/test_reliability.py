@@ -1,5 +1,6 @@
 """docs/reliability.md shows every fault of the matrix, from a run, with nothing left open."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.faults.experiment import Row
 from tests.unit.projects import ROOT, compose_config
 
 PAGE = ROOT / "docs/reliability.md"
-ROW = Row("a | b", "no error", 210, 5000, 10, 6, 0, 0, 3.5, "none")
+ROW = Row(faults.KERNEL.name, "a | b", 210, 5000, 10, 6, 0, 0, 3.5, "none")
 
 
 def test_the_table_has_a_row_for_each_fault_and_no_empty_cell() -> None:
@@ -33,13 +34,16 @@ def test_a_client_on_this_machine_is_as_patient_as_a_notebook(project: Path) -> 
     assert {name: environment.get(name) for name in PATIENCE} == PATIENCE
 
 
-def test_the_table_replaces_the_one_before(tmp_path: Path) -> None:
+def test_a_run_replaces_the_rows_of_its_faults_and_keeps_the_others(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
-    report.write(page, [ROW, ROW])
     report.write(page, [ROW])
+    report.write(page, [replace(ROW, fault=faults.NETWORK.name)])
+    report.write(page, [replace(ROW, points=7)])
     assert page.read_text().startswith("above\n") and page.read_text().endswith("\nbelow\n")
-    assert report.rows_of(page) == [["a ¦ b", "no error", "210", "5000", "10", "6", "0", "0", "none", "3.5"]]
+    first, second = report.rows_of(page)
+    assert first[0] == faults.NETWORK.name
+    assert second == [faults.KERNEL.name, "a ¦ b", "210", "7", "10", "6", "0", "0", "none", "3.5"]
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
