@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 # Made last: a venv whose making was interrupted, or is older than its lock, is made again.
 readonly MARK=.venv/mlstack.lock
-cmp -s requirements/host.txt "$MARK" && exit 0
+wanted() { cat requirements/host.txt pyproject.toml; } # the second for the entry points that MLflow looks for
+wanted | cmp -s - "$MARK" && exit 0
 
 readonly UV_VENV=.venv/uv
 uv=$(command -v uv || true)
@@ -32,4 +33,4 @@ export UV_SYSTEM_CERTS=true
   "$uv" pip sync --quiet --python .venv/bin/python --require-hashes requirements/host.txt &&
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
   die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
-cp requirements/host.txt "$MARK"
+wanted >"$MARK"

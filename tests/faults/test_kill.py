@@ -86,6 +86,36 @@ def test_the_comparison_finds_what_nobody_wrote(stack: Stack, calm: Ledger) -> N
     assert len(verdict.unknown) == 1 and verdict.unknown[0].startswith("point ('sync_1', ")
 
 
+REFUSED = """
+import mlflow
+client = mlflow.MlflowClient()
+run = mlflow.start_run()
+client.delete_run(run.info.run_id)
+calls = [client.log_metric(run.info.run_id, "a", step, step=step, synchronous=False) for step in range(20)]
+told = 0
+for call in calls:
+    try:
+        call.wait()
+    except mlflow.MlflowException:
+        told += 1
+print("told", told)
+for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
+    try:
+        end()
+        print("fine")
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_every_call_of_a_batch_that_is_refused_is_told_and_so_is_the_flush(stack: Stack) -> None:
+    """A deleted run takes no metrics; twenty calls leave as one batch."""
+    said = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
+    assert "told 20" in said
+    assert "not every value that was logged is stored: 20 of run" in said
+    assert said.rstrip().endswith("fine")  # once told, it is over
+
+
 def sql(stack: Stack, statements: str) -> None:
     """As the owner of the database."""
     values = stack.clone.values
