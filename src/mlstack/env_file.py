@@ -131,6 +131,12 @@ def unknown_keys(project: Path) -> list[str]:
     return [_with_suggestion(name) for name in names if name not in VARIABLES]
 
 
+def missing_keys(project: Path) -> list[str]:
+    """Keys that `.env.example` has and `.env` has not."""
+    there = {binding.key for binding in _bindings(settings.file_text(project / ".env") or "")}
+    return [name for name in VARIABLES if name not in there]
+
+
 def _with_suggestion(name: str) -> str:
     close = difflib.get_close_matches(name, VARIABLES, n=1)
     return f"{name} (did you mean {close[0]}?)" if close else name

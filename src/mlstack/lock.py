@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from mlstack.errors import MlstackError
 
@@ -32,6 +35,14 @@ def held(project: Path, command: str) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
+
+
+def holder(project: Path) -> str:
+    """Which other command is at work, empty if none is. Only looks: it never takes the lock, not even for a moment."""
+    path = project / ".lock"
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    process = re.search(r"process (\d+)", text)  # a killed command leaves its line behind
+    return text if process and int(process[1]) != os.getpid() and psutil.pid_exists(int(process[1])) else ""
 
 
 def _opened(path: Path) -> TextIO:

@@ -33,7 +33,7 @@ def check(project: Path, *, will_build: bool) -> list[MlstackError]:
         ]
     values = settings.of_project(project)
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    return [problem for problem in (*_ports(values), _memory(), _disk(project, expected_disk)) if problem]
+    return [problem for problem in (*check_ports(values), check_memory(), check_disk(project, expected_disk)) if problem]
 
 
 def check_env(project: Path) -> list[MlstackError]:
@@ -62,7 +62,8 @@ def _open_mlflow(values: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _ports(values: Mapping[str, str]) -> list[MlstackError]:
+def check_ports(values: Mapping[str, str]) -> list[MlstackError]:
+    """Every port that the stack cannot have, with its holder."""
     ours = published_ports(values["COMPOSE_PROJECT_NAME"])
     problems = []
     names_of: dict[int, str] = {}
@@ -118,7 +119,8 @@ def _holder(port: int) -> str:
     return "another program"
 
 
-def _memory() -> MlstackError | None:
+def check_memory() -> MlstackError | None:
+    """Whether Docker has memory enough."""
     total = int(docker("info", "--format", "{{.MemTotal}}")) / GIB
     if total >= MIN_MEMORY_GIB * 0.9:  # a machine sold with 4 GiB reports a little less
         return None
@@ -129,7 +131,8 @@ def _memory() -> MlstackError | None:
     )
 
 
-def _disk(project: Path, expected: int) -> MlstackError | None:
+def check_disk(project: Path, expected: float) -> MlstackError | None:
+    """Whether `expected` GiB are free where Docker keeps images and volumes."""
     # Inside Docker Desktop's machine the folder is not to be seen from here: its disk file lies on the project's side.
     root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
     place = root if root.exists() else project
