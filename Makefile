@@ -10,8 +10,11 @@ up: ## Build what is missing, start everything, wait until it is healthy
 down: ## Stop everything; all data stays
 	@scripts/venv.sh && $(MLSTACK) down
 
-status: ## Each service and whether it is well
-	@scripts/venv.sh && $(MLSTACK) status
+status: ## Services, volumes, schema and backup on one screen (JSON=1 for scripts)
+	@scripts/venv.sh && $(MLSTACK) status $(if $(JSON),--json)
+
+doctor: ## Check everything by using it; cause and fix of what is not well (JSON=1 for scripts)
+	@scripts/venv.sh && $(MLSTACK) doctor $(if $(JSON),--json)
 
 urls: ## Where everything is
 	@scripts/venv.sh && $(MLSTACK) urls
@@ -31,6 +34,9 @@ user-remove: ## Remove a person's account; what it logged stays (NAME=…)
 
 rotate: ## Make every secret anew, on the running stack; all data stays
 	@scripts/venv.sh && $(MLSTACK) rotate $(if $(YES),--yes)
+
+gc: ## Delete for good what was deleted or replaced 30 days ago, after asking (OLDER_THAN=7d, YES=1)
+	@scripts/venv.sh && $(MLSTACK) gc $(if $(OLDER_THAN),--older-than $(OLDER_THAN)) $(if $(YES),--yes)
 
 reset: ## Delete all data of this stack, after asking (YES=1 answers)
 	@scripts/venv.sh && $(MLSTACK) reset $(if $(YES),--yes)

@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlstack import preflight, settings
-from mlstack.compose import attached, containers
+from mlstack.compose import attached
 from mlstack.errors import MlstackError
 from mlstack.lock import held
+from mlstack.logger import get_logger
 from mlstack.operations import accounts, rotate, start
 from mlstack.operations import reset as resetting
 
@@ -23,6 +24,8 @@ PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
 Yes = Annotated[bool, typer.Option("--yes", envvar="YES", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", envvar="JSON", help="For scripts.")]
+OlderThan = Annotated[str, typer.Option(envvar="OLDER_THAN", help="Leave alone what is younger: 30d, 12h.")]
 Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
@@ -106,19 +109,64 @@ def rotate_secrets(yes: Yes = False) -> None:
 
 
 @app.command()
-def status() -> None:
-    """Show each service and whether it is well. Exits with 1 if one is not."""
-    found = containers(PROJECT)
-    if not found:
-        out.print("The stack is down. [bold]make up[/] starts it.")
+def status(as_json: Json = False) -> None:
+    """Show services, volumes, schema and backup. Exits with 1 if a service is not well."""
+    # Each command imports its own: status has to be fast, and the others should not pay for it.
+    from mlstack import status as now
+    from mlstack.screens import of_status
+
+    found = now.status(PROJECT)
+    if as_json:
+        typer.echo(found.as_json())
+    else:
+        out.print(of_status.screen(found))
+    if not found.is_well:
         raise typer.Exit(1)
-    table = Table("service", "state", "health", "since")
-    for container in found:
-        colour = "green" if container.is_well else "red"
-        table.add_row(container.service, f"[{colour}]{container.state}[/]", container.health or "-", container.status)
-    out.print(table)
-    if not all(container.is_well for container in found):
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and the whole stack by using it; say cause and fix. Exits with 1 if a check failed."""
+    from mlstack.doctor import Result, State, Subject, examine
+    from mlstack.screens import of_doctor
+
+    results: list[Result] = []
+    with err.status("looking") as progress:
+        for result in examine(Subject(PROJECT), lambda check: progress.update(f"{check.reach}: {check.name}")):
+            line = of_doctor.line(result)
+            if line and not as_json:
+                if result.reach not in {each.reach for each in results}:
+                    out.print(f"[bold]{result.reach}[/]")
+                out.print(line)
+            results.append(result)
+    if as_json:
+        typer.echo(of_doctor.as_json(results))
+    else:
+        out.print(of_doctor.end(results))
+    failed = [result.name for result in results if result.state is State.FAILED]
+    get_logger("mlstack.doctor").debug("%d checks, failed: %s", len(results), ", ".join(failed) or "none")
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
+    """Show what deleted runs, old versions, orphans and old images occupy; delete it for good after asking."""
+    from mlstack.operations import gc as cleaning
+    from mlstack.screens import of_gc
+
+    with held(PROJECT, "make gc"):
+        age = cleaning.age_of(older_than)
+        with err.status("looking through the database and the bucket"):
+            plan = cleaning.plan(PROJECT, age)
+        out.print(of_gc.screen(plan, older_than))
+        if plan.is_empty:
+            return
+        if not yes:
+            _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1")
+        with err.status("deleting") as progress:
+            cleaning.carry_out(PROJECT, plan, progress.update)
+    out.print("Deleted.")
 
 
 @app.command()
