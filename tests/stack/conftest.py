@@ -1,8 +1,10 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from mlstack import settings
+from mlstack.bootstrap import database
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
 
@@ -11,6 +13,7 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 
 @pytest.fixture(scope="module")
 def stack(clone: Clone) -> Iterator[Clone]:
+    """The shipped stack, started as a user would, empty at the start of each file."""
     done = clone.make("up")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
@@ -22,14 +25,23 @@ def stack(clone: Clone) -> Iterator[Clone]:
 
 @pytest.fixture
 def role(stack: Clone) -> Login:
-    values = stack.values
-    return Login(
-        values["MLFLOW_DB_USER"], values["MLFLOW_DB_PASSWORD"], values["POSTGRES_DB"], "127.0.0.1", int(values["POSTGRES_PORT"])
-    )
+    """MLflow's way into the database, from this machine."""
+    return replace(settings.tracking_login(stack.values), host="127.0.0.1", port=int(stack.values["POSTGRES_PORT"]))
 
 
 @pytest.fixture
 def keys(stack: Clone) -> Keys:
-    values = stack.values
-    endpoint = f"127.0.0.1:{values['MINIO_PORT']}"
-    return Keys(values["MLFLOW_S3_ACCESS_KEY_ID"], values["MLFLOW_S3_SECRET_ACCESS_KEY"], values["MINIO_BUCKET"], endpoint)
+    """MLflow's way into the storage, from this machine."""
+    return replace(settings.tracking_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
+
+
+@pytest.fixture
+def owner_keys(stack: Clone) -> Keys:
+    """The owner's way into the storage, from this machine."""
+    return replace(settings.storage_owner(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
+
+
+def rows(role: Login, statement: str) -> list[tuple[object, ...]]:
+    with database.connected(role, 30) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()

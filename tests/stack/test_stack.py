@@ -11,18 +11,11 @@ import nbformat
 import pytest
 
 from mlstack import settings
-from mlstack.bootstrap import database
 from mlstack.bootstrap.storage import client_for
 from mlstack.compose import docker
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
-from tests.stack.conftest import SECRETS
-
-
-def rows(role: Login, statement: str) -> list[tuple[object, ...]]:
-    with database.connected(role, 30) as connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        return cursor.fetchall()
+from tests.stack.conftest import SECRETS, rows
 
 
 def objects(keys: Keys) -> dict[str, str]:

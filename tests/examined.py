@@ -1,0 +1,18 @@
+"""One check of the doctor, with what it needs and nothing else."""
+
+from mlstack.doctor import CHECKS, Result, Subject
+from mlstack.doctor.check import Check, run
+
+
+def with_needs(*checks: Check) -> list[Check]:
+    """Checks and all that they need, in their order."""
+    wanted, waiting = set(checks), list(checks)
+    while waiting:
+        new = set(waiting.pop().needs) - wanted
+        wanted |= new
+        waiting += new
+    return [each for each in CHECKS if each in wanted]
+
+
+def result_of(subject: Subject, check: Check) -> Result:
+    return list(run(subject, with_needs(check)))[-1]

@@ -1,0 +1,541 @@
+"""Each check of `make doctor` against a stack in which its subject is really broken; the stack is mended after each."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import pytest
+
+from mlstack.bootstrap import database
+from mlstack.bootstrap.storage import _admin_for, client_for
+from mlstack.cleaning.versions import histories
+from mlstack.compose import docker
+from mlstack.doctor import CHECKS, Limits, State, Subject, diagnose, environment, notebooks, storage, tidying, tracking
+from mlstack.doctor import database as database_checks
+from mlstack.doctor import stack as stack_checks
+from mlstack.doctor.check import Check, run
+from mlstack.settings import Keys, Login
+from tests.clone import Clone
+from tests.examined import result_of, with_needs
+from tests.integration.service import wait_until
+from tests.stack.conftest import SECRETS, rows
+
+Break = Callable[[Clone], AbstractContextManager[None]]
+
+
+# ---- breaking and mending ----------------------------------------------------------------------
+
+
+@contextmanager
+def with_values(clone: Clone, **changes: str) -> Iterator[None]:
+    """Another value in `.env` than the one that the services were started with."""
+    path = clone.folder / ".env"
+    before = path.read_text()
+    clone.set(**changes)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def value(**changes: str) -> Break:
+    return lambda clone: with_values(clone, **changes)
+
+
+@contextmanager
+def stopped(clone: Clone, service: str) -> Iterator[None]:
+    clone.compose("stop", "--timeout", "5", service)
+    try:
+        yield
+    finally:
+        clone.compose("up", "--detach", "--wait", "--no-deps", service)
+
+
+@contextmanager
+def recreated(clone: Clone, service: str, override: str) -> Iterator[None]:
+    """A service with another configuration."""
+    path = clone.folder / "docker-compose.override.yml"
+    path.write_text(f"services:\n  {service}:\n{override}")
+    try:
+        clone.compose("up", "--detach", "--wait", "--no-deps", service)
+        yield
+    finally:
+        path.unlink()
+        clone.compose("up", "--detach", "--wait", "--no-deps", "--force-recreate", service)
+
+
+def override(service: str, text: str) -> Break:
+    return lambda clone: recreated(clone, service, text)
+
+
+@contextmanager
+def changed_row(clone: Clone, table: str) -> Iterator[None]:
+    """Another revision in one of MLflow's tables than the one that its server has."""
+    owner = database_login(clone)
+    with database.connected(owner, 10) as connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT version_num FROM {table}")  # noqa: S608
+        (before,) = cursor.fetchone()
+        cursor.execute(f"UPDATE {table} SET version_num = '0ld'")  # noqa: S608
+        try:
+            yield
+        finally:
+            cursor.execute(f"UPDATE {table} SET version_num = %s", (before,))  # noqa: S608
+
+
+@contextmanager
+def writing_reader(clone: Clone) -> Iterator[None]:
+    """The reader with rights that it should not have."""
+    reader = clone.values["READER_DB_USER"]
+    with database.connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
+        cursor.execute(f"GRANT CREATE ON SCHEMA public TO {reader}; ALTER ROLE {reader} SET default_transaction_read_only = off")
+        try:
+            yield
+        finally:
+            cursor.execute(f"REVOKE CREATE ON SCHEMA public FROM {reader}")
+            cursor.execute(f"ALTER ROLE {reader} SET default_transaction_read_only = on")
+
+
+@contextmanager
+def renamed(clone: Clone, table: str) -> Iterator[None]:
+    with database.connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO away")
+        try:
+            yield
+        finally:
+            cursor.execute(f"ALTER TABLE away RENAME TO {table}")
+
+
+@contextmanager
+def corrupted_page(clone: Clone) -> Iterator[None]:
+    """A table whose file was changed behind Postgres' back, and read."""
+    owner = replace(database_login(clone), database="postgres")
+    container = clone.compose("ps", "--quiet", "postgres").strip()
+    with database.connected(owner, 10) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE rotten AS SELECT generate_series(1, 1000) AS number")
+        cursor.execute("SELECT pg_relation_filepath('rotten')")
+        (path,) = cursor.fetchone()
+    docker("exec", container, "psql", "-U", owner.user, "-d", "postgres", "-qc", "CHECKPOINT")
+    clone.compose("stop", "postgres")
+    volume = f"{clone.name}_postgres"
+    damage = f"printf rotten | dd of=/data/{path} bs=1 seek=5000 conv=notrunc status=none"
+    docker(
+        "run", "--rm", "--user", "0", "--entrypoint", "sh", "--volume", f"{volume}:/data", clone.image("postgres"), "-c", damage
+    )
+    clone.compose("up", "--detach", "--wait", "--no-deps", "postgres")
+    with database.connected(owner, 30) as connection, connection.cursor() as cursor:
+        with pytest.raises(Exception, match="invalid page"):
+            cursor.execute("SELECT count(*) FROM rotten")
+        try:
+            yield
+        finally:
+            cursor.execute("DROP TABLE rotten")
+            cursor.execute("SELECT pg_stat_reset()")
+
+
+@contextmanager
+def without_policy(clone: Clone, instead: str = "") -> Iterator[None]:
+    """MLflow's key without its policy, or with another one."""
+    owner = storage_owner(clone)
+    admin, user = _admin_for(owner), clone.values["MLFLOW_S3_ACCESS_KEY_ID"]
+    own = f"mlflow-{owner.bucket}"
+    admin.detach_policy([own], user=user)
+    if instead:
+        admin.attach_policy([instead], user=user)
+    try:
+        yield
+    finally:
+        if instead:
+            admin.detach_policy([instead], user=user)
+        admin.attach_policy([own], user=user)
+
+
+@contextmanager
+def all_powerful(clone: Clone) -> Iterator[None]:
+    """MLflow's key with the policy of an administrator, and a bucket that is none of its business."""
+    client = client_for(storage_owner(clone))
+    client.make_bucket("another")
+    try:
+        with without_policy(clone, "readwrite"):
+            yield
+    finally:
+        client.remove_bucket("another")
+
+
+@contextmanager
+def without_versioning(clone: Clone) -> Iterator[None]:
+    from minio.commonconfig import ENABLED
+    from minio.versioningconfig import SUSPENDED, VersioningConfig
+
+    owner = storage_owner(clone)
+    client = client_for(owner)
+    client.set_bucket_versioning(owner.bucket, VersioningConfig(SUSPENDED))
+    try:
+        yield
+    finally:
+        client.set_bucket_versioning(owner.bucket, VersioningConfig(ENABLED))
+
+
+@contextmanager
+def disconnected(clone: Clone) -> Iterator[None]:
+    """Jupyter where the name `mlflow` means nothing."""
+    network, container = f"{clone.name}_work", clone.compose("ps", "--quiet", "mlflow").strip()
+    docker("network", "disconnect", network, container)
+    try:
+        yield
+    finally:
+        docker("network", "connect", "--alias", "mlflow", network, container)
+
+
+@contextmanager
+def let_in(clone: Clone) -> Iterator[None]:
+    """Jupyter in the network of the data."""
+    network, container = f"{clone.name}_data", clone.compose("ps", "--quiet", "jupyter").strip()
+    docker("network", "connect", network, container)
+    try:
+        yield
+    finally:
+        docker("network", "disconnect", network, container)
+
+
+@contextmanager
+def changed_inside(clone: Clone, service: str, done: str, undone: str) -> Iterator[None]:
+    """Something that a user could do inside a container."""
+    clone.in_container(service, "sh", "-c", done)
+    try:
+        yield
+    finally:
+        clone.in_container(service, "sh", "-c", undone)
+
+
+@contextmanager
+def closed_notebooks(clone: Clone) -> Iterator[None]:
+    folder = clone.folder / "notebooks"
+    before = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        folder.chmod(before)
+
+
+def inside(service: str, done: str, undone: str) -> Break:
+    return lambda clone: changed_inside(clone, service, done, undone)
+
+
+@contextmanager
+def other_image(clone: Clone) -> Iterator[None]:
+    """A newer image under the name of the running one."""
+    name = clone.image("jupyter")
+    before = docker("image", "inspect", "--format", "{{.Id}}", name).strip()
+    docker("tag", clone.image("postgres"), name)
+    try:
+        yield
+    finally:
+        docker("tag", before, name)
+
+
+@contextmanager
+def backed_up(clone: Clone, age: float) -> Iterator[None]:
+    created = time.gmtime(time.time() - age)
+    folder = clone.folder / "backups" / time.strftime("%Y%m%dT%H%M%SZ", created)
+    folder.mkdir(parents=True)
+    manifest = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", created), "bytes": 1234}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        yield
+    finally:
+        shutil.rmtree(clone.folder / "backups")
+
+
+def database_login(clone: Clone) -> Login:
+    values = clone.values
+    return Login(
+        values["POSTGRES_USER"], values["POSTGRES_PASSWORD"], values["POSTGRES_DB"], "127.0.0.1", int(values["POSTGRES_PORT"])
+    )
+
+
+def storage_owner(clone: Clone) -> Keys:
+    values = clone.values
+    return Keys(
+        values["MINIO_ROOT_USER"], values["MINIO_ROOT_PASSWORD"], values["MINIO_BUCKET"], f"127.0.0.1:{values['MINIO_PORT']}"
+    )
+
+
+# ---- each check and what breaks its subject ------------------------------------------------------
+
+WRONG = "wrong-0123456789"
+HERE, JUPYTER = tracking.STEPS[tracking.HERE], tracking.STEPS[tracking.JUPYTER]
+ENTRY_POINT = "/usr/local/lib/python3.13/dist-packages/mlstack_artifacts-1.dist-info"
+USER_SITE = "/home/mlstack/.local/lib/python3.13/site-packages"
+OLD_CLIENT = (
+    f"mkdir -p {USER_SITE} && cp -r /usr/local/lib/python3.13/dist-packages/mlflow {USER_SITE}/"
+    f" && sed -i 's/^VERSION = .*/VERSION = \"3.0.0\"/' {USER_SITE}/mlflow/version.py"
+)
+BY_NAME = {each.name: each for each in CHECKS}
+KERNEL = "/home/mlstack/.local/share/jupyter/kernels/python3"
+NO_KERNEL = f'mkdir -p {KERNEL} && echo \'{{"argv": ["/nonexistent"], "display_name": "x"}}\' >{KERNEL}/kernel.json'
+
+BROKEN: list[tuple[Check, Break, State, str, str]] = [
+    (stack_checks.SERVICES["minio"], lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
+    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.DOUBTFUL, "jupyter was started with other settings", "make up"),
+    (stack_checks.images, other_image, State.DOUBTFUL, "jupyter runs an older image", "make up"),
+    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.DOUBTFUL, "the last backup is 30 days old", "make backup"),
+    (
+        database_checks.LOGINS[database_checks.OWNER],
+        value(POSTGRES_PASSWORD=WRONG),
+        State.FAILED,
+        "Postgres refuses POSTGRES_USER mlstack: password authentication failed",
+        "put the old POSTGRES_USER",
+    ),
+    (
+        database_checks.LOGINS[database_checks.TRACKING],
+        value(MLFLOW_DB_PASSWORD=WRONG),
+        State.FAILED,
+        "Postgres refuses MLFLOW_DB_USER mlflow: password authentication failed",
+        "or make up, which gives the database",
+    ),
+    (
+        database_checks.LOGINS[database_checks.ACCOUNTS],
+        value(ACCOUNTS_DB_PASSWORD=WRONG),
+        State.FAILED,
+        "Postgres refuses ACCOUNTS_DB_USER",
+        "or make up, which gives the database",
+    ),
+    (
+        database_checks.LOGINS[database_checks.READER],
+        value(READER_DB_PASSWORD=WRONG),
+        State.FAILED,
+        "Postgres refuses READER_DB_USER",
+        "or make up, which gives the database",
+    ),
+    (
+        database_checks.LOGINS[database_checks.READER],
+        writing_reader,
+        State.FAILED,
+        "READER_DB_USER may write",
+        "make up sets its rights",
+    ),
+    (
+        database_checks.checksums,
+        corrupted_page,
+        State.FAILED,
+        r"Postgres read \d+ pages that are not as it wrote them",
+        "make backup now",
+    ),
+    (
+        BY_NAME["schema of tracking at head"],
+        lambda c: changed_row(c, "alembic_version"),
+        State.FAILED,
+        "the tracking tables are at revision 0ld; the running MLflow has",
+        "make up migrates",
+    ),
+    (
+        BY_NAME["schema of accounts at head"],
+        lambda c: changed_row(c, "accounts.alembic_version_auth"),
+        State.FAILED,
+        "the accounts tables are at revision 0ld; the running MLflow has",
+        "make up migrates",
+    ),
+    (
+        storage.round_trip,
+        value(MLFLOW_S3_ACCESS_KEY_ID=WRONG),
+        State.FAILED,
+        "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID",
+        "make up",
+    ),
+    (storage.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO refuses MLFLOW_S3_SECRET", "make up"),
+    (storage.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
+    (storage.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
+    (storage.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
+    (storage.versions, all_powerful, State.FAILED, "could remove a version for good", "make up sets its policy"),
+    (storage.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
+    (
+        HERE["answers"],
+        value(MLFLOW_TRACKING_PASSWORD=WRONG),
+        State.FAILED,
+        "refuses the account that this machine has",
+        "make up",
+    ),
+    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer this machine", "make logs"),
+    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers this machine with", "see the database"),
+    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
+    (
+        JUPYTER["answers"],
+        override("jupyter", f"    environment: {{MLFLOW_TRACKING_PASSWORD: {WRONG}}}\n"),
+        State.FAILED,
+        "refuses the account that Jupyter has",
+        "make up",
+    ),
+    (JUPYTER["answers"], disconnected, State.FAILED, "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
+    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
+    (
+        JUPYTER["links"],
+        override("mlflow", f"    tmpfs: ['{ENTRY_POINT}']\n"),
+        State.FAILED,
+        "fetch files from the storage directly",
+        "use the MLflow image of this project",
+    ),
+    (
+        JUPYTER["versions"],
+        inside("jupyter", OLD_CLIENT, f"rm -r {USER_SITE}/mlflow"),
+        State.DOUBTFUL,
+        "the client on Jupyter is MLflow 3.0.0, the server 3",
+        "%pip install mlflow==3",
+    ),
+    (tracking.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"refuses MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
+    (
+        tracking.strangers,
+        override("mlflow", "    environment: {MLFLOW_AUTH: 'off'}\n"),
+        State.FAILED,
+        "answered a stranger with 200",
+        "MLFLOW_AUTH",
+    ),
+    (notebooks.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter refuses JUPYTER_TOKEN \(403\)", "make up"),
+    (
+        notebooks.kernel,
+        inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
+        State.FAILED,
+        r"no kernel starts",
+        "make logs SERVICE=jupyter",
+    ),
+    (
+        notebooks.folders,
+        closed_notebooks,
+        State.FAILED,
+        "cannot write /home/mlstack/notebooks: Permission denied",
+        "sudo chown -R",
+    ),
+    (notebooks.isolation, let_in, State.FAILED, "a notebook reaches postgres and minio directly", "keep jupyter out"),
+    (
+        notebooks.isolation,
+        override("jupyter", "    environment: {PGPASSWORD: x}\n"),
+        State.FAILED,
+        "holds PGPASSWORD",
+        "take it out",
+    ),
+]
+
+
+def test_a_fresh_stack_is_well_and_keeps_nothing_of_the_visit(stack: Clone, role: Login, owner_keys: Keys) -> None:
+    counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM experiments), (SELECT count(*) FROM latest_metrics)"
+    before = rows(role, counts)
+    done = stack.make("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "✗" not in done.stdout
+    assert "not checked" not in done.stdout
+    assert re.search(r"All \d\d checks passed, 1 to look at", done.stdout)
+    assert "there is no backup yet" in done.stdout
+    assert not [name for name in SECRETS if stack.values[name] in done.stdout + done.stderr]
+    assert rows(role, counts) == before
+    assert list(histories(client_for(owner_keys), owner_keys.bucket)) == []
+    assert stack.in_container("jupyter", "find", "/home/mlstack", "/logs", "-name", ".doctor*") == ""
+
+
+def test_a_run_that_a_stopped_doctor_left_is_removed_by_the_next(stack: Clone, role: Login) -> None:
+    left = (
+        "import mlflow; client = mlflow.MlflowClient();"
+        "client.create_run('0', start_time=1, tags={'mlstack.doctor': '1'})"
+    )  # fmt: skip
+    stack.in_container("jupyter", "python3", "-c", left)
+    assert rows(role, "SELECT count(*) FROM runs") == [(1,)]
+    subject = Subject(stack.folder)
+    checks = with_needs(HERE["rows"], tidying.runs)
+    assert all(result.ok for result in run(subject, checks))
+    assert rows(role, "SELECT count(*) FROM runs") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "state", "cause", "fix"), BROKEN, ids=[f"{case[0].name}-{number}" for number, case in enumerate(BROKEN)]
+)
+def test_what_is_broken_is_named_with_its_fix(
+    stack: Clone, check: Check, broken: Break, state: State, cause: str, fix: str
+) -> None:
+    with broken(stack):
+        result = result_of(Subject(stack.folder), check)
+        assert result.state is state, result
+        assert re.search(cause, result.cause), result
+        assert fix in result.fix, result
+        assert result.why
+        assert not [name for name in SECRETS if stack.values[name] in result.cause + result.fix]
+    mended = result_of(Subject(stack.folder), check)
+    assert mended.ok, mended
+
+
+def test_the_doctor_notices_what_it_cannot_remove(stack: Clone) -> None:
+    checks = with_needs(HERE["rows"], storage.round_trip, tidying.runs, tidying.objects)
+    subject = Subject(stack.folder)
+    first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
+    assert all(result.ok for result in first)
+    with with_values(stack, MLFLOW_ADMIN_PASSWORD=WRONG, MINIO_ROOT_PASSWORD=WRONG):
+        results = {result.name: result for result in run(subject, checks)}
+    assert results[tidying.runs.name].state is State.FAILED
+    assert results[tidying.objects.name].state is State.FAILED
+    assert "SignatureDoesNotMatch" in results[tidying.objects.name].cause
+    assert all(result.ok for result in run(subject, checks))
+
+
+@pytest.mark.parametrize(
+    ("check", "limits", "cause"),
+    [
+        (database_checks.connections, Limits(connection_share=0), r"\d+ of Postgres' 100 connections are in use"),
+        (stack_checks.memory, Limits(memory_share=0), r"close to the memory limit: .*jupyter \d+%"),
+        (storage.clock, Limits(clock_skew=-1), r"the clock of MinIO is \d+ s off"),
+    ],
+)
+def test_what_is_too_much_is_said_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
+    result = result_of(Subject(stack.folder, limits), check)
+    assert re.search(cause, result.cause), result
+    assert result_of(Subject(stack.folder), check).ok
+
+
+def test_a_clock_that_is_off_is_said_with_the_difference(stack: Clone) -> None:
+    result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), storage.clock)
+    assert result.state is State.NOT_CHECKED or "3600 s off" in result.cause
+    skewed = Subject(stack.folder, now=lambda: time.time() - 3600)
+    (found,) = [each for each in run(skewed, with_needs(storage.clock)) if each.name == storage.clock.name]
+    assert "the clock of MinIO is 3600 s off" in found.cause or "the clock of MinIO is 3599 s off" in found.cause
+
+
+def test_another_folder_of_the_same_name_is_named(stack: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("moved")
+    for name in (".env", ".env.example", "docker-compose.yml"):
+        shutil.copy2(stack.folder / name, other / name)
+    shutil.copytree(stack.folder / "scripts", other / "scripts")
+    result = result_of(Subject(other), environment.name)
+    assert f"was started from {stack.folder}" in result.cause
+    assert "set COMPOSE_PROJECT_NAME" in result.fix
+
+
+def test_a_stopped_service_is_one_cause_and_not_twenty(stack: Clone) -> None:
+    with stopped(stack, "postgres"):
+        wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
+        done = stack.make("doctor", JSON="1")
+    assert done.returncode != 0
+    found = json.loads(done.stdout)
+    assert found["is_well"] is False
+    failed = {each["name"]: each for each in found["checks"] if each["state"] == "failed"}
+    assert failed.keys() == {"postgres", "mlflow"}
+    assert "postgres is exited" in failed["postgres"]["cause"]
+    assert "make up" in failed["postgres"]["fix"]
+    unasked = {each["cause"] for each in found["checks"] if each["state"] == "not checked"}
+    assert unasked == {failed["postgres"]["cause"], failed["mlflow"]["cause"]}
+
+
+def test_a_stack_that_is_down_is_one_cause(stack: Clone) -> None:
+    stack.compose("down", "--timeout", "10")
+    try:
+        done = stack.make("doctor")
+        results = diagnose(stack.folder)
+    finally:
+        assert stack.make("up").returncode == 0
+    assert done.returncode != 0
+    assert "the stack is not running" in done.stdout
+    assert "Fix: make up" in done.stdout
+    assert re.search(r"– \d\d not checked: the stack is not running", done.stdout)
+    assert "✓ Docker engine" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert [result.name for result in results if result.state is State.FAILED] == ["the stack is running"]

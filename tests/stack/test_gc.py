@@ -1,0 +1,249 @@
+"""`make gc` on a stack with trash, old versions, orphans and old images, and with what must stay."""
+
+import os
+import pty
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
+
+import pytest
+
+from mlstack import settings
+from mlstack.bootstrap.storage import client_for
+from mlstack.cleaning import versions
+from mlstack.compose import docker
+from mlstack.engine import PROJECT_LABEL
+from mlstack.errors import MlstackError
+from mlstack.operations import gc
+from mlstack.settings import Keys, Login
+from tests.clone import Clone
+from tests.stack.conftest import rows
+
+# What a user did: a run in the trash, one that a registered model uses in the trash too, one that goes on.
+LIFE = """
+import mlflow
+from mlflow import MlflowClient
+client = MlflowClient()
+def made(experiment, text):
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, text, "model/weights.txt")
+    client.log_metric(run, "loss", 1)
+    return run
+trashed, used, going_on = (made("0", text) for text in ("trashed" * 1000, "used", "first"))
+client.log_text(going_on, "second", "model/weights.txt")
+client.create_registered_model("classifier")
+client.create_model_version("classifier", client.get_run(used).info.artifact_uri + "/model", used)
+client.delete_run(trashed)
+client.delete_run(used)
+experiment = client.create_experiment("given up")
+within = made(experiment, "within")
+client.delete_experiment(experiment)
+hollow = client.create_logged_model("0", "hollow")
+client.finalize_logged_model(hollow.model_id, "READY")
+print(trashed, used, going_on, experiment, within, hollow.model_id)
+"""
+
+
+@dataclass(frozen=True)
+class Life:
+    """The ids of what LIFE made."""
+
+    trashed: str
+    used: str
+    going_on: str
+    experiment: str
+    within: str
+    hollow: str
+
+
+@pytest.fixture(scope="module")
+def life(stack: Clone) -> Life:
+    return Life(*stack.in_container("jupyter", "python3", "-W", "ignore", "-c", LIFE).split()[-6:])
+
+
+@pytest.fixture(scope="module")
+def images(stack: Clone) -> Iterator[tuple[str, str]]:
+    """An image of this project that lost its name, and one of another project."""
+
+    def build(project: str) -> str:
+        dockerfile = f"FROM debian:trixie-slim\nLABEL {PROJECT_LABEL}={project} made={uuid.uuid4()}\n"
+        done = subprocess.run(["docker", "build", "-q", "-"], input=dockerfile, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    ours, theirs = build(stack.name), build(f"{stack.name}-other")
+    yield ours, theirs
+    for image in {ours, theirs} & set(all_images()):
+        docker("image", "rm", image)
+
+
+def all_images() -> list[str]:
+    return docker("image", "ls", "--all", "--quiet", "--no-trunc").split()
+
+
+def put(keys: Keys, name: str, content: bytes = b"x") -> str:
+    client_for(keys).put_object(keys.bucket, name, BytesIO(content), len(content))
+    return name
+
+
+def everything(keys: Keys) -> dict[str, int]:
+    """How many versions each object of the bucket has."""
+    return {history[0].name: len(history) for history in versions.histories(client_for(keys), keys.bucket)}
+
+
+def test_by_default_nothing_young_is_touched(stack: Clone, life: Life, keys: Keys, owner_keys: Keys) -> None:
+    orphan = put(keys, f"0/{uuid.uuid4().hex}/artifacts/file")
+    before = everything(owner_keys)
+    done = stack.make("gc", YES="1")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to delete." in done.stdout
+    assert "1 folders of no run, model or trace are too young" in done.stdout
+    assert everything(owner_keys) == before
+    client_for(owner_keys).remove_object(owner_keys.bucket, orphan)
+    versions.purge(client_for(owner_keys), owner_keys.bucket, versions.folder_of(orphan))
+
+
+def test_it_asks_first_and_is_refused_without_a_terminal(
+    stack: Clone, life: Life, images: tuple[str, str], owner_keys: Keys
+) -> None:
+    before = everything(owner_keys)
+    done = stack.make("gc", OLDER_THAN="0s", COLUMNS="120")
+    assert done.returncode != 0
+    assert "no terminal" in done.stderr and "make gc YES=1" in done.stderr
+    assert "deleted runs" in done.stdout and "images that newer ones" in done.stdout
+    assert life.used in done.stdout  # and why it is kept
+    assert everything(owner_keys) == before
+    assert images[0] in all_images()
+
+
+@pytest.mark.parametrize("answer", [b"n\n", None], ids=["no", "Ctrl-C"])
+def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
+    before = everything(owner_keys)
+    terminal, its_end = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
+    command = [stack.folder / ".venv/bin/mlstack", "gc", "--older-than", "0s"]
+    with subprocess.Popen(
+        command, cwd=stack.folder, env=inherited, stdin=its_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        asked = ""
+        while "[y/N]" not in asked:
+            letter = process.stdout.read(1)
+            assert letter, asked
+            asked += letter
+        if answer is None:
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(terminal, answer)
+        _, said = process.communicate()
+    os.close(terminal)
+    os.close(its_end)
+    assert process.returncode == 130
+    assert "Nothing is broken" in said and "Traceback" not in said
+    assert everything(owner_keys) == before
+
+
+def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
+    agreed = gc.plan(stack.folder, timedelta(0))
+    assert life.trashed in agreed.runs
+    client = "import sys, mlflow; getattr(mlflow.MlflowClient(), sys.argv[1])(sys.argv[2])"
+    stack.in_container("jupyter", "python3", "-c", client, "restore_run", life.trashed)
+    try:
+        with pytest.raises(MlstackError, match=r"cleaning up failed: .*not in `deleted` lifecycle stage"):
+            gc.carry_out(stack.folder, agreed)
+        assert rows(role, f"SELECT lifecycle_stage FROM runs WHERE run_uuid = '{life.trashed}'") == [("active",)]  # noqa: S608
+        assert any(life.trashed in name for name in everything(owner_keys))
+    finally:
+        stack.in_container("jupyter", "python3", "-c", client, "delete_run", life.trashed)
+
+
+def test_what_may_go_goes_and_the_rest_stays(
+    stack: Clone, life: Life, images: tuple[str, str], role: Login, keys: Keys, owner_keys: Keys
+) -> None:
+    orphans = [
+        put(keys, f"0/{uuid.uuid4().hex}/artifacts/a"),
+        put(keys, f"7/models/m-{uuid.uuid4().hex}/artifacts/b"),
+        put(keys, f"7/traces/tr-{uuid.uuid4().hex}/artifacts/c"),
+    ]
+    foreign = [put(keys, "my/own/table.csv"), put(keys, f"my/{uuid.uuid4().hex}/table.csv"), put(keys, "0/notes.txt")]
+    deleted = put(keys, f"0/{life.going_on}/artifacts/deleted.txt")
+    client_for(keys).remove_object(keys.bucket, deleted)
+    done = stack.make("gc", OLDER_THAN="0s", YES="1", COLUMNS="120")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"model hollow ({life.hollow})" in done.stdout
+    assert all(versions.folder_of(orphan) in done.stdout for orphan in orphans)
+    left = everything(owner_keys)
+    assert left == {
+        f"0/{life.going_on}/artifacts/model/weights.txt": 1,
+        f"0/{life.used}/artifacts/model/weights.txt": 1,
+        **dict.fromkeys(foreign, 1),
+    }
+    answer = client_for(keys).get_object(keys.bucket, f"0/{life.going_on}/artifacts/model/weights.txt")
+    assert answer.read() == b"second"
+    answer.release_conn()
+    runs = {run for (run,) in rows(role, "SELECT run_uuid FROM runs")}
+    assert {life.going_on, life.used} <= runs
+    assert {life.trashed, life.within} & runs == set()
+    assert (int(life.experiment),) not in rows(role, "SELECT experiment_id FROM experiments")
+    assert rows(role, f"SELECT count(*) FROM metrics WHERE run_uuid = '{life.trashed}'") == [(0,)]  # noqa: S608
+    assert images[0] not in all_images()
+    assert images[1] in all_images()
+    assert stack.make("doctor").returncode == 0
+
+
+def test_a_second_time_there_is_nothing_to_do(stack: Clone, life: Life, owner_keys: Keys) -> None:
+    before = everything(owner_keys)
+    done = stack.make("gc", OLDER_THAN="0s", YES="1")
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to delete." in done.stdout
+    assert everything(owner_keys) == before
+
+
+def test_an_age_is_kept_for_versions_too(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
+    name = put(keys, "my/kept.txt", b"old")
+    put(keys, name, b"new")
+    assert gc.plan(stack.folder, timedelta(hours=1)).expired == 0
+    assert gc.plan(stack.folder, timedelta(0)).expired == 1
+    gc.carry_out(stack.folder, gc.Plan(age=timedelta(hours=1), expired=1))
+    assert everything(owner_keys)[name] == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "my/", "0/", "0/models/"])
+def test_only_the_folder_of_one_run_model_or_trace_can_be_purged(stack: Clone, owner_keys: Keys, prefix: str) -> None:
+    before = everything(owner_keys)
+    with pytest.raises(MlstackError, match="no folder of a run, a model or a trace"):
+        versions.purge(client_for(owner_keys), owner_keys.bucket, prefix)
+    assert everything(owner_keys) == before
+
+
+def test_histories_are_whole_across_the_pages_of_a_listing(
+    stack: Clone, keys: Keys, owner_keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = f"0/{uuid.uuid4().hex}/"
+    client = client_for(keys)
+    names = [put(keys, f"{folder}{number:04}") for number in range(900)]
+    for name in names[::3]:
+        client.remove_object(keys.bucket, name)  # a version and a mark
+    for name in names[1::3]:
+        put(keys, name, b"again")  # two versions
+    monkeypatch.setattr(versions, "MANY", 10)
+    found = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
+    assert [history[0].name for history in found] == names
+    assert [len(history) for history in found] == [2, 2, 1] * 300
+    assert [history[0].is_marker for history in found] == [True, False, False] * 300
+    assert versions.purge(client_for(owner_keys), owner_keys.bucket, folder) == 1500
+    assert list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder)) == []
+
+
+def test_a_wrong_age_and_a_stack_that_sleeps_are_refused(stack: Clone) -> None:
+    done = stack.make("gc", OLDER_THAN="soon")
+    assert done.returncode != 0
+    assert "OLDER_THAN=soon is no age" in done.stderr
+    stack.compose("stop", "--timeout", "5", "mlflow")
+    done = stack.make("gc", YES="1")
+    assert done.returncode != 0
+    assert "not running: mlflow." in done.stderr
+    assert "Fix: make up" in done.stderr

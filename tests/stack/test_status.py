@@ -1,0 +1,163 @@
+"""`make status` of a stack that is well, half down, hung, down, and of an engine that is away."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from mlstack import status as status_of
+from mlstack.compose import docker
+from mlstack.errors import MlstackError
+from mlstack.settings import Login
+from tests.clone import Clone
+from tests.integration.service import wait_until
+from tests.stack.conftest import SECRETS, rows
+
+AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+
+
+def as_json(stack: Clone, **environment: str) -> tuple[int, dict[str, Any]]:
+    done = stack.make("status", JSON="1", **environment)
+    assert "Traceback" not in done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, found
+
+
+def services(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {service["name"]: service for service in found["services"]}
+
+
+@pytest.fixture
+def backup(stack: Clone) -> Iterator[Path]:
+    """A complete backup, and one that was interrupted after it."""
+    folder = stack.folder / "backups"
+    for name in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z.partial"):
+        (folder / name).mkdir(parents=True)
+        manifest = {"created": f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00+00:00", "bytes": 5_000_000}
+        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_stack_that_is_well(stack: Clone, role: Login) -> None:
+    code, found = as_json(stack)
+    assert (code, found["is_well"], found["problem"], found["project"]) == (0, True, None, stack.name)
+    by_name = services(found)
+    assert {name for name, service in by_name.items() if service["health"] == "healthy"} == set(status_of.ADDRESSES)
+    assert {name for name, service in by_name.items() if service["state"] == "done"} == {"bootstrap", "migration"}
+    for name in status_of.ADDRESSES:
+        assert by_name[name]["uptime"] >= 0
+        assert by_name[name]["memory"] > 10_000_000
+        assert by_name[name]["url"].removeprefix("http://").startswith("127.0.0.1:")
+    assert by_name["mlflow"]["version"] == stack.in_container("mlflow", "mlflow", "--version").split()[-1]
+    assert by_name["postgres"]["version"] in stack.in_container("postgres", "psql", "--version")
+    assert by_name["minio"]["version"] in stack.in_container("minio", "minio", "--version")
+    assert by_name["jupyter"]["version"] == stack.in_container("jupyter", "jupyter", "server", "--version").strip()
+    assert [(found["schema"],)] == rows(role, "SELECT version_num FROM alembic_version")
+    assert found["schema_is_of"] == f"migrated by MLflow {by_name['mlflow']['version']}"
+    assert {volume["name"] for volume in found["volumes"]} >= {f"{stack.name}_{name}" for name in ("home", "minio", "postgres")}
+    assert all(volume["is_complete"] for volume in found["volumes"])
+    assert found["backup"] is None
+
+
+def test_the_screen_fits_and_shows_no_secret(stack: Clone) -> None:
+    done = stack.make("status", COLUMNS="80")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 24
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for name in ("MLFLOW_PORT", "JUPYTER_PORT", "MINIO_CONSOLE_PORT", "POSTGRES_PORT"):
+        assert f"127.0.0.1:{stack.values[name]}" in done.stdout
+    assert "none yet: make backup" in done.stdout
+    assert not [name for name in SECRETS if stack.values[name] in done.stdout + done.stderr]
+
+
+def test_a_volume_is_as_large_as_du_says(stack: Clone) -> None:
+    (size,) = (volume.size for volume in status_of.status(stack.folder).volumes if volume.name.endswith("_postgres"))
+    (kilobytes, _) = stack.in_container("postgres", "du", "-sk", "/var/lib/postgresql/data").split()
+    assert size == pytest.approx(int(kilobytes) * 1024, rel=0.1)
+
+
+def test_a_volume_that_takes_long_to_count_is_said_to_be_larger(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_of, "COUNTING", 0.0001)
+    volumes = status_of.status(stack.folder).volumes
+    assert [volume.name for volume in volumes if volume.is_complete] == []
+
+
+def test_the_last_complete_backup_is_shown(stack: Clone, backup: Path) -> None:
+    found = as_json(stack)[1]["backup"]
+    assert (found["folder"], found["size"]) == ("backups/20260102T000000Z", 5_000_000)
+    assert found["age"] > 86400
+    assert "backups/20260102T000000Z, 5.0 MB" in stack.make("status").stdout
+
+
+def test_a_manifest_that_cannot_be_read_is_said(stack: Clone, backup: Path) -> None:
+    (backup / "20260102T000000Z" / "manifest.json").write_text("{}")
+    with pytest.raises(MlstackError, match="manifest of the last backup cannot be read: 'created'"):
+        status_of.last_backup(stack.folder)
+
+
+def test_half_a_stack(stack: Clone) -> None:
+    stack.compose("stop", "--timeout", "5", "minio")
+    stack.compose("rm", "--stop", "--force", "jupyter")
+    try:
+        code, found = as_json(stack)
+        shown = stack.make("status").stdout
+    finally:
+        stack.compose("up", "--detach", "--wait")
+    assert code != 0
+    assert found["is_well"] is False
+    by_name = services(found)
+    assert (by_name["minio"]["state"], by_name["minio"]["is_well"], by_name["minio"]["memory"]) == ("exited", False, None)
+    assert (by_name["jupyter"]["state"], by_name["jupyter"]["is_well"]) == ("missing", False)
+    assert by_name["postgres"]["is_well"]
+    assert found["schema"]
+    assert "make doctor" in shown
+    assert re.search(r"minio +exited", shown)
+    assert stack.make("status").returncode == 0
+
+
+def test_what_hangs_is_unknown_and_keeps_nobody_waiting(stack: Clone) -> None:
+    container = stack.compose("ps", "--quiet", "mlflow").strip()
+    stack.in_container("mlflow", "bash", "-c", "kill -STOP -1")
+    try:
+        found = status_of.status(stack.folder)
+    finally:
+        docker("kill", "--signal", "CONT", container)
+        docker("exec", container, "bash", "-c", "kill -CONT -1")
+    (mlflow,) = (service for service in found.services if service.name == "mlflow")
+    assert (mlflow.state, mlflow.version) == ("running", None)
+    assert found.schema
+    wait_until(lambda: stack.make("status").returncode == 0, 60)
+
+
+def test_a_database_that_refuses_leaves_the_rest_known(stack: Clone) -> None:
+    done = stack.make("status", JSON="1", MLFLOW_DB_PASSWORD="wrong-0123456789")
+    found = json.loads(done.stdout)
+    assert found["schema"] is None
+    assert services(found)["mlflow"]["version"]
+
+
+def test_without_an_engine_the_screen_says_so(stack: Clone, backup: Path) -> None:
+    code, found = as_json(stack, **AWAY)
+    assert code != 0
+    assert found["problem"] == "the Docker engine does not answer."
+    assert {service["state"] for service in found["services"]} == {"unknown"}
+    assert found["backup"]["folder"] == "backups/20260102T000000Z"
+    done = stack.make("status", **AWAY)
+    assert "The Docker engine does not answer. make up starts it" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stack_that_is_down(stack: Clone) -> None:
+    stack.compose("down", "--timeout", "10")
+    code, found = as_json(stack)
+    assert code != 0
+    assert {service["state"] for service in found["services"]} == {"missing"}
+    assert "The stack is down. make up starts it." in stack.make("status").stdout
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(host="127.0.0.1", port=stack.values["POSTGRES_PORT"], user="x", dbname="x")

@@ -1,0 +1,327 @@
+"""The checks that need no running stack, each with its subject really broken; and how checks are run."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlstack import engine, preflight
+from mlstack.compose import docker
+from mlstack.doctor import CHECKS, Limits, Result, State, Subject, diagnose, environment, host
+from mlstack.doctor import stack as stack_checks
+from mlstack.doctor.check import Check, Doubt, check, run
+from mlstack.doctor.stack import SERVICES
+from mlstack.errors import MlstackError
+from mlstack.screens import of_doctor
+from tests.clone import free_ports
+from tests.examined import result_of
+from tests.unit.projects import NAME, ROOT, python, set_values, without
+
+ENVIRONMENT = (*host.CHECKS, *environment.CHECKS)
+
+
+@pytest.fixture
+def ready(project: Path) -> Path:
+    """A project that could start here."""
+    shutil.copytree(ROOT / "scripts", project / "scripts")
+    ports = map(str, free_ports(len(preflight.PORTS)))
+    set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
+    return project
+
+
+def assert_failed(result: Result, cause: str, fix: str) -> None:
+    assert result.state is State.FAILED
+    assert re.search(cause, result.cause), result
+    assert re.search(fix, result.fix), result
+    assert result.why
+
+
+def test_nothing_is_wrong_with_a_project_that_could_start(ready: Path) -> None:
+    assert [result for result in run(Subject(ready), ENVIRONMENT) if result.state is not State.OK] == []
+
+
+def test_there_are_enough_checks_and_each_has_a_name_of_its_own() -> None:
+    assert len(CHECKS) > 40
+    assert len({each.name for each in CHECKS}) == len(CHECKS)
+
+
+def test_what_a_check_needs_is_asked_before_it() -> None:
+    asked: set[Check] = set()
+    for each in CHECKS:
+        assert set(each.needs) <= asked, each.name
+        asked.add(each)
+
+
+# ---- how checks are run -----------------------------------------------------------------------
+
+
+def test_one_cause_does_not_become_many(ready: Path) -> None:
+    @check("here", "first")
+    def first(subject: Subject) -> str:
+        raise MlstackError("the cause.", "It matters.", "the fix")
+
+    @check("here", "second", first)
+    def second(subject: Subject) -> str:
+        raise AssertionError("must not be asked")
+
+    @check("here", "third", second)
+    def third(subject: Subject) -> str:
+        raise AssertionError("must not be asked")
+
+    @check("here", "fourth")
+    def fourth(subject: Subject) -> str:
+        return "found"
+
+    results = list(run(Subject(ready), (first, second, third, fourth)))
+    assert [result.state for result in results] == [State.FAILED, State.NOT_CHECKED, State.NOT_CHECKED, State.OK]
+    assert [result.ok for result in results] == [False, False, False, True]
+    assert {result.cause for result in results[:3]} == {"the cause."}
+    assert "– 2 not checked: the cause." in of_doctor.end(results)
+    assert "1 of 4 checks failed" in of_doctor.end(results)
+
+
+def test_a_doubt_is_shown_and_keeps_nothing_from_being_asked(ready: Path) -> None:
+    @check("here", "first")
+    def first(subject: Subject) -> str:
+        raise Doubt("odd.", "It may be meant.", "look")
+
+    @check("here", "second", first)
+    def second(subject: Subject) -> None:
+        return None
+
+    results = list(run(Subject(ready), (first, second)))
+    assert [(result.state, result.ok) for result in results] == [(State.DOUBTFUL, True), (State.OK, True)]
+
+
+def test_a_check_that_stumbles_is_a_result_and_no_traceback(ready: Path) -> None:
+    @check("here", "first")
+    def first(subject: Subject) -> str:
+        return str(1 / 0)
+
+    (result,) = run(Subject(ready), (first,))
+    assert (result.state, result.cause) == (State.FAILED, "ZeroDivisionError: division by zero")
+
+
+# ---- this machine -----------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_away_is_one_cause_and_the_rest_is_still_checked(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+    (ready / ".env").chmod(0o644)
+    results = {result.name: result for result in diagnose(ready)}
+    failed = {name for name, result in results.items() if result.state is State.FAILED}
+    assert failed == {host.engine.name, environment.permissions.name}
+    assert_failed(
+        results[host.engine.name], "its engine does not answer at DOCKER_HOST=unix:///nonexistent", "start Docker Desktop"
+    )
+    unasked = {result.cause for result in results.values() if result.state is State.NOT_CHECKED}
+    assert unasked == {results[host.engine.name].cause}
+
+
+def test_too_little_memory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
+    assert_failed(result_of(Subject(ready), host.memory), "expected at least 1000000 GiB, found", "give Docker more")
+
+
+def test_a_disk_that_is_nearly_full(ready: Path) -> None:
+    result = result_of(Subject(ready, Limits(disk_gib=10**6)), host.disk)
+    assert_failed(result, r"too little free disk at /.*: expected at least 1000000 GiB, found \d", "free some room")
+
+
+def test_a_disk_without_room_for_files(ready: Path) -> None:
+    result = result_of(Subject(ready, Limits(free_inodes=10**15)), host.inodes)
+    assert_failed(result, r"too few free inodes at /.*: expected at least 10{15}, found \d", "df -i")
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_off(ready: Path, hours: int) -> None:
+    result = result_of(Subject(ready, now=lambda: time.time() + hours * 3600), host.clock)
+    assert_failed(result, r"the clock of the Docker engine is (3599|3600) s off", "timedatectl")
+
+
+def test_another_command_at_work_is_named(ready: Path) -> None:
+    program = (
+        "import sys, pathlib; from mlstack.lock import held\n"
+        "with held(pathlib.Path(sys.argv[1]), 'make up'): print(flush=True); input()"
+    )
+    with subprocess.Popen(python(program, str(ready)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        result = result_of(Subject(ready), host.lock_is_free)
+        other.stdin.write(b"\n")
+    assert result.state is State.DOUBTFUL
+    assert f"make up, process {other.pid}" in result.cause
+    assert result_of(Subject(ready), host.lock_is_free).state is State.OK
+
+
+# ---- settings ---------------------------------------------------------------------------------
+
+
+def test_everything_wrong_in_the_file_is_said_at_once(ready: Path) -> None:
+    set_values(ready, MLFLOW_PORT="x", POSTGRES_DB="A")
+    result = result_of(Subject(ready), environment.env)
+    assert_failed(result, r"POSTGRES_DB=A: expected .*MLFLOW_PORT=x: expected a port", r"edit \.env")
+
+
+def test_a_missing_file(ready: Path) -> None:
+    (ready / ".env").unlink()
+    assert_failed(result_of(Subject(ready), environment.env), r"\.env is missing \(make env writes it\)", r"\.env")
+
+
+def test_a_key_that_only_the_shell_has(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ready / ".env").write_text(without(ready, "LOG_LEVEL"))
+    (ready / ".env").chmod(0o600)
+    monkeypatch.setenv("LOG_LEVEL", "INFO")
+    assert_failed(result_of(Subject(ready), environment.keys), r"\.env lacks LOG_LEVEL", "make env adds them")
+
+
+def test_a_key_that_nothing_reads(ready: Path) -> None:
+    with (ready / ".env").open("a") as file:
+        file.write("LOG_LEVLE=DEBUG\n")
+    result = result_of(Subject(ready), environment.keys)
+    assert (result.state, result.cause) == (
+        State.DOUBTFUL, ".env has keys that nothing reads: LOG_LEVLE (did you mean LOG_LEVEL?).",
+    )  # fmt: skip
+
+
+def test_a_shell_that_overrides(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSTGRES_DB", "another")
+    result = result_of(Subject(ready), environment.shell)
+    assert result.state is State.DOUBTFUL
+    assert "POSTGRES_DB comes from your shell" in result.cause
+    assert "unset POSTGRES_DB" in result.fix
+
+
+def test_a_file_that_others_can_read(ready: Path) -> None:
+    (ready / ".env").chmod(0o640)
+    assert_failed(result_of(Subject(ready), environment.permissions), r"read by others .*mode 0640", r"chmod 600 \.env")
+
+
+def test_certificates_that_are_gone(ready: Path) -> None:
+    set_values(ready, CA_BUNDLE="/nonexistent.pem")
+    assert_failed(result_of(Subject(ready), environment.certificates), "CA_BUNDLE=/nonexistent.pem is not there", "/dev/null")
+
+
+@pytest.mark.parametrize("name", ["notebooks", "logs"])
+def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> None:
+    folder = ready / name
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    set_values(ready, HOST_UID=str(folder.stat().st_uid + 1))
+    assert_failed(result_of(Subject(ready), environment.folders), f"{folder} belongs to uid", "sudo chown -R")
+    folder.chmod(0o777)
+    assert result_of(Subject(ready), environment.folders).ok
+
+
+def test_a_compose_file_that_compose_cannot_read(ready: Path) -> None:
+    with (ready / "docker-compose.yml").open("a") as file:
+        file.write("nonsense: true\n")
+    assert_failed(result_of(Subject(ready), environment.compose), "compose cannot read .*nonsense", "mend docker-compose.yml")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_that_another_program_has(ready: Path, taken: int) -> None:
+    set_values(ready, MLFLOW_PORT=str(taken))
+    result = result_of(Subject(ready), environment.ports)
+    assert_failed(result, rf"port {taken} is used by .* \(process {os.getpid()}\)", "set MLFLOW_PORT in .env")
+
+
+# ---- containers that a running stack does not have ----------------------------------------------
+
+
+@pytest.fixture
+def container(ready: Path) -> Iterator[object]:
+    """Starts containers that look like compose's, and removes them."""
+    made: list[str] = []
+
+    def start(service: str, *options: str, command: str = "sleep 60") -> engine.Container:
+        labels = {
+            engine.PROJECT_LABEL: NAME, engine.SERVICE_LABEL: service, engine.HASH_LABEL: "x", engine.FOLDER_LABEL: str(ready),
+        }  # fmt: skip
+        flags = [flag for label, value in labels.items() for flag in ("--label", f"{label}={value}")]
+        made.append(docker("run", "--detach", *flags, *options, "debian:trixie-slim", "sh", "-c", command).strip())
+        return next(each for each in engine.connect().containers(NAME) if each.id == made[-1])
+
+    yield start
+    for each in made:
+        docker("rm", "--force", each)
+
+
+def until(subject: Subject, check: Check, cause: str, seconds: float = 20) -> Result:
+    deadline = time.monotonic() + seconds
+    while True:
+        result = result_of(replace(subject, seen={}), check)
+        if re.search(cause, result.cause):
+            return result
+        assert time.monotonic() < deadline, result
+        time.sleep(0.2)
+
+
+def test_a_service_that_is_ill_says_what_its_healthcheck_said(ready: Path, container: object) -> None:
+    container("mlflow", "--health-cmd", "echo no database; false", "--health-interval", "1s", "--health-retries", "1")  # type: ignore[operator]
+    result = until(Subject(ready), SERVICES["mlflow"], "unhealthy")
+    assert_failed(result, "mlflow is unhealthy: no database", "make logs SERVICE=mlflow")
+
+
+def test_a_service_that_keeps_dying(ready: Path, container: object) -> None:
+    container("mlflow", "--restart", "always", command="sleep 0.5")  # type: ignore[operator]
+    result = until(Subject(ready), SERVICES["mlflow"], "come back")
+    assert re.search(r"mlflow has died and come back \d+ times", result.cause)
+
+
+def test_a_service_that_was_killed_for_its_memory(ready: Path, container: object) -> None:
+    container("postgres")  # type: ignore[operator]
+    eat = "tail -c 200M /dev/zero | sort >/dev/null"
+    container("mlflow", "--memory", "20m", "--memory-swap", "20m", command=f"{eat}; exit 137")  # type: ignore[operator]
+    result = until(Subject(ready), SERVICES["mlflow"], "killed")
+    assert_failed(result, r"mlflow was killed for want of memory \(exit code 137\)", "make up")
+
+
+def test_a_service_without_a_container(ready: Path, container: object) -> None:
+    container("postgres")  # type: ignore[operator]
+    assert_failed(until(Subject(ready), SERVICES["minio"], "no container"), "minio has no container", "make up")
+
+
+def test_a_one_shot_that_failed(ready: Path, container: object) -> None:
+    container("postgres")  # type: ignore[operator]
+    container("bootstrap", command="exit 3")  # type: ignore[operator]
+    result = until(Subject(ready), stack_checks.one_shots, "failed")
+    assert_failed(result, "bootstrap failed at the last start", "make logs SERVICE=bootstrap")
+
+
+def test_a_port_that_is_open_to_the_network(ready: Path, container: object) -> None:
+    (port,) = free_ports(1)
+    container("postgres", "--publish", f"0.0.0.0:{port}:5432")  # type: ignore[operator]
+    result = until(Subject(ready), stack_checks.loopback, "open")
+    assert_failed(result, rf"a port is open to the network: 0\.0\.0\.0:{port}", "publish it on 127.0.0.1")
+
+
+def test_what_was_started_from_one_of_our_images_by_hand_is_not_the_stacks(ready: Path) -> None:
+    labels = ["--label", f"{engine.PROJECT_LABEL}={NAME}", "--label", f"{engine.SERVICE_LABEL}=mlflow"]
+    made = docker("run", "--detach", *labels, "debian:trixie-slim", "sleep", "60").strip()
+    try:
+        assert engine.connect().containers(NAME) == []
+    finally:
+        docker("rm", "--force", made)
+
+
+def test_without_a_terminal_the_program_that_visits_needs_nothing_of_ours() -> None:
+    """It also runs in an image that is older than it."""
+    program = (ROOT / "src/mlstack/doctor/roundtrip.py").read_text()
+    assert not re.search(r"^\s*(from|import) mlstack", program, re.MULTILINE)
+    assert sys.version_info >= (3, 11)
