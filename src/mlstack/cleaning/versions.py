@@ -57,7 +57,9 @@ def histories(client: Minio, bucket: str, prefix: str = "") -> Iterator[list[Ver
     for found in client.list_objects(bucket, prefix, recursive=True, include_version=True):
         name, made = found.object_name or "", found.last_modified or datetime.now(UTC)
         version = Version(name, found.version_id or "null", found.size or 0, found.is_delete_marker, made, None)
-        pending.setdefault(name, []).append(version)
+        versions = pending.setdefault(name, [])
+        # The newest first, so that it stays so between versions of one millisecond.
+        versions.insert(0 if found.is_latest == "true" else len(versions), version)
         last.append(name)
         if len(pending) > MANY:
             first = min(last)
