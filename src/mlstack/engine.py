@@ -20,6 +20,7 @@ from mlstack.errors import MlstackError
 # whatever is started from them by hand: only compose itself writes a configuration's hash.
 PROJECT_LABEL, SERVICE_LABEL = "com.docker.compose.project", "com.docker.compose.service"
 HASH_LABEL, ONE_OFF_LABEL = "com.docker.compose.config-hash", "com.docker.compose.oneoff"
+VERSION_LABEL = "org.opencontainers.image.version"
 FOLDER_LABEL = "com.docker.compose.project.working_dir"
 
 
@@ -34,7 +35,10 @@ class Mount:
 
 @dataclass(frozen=True)
 class Container:
-    """One container of the stack, running or not. `started` is None before the first start; no `memory_limit` (bytes) is None."""
+    """One container of the stack, running or not. `version` is what its image says, empty if it says nothing.
+
+    `started` is None before the first start, `memory_limit` (bytes) where there is none.
+    """
 
     id: str
     service: str
@@ -47,6 +51,7 @@ class Container:
     out_of_memory: bool
     memory_limit: int | None
     config_hash: str
+    version: str
     folder: str
     addresses: frozenset[str]
     mounts: tuple[Mount, ...]
@@ -68,6 +73,7 @@ class Container:
             out_of_memory=state["OOMKilled"],
             memory_limit=inspected["HostConfig"]["Memory"] or None,
             config_hash=labels[HASH_LABEL],
+            version=labels.get(VERSION_LABEL, ""),
             folder=labels.get(FOLDER_LABEL, ""),
             addresses=frozenset(f"{each['HostIp']}:{each['HostPort']}" for several in bindings for each in several or ()),
             mounts=tuple(
