@@ -144,7 +144,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         out.print(of_doctor.end(results))
     failed = [result.name for result in results if result.state is State.FAILED]
-    get_logger("mlstack.doctor").debug("%d checks, failed: %s", len(results), ", ".join(failed) or "none")
+    get_logger("mlstack.doctor").info("%d checks, failed: %s", len(results), ", ".join(failed) or "none")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 

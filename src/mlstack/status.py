@@ -167,7 +167,7 @@ def _questions(
     docker: Engine, values: Mapping[str, str], running: Mapping[str, Container], containers: Sequence[Container]
 ) -> dict[str, Callable[[], Any]]:
     questions: dict[str, Callable[[], Any]] = {
-        f"memory {service}": partial(_memory, docker, container) for service, container in running.items()
+        f"memory {service}": partial(memory, docker, container) for service, container in running.items()
     }
     for container in containers:
         for mount in container.mounts:
@@ -204,8 +204,11 @@ def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     return dict(answers)
 
 
-def _memory(docker: Engine, container: Container) -> int:
-    """As `docker stats` counts it, which needs two seconds: what is used, without files that could be dropped at once."""
+def memory(docker: Engine, container: Container) -> int:
+    """Bytes as `docker stats` counts them, which needs two seconds: what is used, without files that could be dropped at once.
+
+    Raises MlstackError when the container does not answer.
+    """
     used, *lines = docker.run(container, "sh", "-c", _MEMORY).splitlines()
     details = dict(line.split() for line in lines)
     return int(used) - int(details.get("total_inactive_file", details.get("inactive_file", 0)))

@@ -104,17 +104,13 @@ def loopback(subject: Subject) -> None:
 
 @check(REACH, "memory within limits", running)
 def memory(subject: Subject) -> None:
-    found = status.status(subject.project)
-    tight = [
-        f"{service.name} {service.memory / service.memory_limit:.0%}"
-        for service in found.services
-        if service.memory and service.memory_limit and service.memory > subject.limits.memory_share * service.memory_limit
-    ]
-    if tight:
+    limited = {each: each.memory_limit for each in subject.containers.values() if each.is_running and each.memory_limit}
+    shares = {each.service: status.memory(subject.engine, each) / limit for each, limit in limited.items()}
+    if tight := [f"{name} {share:.0%}" for name, share in shares.items() if share > subject.limits.memory_share]:
         raise Doubt(
             f"close to the memory limit: {', '.join(tight)}.",
             "The kernel kills what goes over it.",
-            "restart it, or give it more",
+            "restart it, or give it more (JUPYTER_MEMORY in .env; mem_limit in docker-compose.yml)",
         )
 
 
