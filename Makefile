@@ -19,6 +19,16 @@ urls: ## Where everything is
 logs: ## Follow the logs (SERVICE=mlflow for one)
 	@scripts/venv.sh && $(MLSTACK) logs $(SERVICE)
 
+##@ Kept safe
+backup: ## Copy everything while the stack runs (KEEP=n removes all but the newest n)
+	@scripts/venv.sh && $(MLSTACK) backup $(if $(KEEP),--keep $(KEEP))
+
+restore: ## Put BACKUP=… in the place of what the stack holds, after asking; without it: list them
+	@scripts/up.sh restore $(if $(BACKUP),"$(BACKUP)") $(if $(YES),--yes)
+
+verify: ## Restore BACKUP=… (or the newest) into a stack that is thrown away, and compare
+	@scripts/up.sh verify $(if $(BACKUP),"$(BACKUP)")
+
 ##@ Set-up
 env: ## Write .env with fresh secrets, or add what is new; values that are there stay
 	@scripts/venv.sh && $(MLSTACK) env

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# make up: prepares the host, then hands over to Python. Each step looks first and may be run again.
+# make up, restore, verify, upgrade: prepares the host, then hands over to Python. Each step looks first and may be run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/engine.sh      # a Docker engine with compose and buildx
 scripts/base-image.sh  # the one external image
 scripts/venv.sh        # Python packages of the commands
-exec .venv/bin/mlstack up
+exec .venv/bin/mlstack "${@:-up}"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import psutil
 
 from mlstack import preflight, settings
 from mlstack.compose import compose, docker
+from mlstack.preflight import free_ports
 
 NAME = "mlstack-test"
 ROOT = Path(__file__).parents[1]
@@ -87,18 +87,6 @@ def make_clone(folder: Path) -> Clone:
     done = clone.make("env", COMPOSE_PROJECT_NAME=clone.name, **ports)
     assert done.returncode == 0, done.stderr
     return clone
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody holds at the moment, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def remove_leftovers() -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Annotated, NoReturn
 
 import typer
@@ -10,11 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlstack import preflight, settings
+from mlstack.backup import manifest
+from mlstack.backup.stack import DATA_SERVICES, are_well
 from mlstack.compose import attached, containers
 from mlstack.errors import MlstackError
 from mlstack.lock import held
 from mlstack.operations import accounts, rotate, start
+from mlstack.operations import backup as backing_up
 from mlstack.operations import reset as resetting
+from mlstack.operations import restore as restoring
+from mlstack.operations import verify as verifying
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -23,6 +29,8 @@ PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
 Yes = Annotated[bool, typer.Option("--yes", envvar="YES", help="Do not ask.")]
+Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
+BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
 Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
@@ -65,6 +73,8 @@ def reset(yes: Yes = False) -> None:
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
             _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
+            if are_well(PROJECT, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
+                _show_backup(backing_up.back_up(PROJECT))
         resetting.reset(PROJECT)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")
 
@@ -103,6 +113,47 @@ def rotate_secrets(yes: Yes = False) -> None:
     out.print(
         "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
     )
+
+
+@app.command()
+def backup(keep: Keep = None) -> None:
+    """Copy everything that the stack holds, while it runs: database and bucket as of one moment."""
+    with held(PROJECT, "make backup"):
+        taken = backing_up.back_up(PROJECT, keep)
+    _show_backup(taken)
+
+
+@app.command()
+def restore(backup: BackupName = None, yes: Yes = False) -> None:
+    """Put a backup in the place of what the stack holds, after asking. Without a backup: list them."""
+    if not backup:
+        _show_backups()
+        return
+    with held(PROJECT, "make restore"):
+        start.prepare(PROJECT)
+        found = restoring.checked(PROJECT, backing_up.find(PROJECT, backup))
+        there = restoring.content(PROJECT)
+        if not there.is_empty and not yes:
+            _show_exchange(there.counts, found.manifest.counts)
+            _confirm(
+                "Replace what this stack holds by the backup?",
+                "What is newer than it would be lost.",
+                f"make restore BACKUP={backup} YES=1",
+            )
+        restoring.restore(PROJECT, found)
+    out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.")
+    _show_counts(found.manifest.counts)
+
+
+@app.command()
+def verify(backup: BackupName = None) -> None:
+    """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
+    with held(PROJECT, "make verify"):
+        start.prepare(PROJECT)
+        found = restoring.checked(PROJECT, backing_up.find(PROJECT, backup))
+        verifying.verify(PROJECT, found)
+    out.print(f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.")
+    _show_counts(found.manifest.counts)
 
 
 @app.command()
@@ -181,6 +232,40 @@ def _confirm(question: str, why: str, forced: str) -> None:
     if not sys.stdin.isatty():
         raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
     typer.confirm(question, abort=True)
+
+
+def _show_backup(taken: backing_up.Taken) -> None:
+    found, size = taken.manifest, backing_up.in_units
+    out.print(f"Backup [bold]{taken.folder}[/]: {size(found.bytes)}, of which {size(found.new_bytes)} are new.", soft_wrap=True)
+    _show_counts(found.counts)
+    for pruned in taken.pruned:
+        out.print(f"Removed the backup {pruned.name}.")
+    out.print("Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter.")
+
+
+def _show_backups() -> None:
+    backups = backing_up.folder(PROJECT)
+    table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
+    for folder in manifest.folders(backups):
+        found = manifest.read_manifest(folder)
+        runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
+        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, found.versions["mlflow"] or "?")
+    if not table.row_count:
+        out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
+        return
+    out.print(table)
+    out.print("[bold]make restore BACKUP=…[/] puts one in the place of what the stack holds, after asking.")
+
+
+def _show_exchange(there: Mapping[str, int], coming: Mapping[str, int]) -> None:
+    table = Table("", "now, will be lost", "in the backup", title="make restore replaces")
+    for what in {**coming, **there}:
+        table.add_row(what, str(there.get(what, 0)), str(coming.get(what, 0)))
+    out.print(table)
+
+
+def _show_counts(counts: Mapping[str, int]) -> None:
+    out.print("  " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
 
 
 def _show_urls() -> None:

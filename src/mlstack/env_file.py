@@ -103,6 +103,14 @@ def _rotated(binding: Binding) -> str:
     return f"{before}{binding.key}={fresh_secret(binding.key)}\n"
 
 
+def change(project: Path, **values: str) -> None:
+    """Gives keys of `.env` other values; the rest stays as it is. Raises MlstackError when it cannot be written."""
+    path = (project / ".env").resolve()
+    lines = (settings.file_text(path) or "").splitlines()
+    changed = [f"{name}={_written(values[name])}" if (name := line.partition("=")[0]) in values else line for line in lines]
+    _write(path, "\n".join(changed) + "\n")
+
+
 def problems(project: Path) -> list[str]:
     """What in `.env` would be read differently than meant, or not at all. Shows no secret."""
     text = settings.file_text(project / ".env")

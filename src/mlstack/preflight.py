@@ -92,6 +92,18 @@ def _ports_in(listing: str) -> set[int]:
     return {port for first, last in ranges for port in range(int(first), int(last or first) + 1)}
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody holds at the moment, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As Docker's own proxy does: a port whose last connection is still closing can be had.

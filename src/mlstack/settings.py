@@ -127,6 +127,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("JUPYTER_PORT", _port),
         _secret("JUPYTER_TOKEN"),
         Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
+        Variable("BACKUP_DIR", _anything),
         Variable("LOG_DIR", _anything),
         Variable("LOG_LEVEL", _level),
         Variable("POSTGRES_IMAGE", _anything, optional=True),
@@ -202,6 +203,12 @@ def of_shell(name: str) -> str:
 def publish(values: Mapping[str, str]) -> None:
     """Puts variables into this process' environment, where libraries such as MLflow's client look for them."""
     os.environ.update(values)
+
+
+def forget(names: Iterable[str]) -> None:
+    """Takes variables out of this process' environment, for work on a project whose `.env` alone shall count."""
+    for name in names:
+        os.environ.pop(name, None)
 
 
 def is_root() -> bool:

@@ -15,8 +15,8 @@ from tests.unit.projects import ROOT, compose_config, set_values
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
-# For clients on this machine; in the stack each service has an address of its own.
-HOST_ONLY = {"MLFLOW_TRACKING_URI"}
+# For clients and commands on this machine; no service is given them.
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR"}
 
 # Every value that a service is given, by the variable it comes from.
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from mlstack import env_file, preflight, settings
+from mlstack.backup import exchange, stack
 from mlstack.compose import Container, attached, containers, docker, last_lines, volumes
 from mlstack.errors import MlstackError
 from mlstack.logger import get_logger
@@ -42,14 +43,19 @@ def prepare_env(project: Path) -> None:
 
 def up(project: Path) -> None:
     """Prepares, builds and starts the stack, and returns when every service is healthy. Raises MlstackError."""
+    prepare(project)
+    start(project)
+
+
+def prepare(project: Path) -> None:
+    """Everything before the first container: `.env`, checks, folders, images. Raises MlstackError."""
     prepare_env(project)
     for warning in preflight.warnings(project):
         log.warning("%s", warning)
     if problems := preflight.check(project, will_build=bool(_missing_images(project))):
         raise ExceptionGroup("refused", problems)
-    _prepare_folders(project)
+    prepare_folders(project)
     build(project)
-    _start(project)
 
 
 def build(project: Path) -> None:
@@ -96,7 +102,7 @@ def _missing_images(project: Path) -> list[str]:
     return [service for service in _built_here(project) if not docker("image", "ls", "--quiet", f"{name}-{service}").strip()]
 
 
-def _prepare_folders(project: Path) -> None:
+def prepare_folders(project: Path) -> None:
     """The two mounted folders belong to the user whom the containers run as; Docker would make them root's."""
     values = settings.of_project(project)
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
@@ -158,8 +164,12 @@ def _answer(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _start(project: Path) -> None:
+def start(project: Path) -> None:
+    """Starts every service and waits until each is healthy. Raises MlstackError with the last words of those that are not."""
     log.info("starting the services and waiting until each is healthy")
+    # What a killed restore left has to be ended before MLflow starts on it.
+    if stack.try_data_services(project):
+        exchange.settle(stack.of_project(project))
     if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans") == 0:
         return
     # A container that was only created waits for one that is ill.
