@@ -3,6 +3,7 @@
 import hashlib
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -149,13 +150,12 @@ def dump(stack: Stack, snapshot_name: str, path: Path, advance: Advance) -> str:
         "--no-owner", "--no-privileges", "--snapshot", snapshot_name,
     ]  # fmt: skip
     digest = hashlib.sha256()
-    with path.open("wb") as file, _in_postgres(stack, *command, stdin=subprocess.DEVNULL) as process:
+    with path.open("wb") as file, _in_postgres(stack, *command, wrong="the database could not be dumped") as process:
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         while chunk := process.stdout.read(CHUNK):
             digest.update(chunk)
             file.write(chunk)
             advance(len(chunk))
-        _end(process, "the database could not be dumped")
     return digest.hexdigest()
 
 
@@ -165,16 +165,12 @@ def load(stack: Stack, path: Path, name: str, advance: Advance) -> None:
         "pg_restore", "--username", stack.owner.user, "--dbname", name, "--role", stack.mlflow_role,
         "--no-owner", "--no-privileges", "--exit-on-error",
     ]  # fmt: skip
-    with path.open("rb") as file, _in_postgres(stack, *command, stdin=subprocess.PIPE) as process:
+    with path.open("rb") as file, _in_postgres(stack, *command, wrong="the dump could not be loaded") as process:
         assert process.stdin  # noqa: S101 - a pipe, as asked for
-        try:
-            while chunk := file.read(CHUNK):
-                process.stdin.write(chunk)
-                advance(len(chunk))
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # pg_restore gave up, and says why
-        _end(process, "the dump could not be loaded")
+        while chunk := file.read(CHUNK):
+            process.stdin.write(chunk)
+            advance(len(chunk))
+        process.stdin.flush()
 
 
 def give(connection: Connection, schema: str, role: str) -> None:
@@ -258,26 +254,30 @@ def _execute(connection: Connection, statement: str, *parts: sql.Composable) -> 
 
 
 @contextmanager
-def _in_postgres(stack: Stack, *command: str, stdin: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password."""
-    process = subprocess.Popen(
-        ["docker", "compose", "exec", "--no-TTY", "postgres", *command],
-        cwd=stack.project,
-        env=settings.for_commands(),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def _in_postgres(stack: Stack, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password.
 
-
-def _end(process: subprocess.Popen[bytes], wrong: str) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
-        lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-        telling = [line for line in lines if "error:" in line] or lines
-        raise MlstackError(f"{wrong}: {telling[0]}", "Nothing was changed.", "docker compose logs postgres")
+    Raises MlstackError beginning with `wrong` when it fails.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            ["docker", "compose", "exec", "--no-TTY", "postgres", *command],
+            cwd=stack.project,
+            env=settings.for_commands(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        with process:  # closes the pipes and waits
+            try:
+                yield process
+            except BrokenPipeError:
+                pass  # it gave up, and says why
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+            telling = [line for line in lines if "error:" in line] or lines
+            raise MlstackError(f"{wrong}: {telling[0]}", "Nothing was changed.", "docker compose logs postgres")

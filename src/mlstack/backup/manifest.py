@@ -104,7 +104,7 @@ def folders(backups: Path) -> list[Path]:
 
 def write(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest and its checksum."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n"
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     digest = hashlib.sha256(text.encode()).hexdigest()
     (folder / CHECKSUM).write_text(f"{digest}  {MANIFEST}\n", encoding="utf-8")
