@@ -29,6 +29,9 @@ restore: ## Put BACKUP=… in the place of what the stack holds, after asking; w
 verify: ## Restore BACKUP=… (or the newest) into a stack that is thrown away, and compare
 	@scripts/up.sh verify $(if $(BACKUP),"$(BACKUP)")
 
+upgrade: ## Back up, build newer images, migrate, start, check; goes back by itself if that fails
+	@scripts/up.sh upgrade
+
 ##@ Set-up
 env: ## Write .env with fresh secrets, or add what is new; values that are there stay
 	@scripts/venv.sh && $(MLSTACK) env

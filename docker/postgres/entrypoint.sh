@@ -63,7 +63,7 @@ mkdir -p "$PGDATA"
 chmod 700 "$PGDATA" 2>/dev/null || true
 
 if [ -s "$PGDATA/PG_VERSION" ] && [ "$(cat "$PGDATA/PG_VERSION")" != "$MAJOR" ]; then
-  fail "the volume holds a database of Postgres $(cat "$PGDATA/PG_VERSION"), this image is Postgres $MAJOR. Nothing was changed. Start it with an image of that version (POSTGRES_IMAGE=postgres:$(cat "$PGDATA/PG_VERSION") in .env), dump it there and load the dump into a new volume."
+  fail "the volume holds a database of Postgres $(cat "$PGDATA/PG_VERSION"), this image is Postgres $MAJOR. Nothing was changed. Start it with an image of that version (POSTGRES_IMAGE=postgres:$(cat "$PGDATA/PG_VERSION") in .env), take a backup there (make backup), then make reset, this image again, and make restore BACKUP=latest (docs/operations.md)."
 fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   [ -e "$MAKING/.whole" ] || make_cluster

@@ -20,6 +20,7 @@ from mlstack.operations import accounts, rotate, start
 from mlstack.operations import backup as backing_up
 from mlstack.operations import reset as resetting
 from mlstack.operations import restore as restoring
+from mlstack.operations import upgrade as upgrading
 from mlstack.operations import verify as verifying
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -154,6 +155,15 @@ def verify(backup: BackupName = None) -> None:
         verifying.verify(PROJECT, found)
     out.print(f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.")
     _show_counts(found.manifest.counts)
+
+
+@app.command()
+def upgrade() -> None:
+    """Take a backup, build newer images, migrate, start and check; on failure go back to before."""
+    with held(PROJECT, "make upgrade"):
+        done = upgrading.upgrade(PROJECT)
+    _show_backup(done.backup)
+    out.print(f"Upgraded: MLflow's data was made by {done.mlflow_before or 'another MLflow'}, now {done.mlflow_after}.")
 
 
 @app.command()

@@ -69,9 +69,10 @@ def _settle(server: Connection, target: Stack) -> None:
         _undo(server, target)
         log.warning("an interrupted restore was undone: the stack holds what it held before")
     if database.exists(server, old_name(target)):
-        database.open_(server, target.owner.database)
         database.annotate(server, target.owner.database, None)
         database.drop(server, old_name(target))
+    if database.exists(server, target.owner.database):
+        database.open_(server, target.owner.database)  # whoever closed it is gone: one command at a time
 
 
 @contextmanager

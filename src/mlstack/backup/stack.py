@@ -1,6 +1,6 @@
 """The ways from this machine into a stack's database and storage, with their owners' credentials."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CONNECTIONS = 8
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack as the backup sees it. `roles` names each database role by the variable of `.env` that it comes from."""
+    """A stack as the backup sees it. `roles` names each database role by its variable of `.env`, `built` its own images."""
 
     project: Path
     name: str
@@ -26,6 +26,7 @@ class Stack:
     keys: Keys
     roles: Mapping[str, str]
     images: Mapping[str, str]
+    built: Sequence[str]
 
     @property
     def mlflow_role(self) -> str:
@@ -37,16 +38,16 @@ def of_project(project: Path) -> Stack:
     values = settings.of_project(project)
     found = settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_PORT", "MINIO_PORT", "MLFLOW_DB_USER", values=values)
     name = found["COMPOSE_PROJECT_NAME"]
+    own = {service: f"{name}-{service}" for service in ("postgres", "minio", "mlflow", "jupyter")}
+    named = {service: values.get(f"{service.upper()}_IMAGE") for service in own}
     return Stack(
         project=project,
         name=name,
         owner=replace(settings.database_owner(values), host="127.0.0.1", port=int(found["POSTGRES_PORT"])),
         keys=replace(settings.storage_owner(values), endpoint=f"127.0.0.1:{found['MINIO_PORT']}"),
         roles={variable: values[variable] for variable in settings.VARIABLES if variable.endswith("_DB_USER")},
-        images={
-            service: values.get(f"{service.upper()}_IMAGE") or f"{name}-{service}"
-            for service in ("postgres", "minio", "mlflow", "jupyter")
-        },
+        images={service: named[service] or image for service, image in own.items()},
+        built=[image for service, image in own.items() if not named[service]],
     )
 
 

@@ -49,13 +49,18 @@ def up(project: Path) -> None:
 
 def prepare(project: Path) -> None:
     """Everything before the first container: `.env`, checks, folders, images. Raises MlstackError."""
+    check(project)
+    build(project)
+
+
+def check(project: Path) -> None:
+    """`.env`, checks of this machine, folders. Raises MlstackError naming what would keep the stack from starting."""
     prepare_env(project)
     for warning in preflight.warnings(project):
         log.warning("%s", warning)
     if problems := preflight.check(project, will_build=bool(_missing_images(project))):
         raise ExceptionGroup("refused", problems)
     prepare_folders(project)
-    build(project)
 
 
 def build(project: Path) -> None:
