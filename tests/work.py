@@ -17,19 +17,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 # Names that are awkward on some file system or in some URL.
-NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "ümlaut-日本.txt", "percent%20.txt", "a" * 200 + ".bin")
+NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "percent%20.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
 BATCH = 1000  # what MLflow takes in one call
 
 
-def fill(client: MlflowClient, runs: int, points: int, megabytes: int, models: int, seed: int) -> None:
+def fill(client: MlflowClient, runs: int, points: int, megabytes: int, models: int, seed: int, awkward: int) -> None:
     """Runs with metrics, parameters, tags and artifacts of all sizes, and models with versions and aliases."""
     chance = random.Random(seed)  # noqa: S311 - the same work for the same seed
     experiment = client.create_experiment(f"work {seed}", tags={"team": "ours"})
     ids = [one_run(client, experiment, number, points // runs, chance) for number in range(runs)]
+    names = NAMES if awkward else NAMES[:3]
     sizes = spread(megabytes * 10**6, chance)
     with tempfile.TemporaryDirectory() as folder:
         for number, size in enumerate(sizes):
-            path = Path(folder) / NAMES[number % len(NAMES)]
+            path = Path(folder) / names[number % len(names)]
             path.write_bytes(chance.randbytes(size))
             client.log_artifact(ids[number % len(ids)], str(path), f"files/{number // len(ids)}")
             path.unlink()
@@ -144,7 +145,7 @@ def pages(search: Any, **arguments: Any) -> list[Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["fill", "read"])
-    for name, default in (("runs", 12), ("points", 3000), ("megabytes", 12), ("models", 2), ("seed", 1)):
+    for name, default in (("runs", 12), ("points", 3000), ("megabytes", 12), ("models", 2), ("seed", 1), ("awkward", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = vars(parser.parse_args())
     client = MlflowClient()  # MLFLOW_TRACKING_URI, _USERNAME, _PASSWORD

@@ -1,0 +1,181 @@
+"""From a real MLflow 2.22 to ours: nothing is lost, whether the upgrade succeeds, fails or is killed half-way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlstack.backup import database, stack
+from mlstack.bootstrap.database import connected
+from mlstack.compose import docker
+from tests.clone import Clone, free_ports
+from tests.stack.program import admin, everything, finished, started
+
+# Its newest dependencies no longer fit it. Its accounts lived in a file of their own, so it is used without.
+OLD = ("mlflow==2.22.*", "sqlalchemy<2.1", "setuptools<81", "psycopg2-binary", "boto3")
+NOBODY = ("", "")
+
+
+@pytest.fixture(scope="module")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with the old MLflow."""
+    venv = tmp_path_factory.mktemp("old")
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *OLD], check=True)
+    return venv / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def before(clone: Clone, old_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The work of an old MLflow in the stack's database and bucket, as its own client shows it."""
+    clone.compose("build", "--quiet", "postgres", "minio", "mlflow")
+    clone.compose("up", "--detach", "--wait", "postgres", "minio")
+    clone.compose("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")
+    clone.compose("down")
+    docker("image", "rm", f"{clone.name}-mlflow")  # this MLflow has never been here
+    clone.compose("up", "--detach", "--wait", "--no-build", "postgres", "minio")
+    with old_mlflow(clone, old_python, tmp_path_factory.mktemp("server")) as uri:
+        finished(started(uri, NOBODY, "fill", "--runs=9", "--megabytes=12", "--awkward=0", python=old_python))
+        found = json.loads(finished(started(uri, NOBODY, "read", python=old_python)))
+    assert len(found["models"]) == 2
+    yield found
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@contextmanager
+def old_mlflow(clone: Clone, python: Path, folder: Path) -> Iterator[str]:
+    values = clone.values
+    (port,) = free_ports(1)
+    uri = f"http://127.0.0.1:{port}"
+    tables = f"postgresql+psycopg2://{values['MLFLOW_DB_USER']}@127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}"
+    environment = {
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "PGPASSWORD": values["MLFLOW_DB_PASSWORD"],
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{values['MINIO_PORT']}",
+        "AWS_ACCESS_KEY_ID": values["MLFLOW_S3_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": values["MLFLOW_S3_SECRET_ACCESS_KEY"],
+    }
+    command = [
+        str(python.parent / "mlflow"), "server", "--host=127.0.0.1", f"--port={port}", "--workers=1",
+        f"--backend-store-uri={tables}", f"--artifacts-destination=s3://{values['MINIO_BUCKET']}",
+    ]  # fmt: skip
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    try:
+        wait_until(lambda: answers(f"{uri}/version", server), 120)
+        assert requests.get(f"{uri}/version", timeout=30).text.startswith("2.22")
+        yield uri
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, "the old MLflow ended"
+    try:
+        return requests.get(url, timeout=30).ok
+    except requests.ConnectionError:
+        return False
+
+
+def wait_until(is_so: Callable[[], bool], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
+    owner = stack.of_project(clone.folder).owner
+    with connected(replace(owner, database=clone.values["POSTGRES_DB"]), 30) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def all_tables(clone: Clone) -> dict[str, object]:
+    with database.connected(stack.of_project(clone.folder)) as connection:
+        return dict(database.tables(connection))
+
+
+def leftovers(clone: Clone) -> list[str]:
+    names = [
+        str(name) for (name,) in rows(clone, "SELECT datname FROM pg_database WHERE datname ~ '_(before|replaced|restoring)'")
+    ]
+    return names + docker("image", "ls", "--quiet", "--filter", f"reference={clone.name}-*:before-upgrade").split()
+
+
+def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, before: dict[str, Any]) -> None:
+    rows_before = all_tables(clone)
+    with database.connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
+    done = clone.make("upgrade")
+    assert done.returncode != 0
+    assert "the upgrade failed" in done.stderr
+    assert "The stack is as it was before: same images, same data." in done.stderr
+    assert "Traceback" not in done.stderr.rpartition("going back")[2]
+    with database.connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE logged_models")
+    assert all_tables(clone) == rows_before
+    assert leftovers(clone) == []
+
+
+def test_ctrl_c_in_the_migration_goes_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
+    rows_before = all_tables(clone)
+    code, said = stopped_in_the_migration(clone, signal.SIGINT)
+    assert code == 130
+    assert "Stopped. Nothing is broken" in said
+    assert "the stack is as it was before the upgrade" in said
+    assert all_tables(clone) == rows_before
+    assert leftovers(clone) == []
+
+
+def test_a_killed_upgrade_is_undone_by_the_next_which_loses_nothing(clone: Clone, before: dict[str, Any]) -> None:
+    code, _ = stopped_in_the_migration(clone, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert len(leftovers(clone)) > 0
+    done = clone.make("upgrade")
+    assert done.returncode == 0, done.stderr
+    assert "an upgrade was interrupted: going back to what was before it" in done.stderr
+    assert "MLflow's data was made by another MLflow, now 3." in done.stdout
+    assert leftovers(clone) == []
+    after = everything(clone)
+    assert after["models"] == before["models"]
+    assert after["experiments"] == before["experiments"]
+
+
+def test_the_upgraded_stack_takes_new_work_and_upgrades_again(clone: Clone, before: dict[str, Any]) -> None:
+    uri, account = admin(clone)
+    finished(started(uri, account, "fill", "--runs=3", "--points=300", "--megabytes=1", "--seed=2"))
+    now = everything(clone)
+    done = clone.make("upgrade")
+    assert done.returncode == 0, done.stderr
+    assert everything(clone) == now
+
+
+def stopped_in_the_migration(clone: Clone, how: signal.Signals) -> tuple[int, str]:
+    """Sends a signal to `make upgrade` while MLflow's tables are being migrated."""
+    process = subprocess.Popen(
+        [".venv/bin/mlstack", "upgrade"],
+        cwd=clone.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    running = ("ps", "--quiet", "--filter", f"name=^{clone.name}-migration-1$", "--filter", "status=running")
+    wait_until(lambda: bool(docker(*running).strip()) or process.poll() is not None, 300)
+    assert process.poll() is None
+    os.killpg(process.pid, how)
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said

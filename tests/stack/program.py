@@ -1,0 +1,45 @@
+"""Runs tests/work.py against a stack's MLflow, as a person's own program would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlstack import settings
+from tests.clone import ROOT, Clone
+
+Account = tuple[str, str]
+
+
+def started(uri: str, account: Account, *arguments: str, python: str | Path = sys.executable) -> subprocess.Popen[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
+    names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    client = dict(zip(names, (uri, *account), strict=True))
+    command = [str(python), str(ROOT / "tests/work.py"), *arguments]
+    return subprocess.Popen(
+        command, env=inherited | client, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=800)
+    assert process.returncode == 0, err
+    return out
+
+
+def admin(clone: Clone) -> tuple[str, Account]:
+    """Where MLflow is, and the account that sees everything."""
+    values = clone.values
+    return values["MLFLOW_TRACKING_URI"], (values["MLFLOW_ADMIN_USERNAME"], values["MLFLOW_ADMIN_PASSWORD"])
+
+
+def fill(clone: Clone, **amounts: int) -> None:
+    finished(started(*admin(clone), "fill", *[f"--{name}={amount}" for name, amount in amounts.items()]))
+
+
+def everything(clone: Clone) -> dict[str, Any]:
+    """All that MLflow's own client sees."""
+    found: dict[str, Any] = json.loads(finished(started(*admin(clone), "read")))
+    return found

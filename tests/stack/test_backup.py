@@ -1,0 +1,509 @@
+"""Backup, restore and verify as a user meets them: while clients write, onto fresh secrets, damaged, interrupted, full."""
+
+import hashlib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlstack import settings
+from mlstack.backup import bucket, database, exchange, manifest, stack
+from mlstack.backup.manifest import Artifact, Backup
+from mlstack.compose import docker
+from mlstack.operations import backup as backing_up
+from tests.clone import Clone
+from tests.stack.program import admin, everything, fill, finished, started
+
+COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
+SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
+
+
+@pytest.fixture(scope="module")
+def full(clone: Clone) -> Iterator[Clone]:
+    """A stack with work in it, an account of somebody's own, and an object of every awkward kind of name."""
+    done = clone.make("up")
+    assert done.returncode == 0, done.stderr
+    fill(clone)
+    uri, account = admin(clone)
+    made = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=30)
+    assert made.ok, made.text
+    client, name = storage(clone)
+    for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
+        client.put_object(name, key, *content(key), metadata={"note": "kept"})
+    yield clone
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@pytest.fixture(scope="module")
+def first(full: Clone) -> Backup:
+    """The first backup of that stack."""
+    return taken(full)
+
+
+def content(text: str) -> tuple[Any, int]:
+    return io.BytesIO(text.encode()), len(text.encode())
+
+
+def storage(clone: Clone) -> tuple[Any, str]:
+    """The bucket with its owner's keys."""
+    keys = stack.of_project(clone.folder).keys
+    return stack.storage_client(keys), keys.bucket
+
+
+def taken(clone: Clone, **options: str) -> Backup:
+    """Takes a backup as a user does."""
+    done = clone.make("backup", **options)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
+    return manifest.read(newest(clone))
+
+
+def newest(clone: Clone) -> Path:
+    return manifest.folders(clone.folder / "backups")[0]
+
+
+def state(clone: Clone) -> tuple[object, object]:
+    """Everything that a restore could change: every table, and every object with its bytes' checksum."""
+    with database.connected(stack.of_project(clone.folder)) as connection:
+        tables = database.tables(connection)
+    client, name = storage(clone)
+    return tables, {key: (found.etag, found.size) for key, found in bucket.current(client, name).items()}
+
+
+def leftovers(clone: Clone) -> list[str]:
+    """Databases that only exist while a command is at work, and those that let nobody in."""
+    target = stack.of_project(clone.folder)
+    with database.connected(target, exchange.SERVER) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
+        return [name for (name,) in cursor.fetchall() if name != "template0"]
+
+
+# ---- backup ------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_private_and_holds_no_secret(full: Clone, first: Backup) -> None:
+    assert not [path for path in (first.folder, *first.folder.rglob("*")) if path.stat().st_mode & 0o077]
+    written = b"".join(path.read_bytes() for path in first.folder.rglob("*") if path.is_file())
+    assert not [name for name in SECRETS if full.values[name].encode() in written]
+
+
+def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> None:
+    found = json.loads((first.folder / "manifest.json").read_text())
+    assert first.folder.name == f"{first.manifest.time:%Y%m%dT%H%M%SZ}"
+    assert found["counts"]["runs"] == 12
+    assert found["counts"]["accounts"] == 3
+    assert found["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert found["versions"]["mlflow"] == "3.17.2"
+    assert found["versions"]["postgres"].startswith("17.")
+    assert found["versions"]["minio"].startswith("RELEASE.")
+    data = [first.folder / "database.dump", *(first.folder / "objects").rglob("?" * 64)]
+    assert found["bytes"] == sum(path.stat().st_size for path in data)
+    checked = subprocess.run(["sha256sum", "--check", "manifest.json.sha256"], cwd=first.folder, capture_output=True, check=False)
+    assert checked.returncode == 0
+    shown = full.make("restore")
+    assert shown.returncode == 0
+    assert first.folder.name in shown.stdout
+
+
+def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, first: Backup) -> None:
+    client, name = storage(full)
+    client.put_object(name, "new/one", *content("new" * 1000))
+    second = taken(full)
+    dump = (second.folder / manifest.DUMP).stat().st_size
+    assert second.manifest.new_bytes == dump + 3000
+    by_key = {artifact.key: artifact for artifact in first.artifacts}
+    shared = [artifact for artifact in second.artifacts if artifact.key in by_key]
+    assert len(shared) == len(first.artifacts)
+    for artifact in shared:
+        assert (second.folder / artifact.path).samefile(first.folder / artifact.path)
+    client.remove_object(name, "new/one")
+
+
+def test_damage_in_the_previous_backup_does_not_travel(full: Clone, first: Backup) -> None:
+    previous = manifest.read(newest(full))
+    victim = next(artifact for artifact in previous.artifacts if artifact.size > 1000)
+    original = (previous.folder / victim.path).read_bytes()
+    flip(previous.folder / victim.path)
+    try:
+        following = taken(full)
+        assert (following.folder / victim.path).read_bytes() == original
+    finally:
+        rewrite(first.folder / victim.path, original)
+
+
+def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full: Clone) -> None:
+    """A row for each object is written after it, as MLflow does; the backup never holds the one without the other."""
+    target, (client, name) = stack.of_project(full.folder), storage(full)
+    keys = [f"moving/{number}" for number in range(40)]
+    for key in keys:
+        client.put_object(name, key, *content(f"{key} before" * 2000))
+    stop, written = threading.Event(), 0
+
+    def write() -> None:
+        nonlocal written
+        with database.connected(target) as connection, connection.cursor() as cursor:
+            while not stop.is_set():
+                client.put_object(name, f"pair/{written}", *content(f"pair {written}"))
+                cursor.execute("INSERT INTO pairs VALUES (%s)", (written,))
+                key = keys[written % len(keys)]
+                if written % 3:
+                    client.put_object(name, key, *content(f"after {written}"))
+                else:
+                    client.remove_object(name, key)
+                written += 1
+
+    with database.connected(target) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE pairs (number int)")
+        writer = threading.Thread(target=write)
+        writer.start()
+        process = started(*admin(full), "fill", "--runs=4", "--points=400", "--megabytes=2", "--seed=3")
+        try:
+            found = taken(full)
+            during = written
+        finally:
+            stop.set()
+            writer.join()
+            finished(process)
+            cursor.execute("DROP TABLE pairs")
+    manifest.check(found, lambda _: None)
+    rows = found.manifest.tables["public.pairs"].rows
+    assert 0 < rows < during
+    pairs = {artifact.key for artifact in found.artifacts if artifact.key.startswith("pair/")}
+    # The one more, if any, is the object whose row was about to be written.
+    assert {f"pair/{number}" for number in range(rows)} <= pairs <= {f"pair/{number}" for number in range(rows + 1)}
+    held = {artifact.key: (found.folder / artifact.path).read_text() for artifact in found.artifacts if artifact.key in keys}
+    moving = {key: f"{key} before" * 2000 for key in keys}
+    for number in range(rows - 1):
+        key = keys[number % len(keys)]
+        moving.pop(key, None)
+        if number % 3:
+            moving[key] = f"after {number}"
+    undecided = keys[(rows - 1) % len(keys)]  # its change came after the last row: before or after the moment
+    assert {key: text for key, text in held.items() if key != undecided} == {
+        key: text for key, text in moving.items() if key != undecided
+    }
+
+
+def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> None:
+    shutil.rmtree(full.folder / "backups")  # everything has to be copied again
+    client, name = storage(full)
+    for number in range(30):
+        client.put_object(name, f"large/{number}", *content(f"{number:04}" * 250_000))
+    work = full.folder / "backups/.incomplete"
+    process = subprocess.Popen(
+        [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    journal = work / backing_up.JOURNAL
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 10)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    copied = len(journal.read_text().splitlines())
+    assert manifest.folders(full.folder / "backups") == []
+    done = full.make("backup")
+    assert done.returncode == 0, done.stderr
+    assert "going on with a backup that was interrupted" in done.stderr
+    found = manifest.read(newest(full))
+    whole = sum({artifact.sha256: artifact.size for artifact in found.artifacts}.values())
+    assert copied >= 10 and found.manifest.new_bytes - (found.folder / manifest.DUMP).stat().st_size < whole
+    manifest.check(found, lambda _: None)
+    assert not work.exists()
+    for number in range(30):
+        client.remove_object(name, f"large/{number}")
+
+
+def test_ctrl_c_stops_a_backup_at_once_and_says_that_nothing_is_broken(full: Clone) -> None:
+    process = subprocess.Popen(
+        [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. Nothing is broken" in said
+    assert "Traceback" not in said
+
+
+def test_keep_removes_the_oldest(full: Clone) -> None:
+    taken(full)
+    before = manifest.folders(full.folder / "backups")
+    assert len(before) >= 2
+    taken(full, KEEP="2")
+    after = manifest.folders(full.folder / "backups")
+    assert len(after) == 2
+    assert after[1:] == before[:1]
+    manifest.check(manifest.read(after[1]), lambda _: None)
+
+
+def test_two_commands_at_once_are_told_who_is_at_work(full: Clone) -> None:
+    process = subprocess.Popen([".venv/bin/mlstack", "backup"], cwd=full.folder, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    process.stderr.readline()
+    refused = full.make("restore", BACKUP="latest", YES="1")
+    assert refused.returncode != 0
+    assert f"make backup, process {process.pid}" in refused.stderr
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
+# ---- restore: refused ---------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    rewrite(path, bytes(data))
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+def flip_an_object(folder: Path) -> str:
+    path = folder / largest(folder).path
+    flip(path)
+    return path.name
+
+
+def lose_an_object(folder: Path) -> str:
+    path = folder / largest(folder).path
+    path.unlink()
+    return f"{path.name} (artifact {largest(folder).key}) is missing"
+
+
+def flip_the_dump(folder: Path) -> str:
+    flip(folder / "database.dump")
+    return "database.dump"
+
+
+def cut_the_dump(folder: Path) -> str:
+    rewrite(folder / "database.dump", (folder / "database.dump").read_bytes()[:-1])
+    return "database.dump"
+
+
+def lose_the_dump(folder: Path) -> str:
+    (folder / "database.dump").unlink()
+    return "database.dump is missing"
+
+
+def flip_the_manifest(folder: Path) -> str:
+    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"runs": ', b'"runs":  '))
+    return "manifest.json"
+
+
+def lose_the_manifest(folder: Path) -> str:
+    (folder / "manifest.json").unlink()
+    return "manifest.json is missing"
+
+
+def flip_the_list(folder: Path) -> str:
+    flip(folder / "objects.jsonl")
+    return "objects.jsonl"
+
+
+def newer_format(folder: Path) -> str:
+    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 1', b'"format": 2'))
+    return "manifest.json is in format 2"
+
+
+def newer_mlflow(folder: Path) -> str:
+    resign(folder, b'"mlflow": "3.17.2"', b'"mlflow": "3.99.0"')
+    return "the backup comes from MLflow 3.99.0, here is MLflow 3.17.2"
+
+
+def newer_postgres(folder: Path) -> str:
+    resign(folder, b'"postgres": "17.', b'"postgres": "99.')
+    return "the backup comes from Postgres 99, here is Postgres 17"
+
+
+def resign(folder: Path, old: bytes, new: bytes) -> None:
+    text = (folder / "manifest.json").read_bytes()
+    assert old in text
+    rewrite(folder / "manifest.json", text.replace(old, new))
+    digest = hashlib.sha256(text.replace(old, new)).hexdigest()
+    rewrite(folder / "manifest.json.sha256", f"{digest}  manifest.json\n".encode())
+
+
+def largest(folder: Path) -> Artifact:
+    return max(manifest.read(folder).artifacts, key=lambda artifact: artifact.size)
+
+
+DAMAGES: list[Callable[[Path], str]] = [
+    flip_an_object, lose_an_object, flip_the_dump, cut_the_dump, lose_the_dump, flip_the_manifest, lose_the_manifest,
+    flip_the_list, newer_format, newer_mlflow, newer_postgres,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_backup_is_refused_by_name_before_anything_changes(
+    full: Clone, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
+    before, containers = state(full), full.compose("ps", "--quiet")
+    folder = tmp_path / newest(full).name
+    shutil.copytree(newest(full), folder)
+    named = damage(folder)
+    done = full.make("restore", BACKUP=str(folder), YES="1")
+    assert done.returncode != 0
+    assert named in done.stderr
+    assert "Nothing was changed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert state(full) == before
+    assert full.compose("ps", "--quiet") == containers
+
+
+def test_a_backup_that_is_not_there_is_named(full: Clone) -> None:
+    done = full.make("restore", BACKUP="20200101T000000Z", YES="1")
+    assert done.returncode != 0
+    assert "there is no backup 20200101T000000Z" in done.stderr
+
+
+def test_a_restore_over_work_is_refused_without_a_terminal(full: Clone) -> None:
+    before = state(full)
+    done = full.make("restore", BACKUP="latest")
+    assert done.returncode != 0
+    assert "there is no terminal to ask at" in done.stderr
+    assert "make restore BACKUP=latest YES=1" in done.stderr
+    assert "will be lost" in done.stdout
+    assert state(full) == before
+
+
+# ---- restore ------------------------------------------------------------------------------------
+
+
+def test_a_restore_brings_back_what_was_deleted_changed_and_added(full: Clone) -> None:
+    seen, kept = everything(full), taken(full)
+    client, name = storage(full)
+    runs = [artifact.key for artifact in kept.artifacts if "/artifacts/" in artifact.key]
+    client.remove_object(name, runs[0])
+    client.put_object(name, runs[1], *content("overwritten"))
+    client.put_object(name, "added", *content("later"))
+    finished(started(*admin(full), "fill", "--runs=2", "--points=20", "--megabytes=0", "--models=1", "--seed=9"))
+    assert everything(full) != seen
+    done = full.make("restore", BACKUP=kept.folder.name, YES="1")
+    assert done.returncode == 0, done.stderr
+    assert "every table and every artifact equals its manifest" in done.stdout
+    assert everything(full) == seen
+    assert set(bucket.current(client, name)) == {artifact.key for artifact in kept.artifacts}
+    assert leftovers(full) == []
+    # What was there before the restore can still be had from MinIO.
+    assert [found for found in client.list_objects(name, prefix="added", include_version=True) if not found.is_delete_marker]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_restore_that_is_interrupted_changes_nothing(full: Clone, how: signal.Signals) -> None:
+    kept = newest(full)
+    client, name = storage(full)
+    for artifact in manifest.read(kept).artifacts:
+        client.put_object(name, artifact.key, *content("newer than the backup"))
+    before, seen = state(full), everything(full)
+    process = subprocess.Popen(
+        [".venv/bin/mlstack", "restore", str(kept), "--yes"],
+        cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr
+    for line in process.stderr:
+        if "filling the bucket" in line:
+            break
+    wait_until(lambda: any(found.etag != before[1][key][0] for key, found in bucket.current(client, name).items()))  # type: ignore[index]
+    process.send_signal(how)
+    _, said = process.communicate(timeout=120)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "undone" in said
+        assert state(full) == before
+        assert leftovers(full) == []
+    else:
+        assert process.returncode == -signal.SIGKILL
+        with pytest.raises(AssertionError, match="not currently accepting connections"):
+            refuse_to_start(full)  # half a restore never looks whole, also to plain docker compose
+    done = full.make("up")
+    assert done.returncode == 0, done.stderr
+    assert ("an interrupted restore was undone" in done.stderr) == (how == signal.SIGKILL)
+    assert state(full) == before
+    assert everything(full) == seen
+    assert leftovers(full) == []
+
+
+def refuse_to_start(clone: Clone) -> None:
+    done = subprocess.run(
+        ["docker", "compose", "exec", "--no-TTY", "postgres", "psql", "-U", clone.values["POSTGRES_USER"], "-d",
+         clone.values["POSTGRES_DB"], "-c", "SELECT 1"],
+        cwd=clone.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full: Clone, tmp_path: Path) -> None:
+    uri, _ = admin(full)
+    restored = full.make("restore", BACKUP="latest", YES="1")
+    assert restored.returncode == 0, restored.stderr
+    seen = everything(full)
+    kept = taken(full)
+    shutil.copytree(kept.folder, tmp_path / "carried")
+    done = full.make("reset", YES="1")
+    assert done.returncode == 0, done.stderr
+    old = full.values
+    (full.folder / ".env").unlink()
+    same = {name: old[name] for name in old if name.endswith("_PORT") or name == "COMPOSE_PROJECT_NAME"}
+    other = {"POSTGRES_USER": "boss", "MLFLOW_DB_USER": "tracker", "POSTGRES_DB": "elsewhere", "MINIO_BUCKET": "elsewhere"}
+    made = full.make("env", **same, **other)
+    assert made.returncode == 0, made.stderr
+    shutil.rmtree(full.folder / "backups")
+    done = full.make("restore", BACKUP=str(tmp_path / "carried"))  # an empty stack: nothing to ask
+    assert done.returncode == 0, done.stderr
+    assert everything(full) == seen
+    client, name = storage(full)
+    assert client.stat_object(name, "odd/UPPER").metadata["x-amz-meta-note"] == "kept"
+    query = f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert requests.get(query, auth=tuple(COLLEAGUE.values()), timeout=30).ok
+    notebook = (full.values["MLFLOW_TRACKING_USERNAME"], full.values["MLFLOW_TRACKING_PASSWORD"])
+    assert requests.get(query, auth=notebook, timeout=30).ok
+    assert requests.get(query, auth=(notebook[0], old["MLFLOW_TRACKING_PASSWORD"]), timeout=30).status_code == 401
+    assert full.make("up").returncode == 0
+    fill(full, runs=2, points=20, megabytes=0, models=1, seed=5)
+
+
+def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
+    kept = taken(full)
+    before, containers = state(full), full.compose("ps", "--quiet")
+    done = full.make("verify", BACKUP=kept.folder.name)
+    assert done.returncode == 0, done.stderr
+    assert f"The backup {kept.folder.name} is good" in done.stdout
+    assert state(full) == before
+    assert full.compose("ps", "--quiet") == containers
+    for kind in (("ps", "--all", "--format", "{{.Names}}"), ("volume", "ls", "--format", "{{.Name}}")):
+        assert f"{full.name}-verify" not in docker(*kind)
+
+
+def test_a_dump_that_does_not_hold_what_the_manifest_says_is_found_by_verify(full: Clone, tmp_path: Path) -> None:
+    """Every file has its checksum here: only the comparison of the loaded tables can tell."""
+    folder = tmp_path / "backup"
+    shutil.copytree(newest(full), folder)
+    found = manifest.read_manifest(folder)
+    tables = {**found.tables, "public.params": replace(found.tables["public.params"], checksum="0" * 32)}
+    for name in (manifest.MANIFEST, manifest.CHECKSUM):
+        (folder / name).chmod(0o600)
+    manifest.write(folder, replace(found, tables=tables))
+    done = full.make("verify", BACKUP=str(folder))
+    assert done.returncode != 0
+    assert "the table public.params has other values" in done.stderr
+    assert f"{full.name}-verify" not in docker("volume", "ls", "--format", "{{.Name}}")
+
+
+def wait_until(is_so: Callable[[], bool], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
