@@ -257,7 +257,11 @@ def _show_backups() -> None:
     backups = backing_up.folder(PROJECT)
     table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
-        found = manifest.read_manifest(folder)
+        try:
+            found = manifest.read_manifest(folder)
+        except MlstackError as error:
+            table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
+            continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
         table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, found.versions["mlflow"] or "?")
     if not table.row_count:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from mlstack.compose import docker
 from mlstack.operations import backup as backing_up
 from tests.clone import Clone
 from tests.stack.program import admin, everything, fill, finished, started
+from tests.stack.test_stack import at_a_terminal
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
@@ -457,7 +459,14 @@ def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full:
     old = full.values
     (full.folder / ".env").unlink()
     same = {name: old[name] for name in old if name.endswith("_PORT") or name == "COMPOSE_PROJECT_NAME"}
-    other = {"POSTGRES_USER": "boss", "MLFLOW_DB_USER": "tracker", "POSTGRES_DB": "elsewhere", "MINIO_BUCKET": "elsewhere"}
+    other = {
+        "POSTGRES_USER": "boss",
+        "MLFLOW_DB_USER": "tracker",
+        "ACCOUNTS_DB_USER": "keeper",
+        "READER_DB_USER": "looker",
+        "POSTGRES_DB": "elsewhere",
+        "MINIO_BUCKET": "elsewhere",
+    }
     made = full.make("env", **same, **other)
     assert made.returncode == 0, made.stderr
     shutil.rmtree(full.folder / "backups")
@@ -507,3 +516,14 @@ def wait_until(is_so: Callable[[], bool], timeout: float = 120) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:
+    """In its order, at a terminal where somebody answers yes: also a reset in the middle, after which everything is back."""
+    seen = everything(full)
+    blocks = re.findall(r"^```sh\n(.*?)^```", (full.folder / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = "".join(blocks).splitlines()
+    assert commands[-3:] == ["make backup", "make reset", "make restore BACKUP=latest"]
+    for command in commands:
+        at_a_terminal(full, command)
+    assert everything(full) == seen

@@ -262,7 +262,7 @@ def at_a_terminal(stack: Clone, command: str) -> str:
             start_new_session=True,
         )
         os.close(slave)
-        os.write(master, b"y\n")
+        os.write(master, b"y\ny\n")  # make reset asks twice
         shown, stopped = b"", False
         while True:
             try:
