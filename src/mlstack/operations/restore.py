@@ -31,6 +31,7 @@ class Content:
         return self.counts.get("experiments", 0) <= 1 and not any(self.counts.get(what) for what in _WANTED)
 
 
+@stack.explained()
 def checked(project: Path, folder: Path) -> Backup:
     """A backup that is whole and fits this mlstack. Changes nothing. Raises MlstackError saying what is wrong with it."""
     backup = manifest.read(folder)
@@ -44,6 +45,7 @@ def checked(project: Path, folder: Path) -> Backup:
     return backup
 
 
+@stack.explained()
 def content(project: Path) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
     target = stack.of_project(project)
@@ -69,6 +71,7 @@ def restore(project: Path, backup: Backup) -> None:
         start.start(project)
 
 
+@stack.explained()
 def load(project: Path, backup: Backup) -> Stack:
     """Fills database and bucket of a stack whose other services are stopped, and compares both with the manifest."""
     target = stack.of_project(project)

@@ -31,6 +31,7 @@ class Upgraded:
     mlflow_after: str | None
 
 
+@stack.explained()
 def upgrade(project: Path) -> Upgraded:
     """Takes a backup, builds, migrates and starts. On any failure the stack is as before, and MlstackError says so."""
     start.check(project)
