@@ -32,17 +32,21 @@ class Content:
 
 
 @stack.explained()
-def checked(project: Path, folder: Path) -> Backup:
-    """A backup that is whole and fits this mlstack. Changes nothing. Raises MlstackError saying what is wrong with it."""
+def checked(folder: Path) -> Backup:
+    """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
-    versions, images = backup.manifest.versions, stack.of_project(project).images
-    _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
-    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
     log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
     return backup
+
+
+def require_fits(project: Path, backup: Backup) -> None:
+    """Raises MlstackError when the backup comes from newer versions than this project's images hold."""
+    versions, images = backup.manifest.versions, stack.of_project(project).images
+    _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
+    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
 
 
 @stack.explained()
