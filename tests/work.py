@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 # Names that are awkward on some file system or in some URL.
 NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "percent%20.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
+CHUNK = 1024 * 1024
 BATCH = 1000  # what MLflow takes in one call
 
 
@@ -31,7 +32,7 @@ def fill(client: MlflowClient, runs: int, points: int, megabytes: int, models: i
     with tempfile.TemporaryDirectory() as folder:
         for number, size in enumerate(sizes):
             path = Path(folder) / names[number % len(names)]
-            path.write_bytes(chance.randbytes(size))
+            write(path, size, chance)
             client.log_artifact(ids[number % len(ids)], str(path), f"files/{number // len(ids)}")
             path.unlink()
         (Path(folder) / "empty").touch()
@@ -62,12 +63,18 @@ def one_run(client: MlflowClient, experiment: str, number: int, points: int, cha
     return run
 
 
+def write(path: Path, size: int, chance: random.Random) -> None:
+    with path.open("wb") as file:
+        for start in range(0, size, CHUNK):
+            file.write(chance.randbytes(min(CHUNK, size - start)))
+
+
 def spread(total: int, chance: random.Random) -> list[int]:
     """Sizes from some bytes to a third of everything."""
     sizes = [total // 3, total // 6, total // 6] if total else []
-    left = total - sum(sizes)
+    left, largest = total - sum(sizes), 6 if total < 10**8 else 6.7
     while left > 0:
-        size = min(left, int(10 ** chance.uniform(0, 6)))
+        size = min(left, int(10 ** chance.uniform(0, largest)))
         sizes.append(size)
         left -= size
     return sizes

@@ -134,8 +134,7 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
         _show_backups()
         return
     with held(PROJECT, "make restore"):
-        start.prepare(PROJECT)
-        found = restoring.checked(PROJECT, backing_up.find(PROJECT, backup))
+        found = _checked_backup(backup)
         there = restoring.content(PROJECT)
         if not there.is_empty and not yes:
             _show_exchange(there.counts, found.manifest.counts)
@@ -145,7 +144,7 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
                 f"make restore BACKUP={backup} YES=1",
             )
         restoring.restore(PROJECT, found)
-    out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.")
+    out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
     _show_counts(found.manifest.counts)
 
 
@@ -153,10 +152,12 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
 def verify(backup: BackupName = None) -> None:
     """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
     with held(PROJECT, "make verify"):
-        start.prepare(PROJECT)
-        found = restoring.checked(PROJECT, backing_up.find(PROJECT, backup))
+        found = _checked_backup(backup)
         verifying.verify(PROJECT, found)
-    out.print(f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.")
+    out.print(
+        f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
+        soft_wrap=True,
+    )
     _show_counts(found.manifest.counts)
 
 
@@ -290,6 +291,14 @@ def _confirm(question: str, why: str, forced: str) -> None:
     if not sys.stdin.isatty():
         raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
     typer.confirm(question, abort=True)
+
+
+def _checked_backup(name: str | None) -> manifest.Backup:
+    start.prepare_env(PROJECT)
+    found = restoring.checked(backing_up.find(PROJECT, name))
+    start.prepare(PROJECT)
+    restoring.require_fits(PROJECT, found)
+    return found
 
 
 def _show_backup(taken: backing_up.Taken) -> None:

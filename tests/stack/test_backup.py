@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ from mlstack import settings
 from mlstack.backup import bucket, database, exchange, manifest, stack
 from mlstack.backup.manifest import Artifact, Backup
 from mlstack.compose import docker
+from mlstack.lock import held
 from mlstack.operations import backup as backing_up
 from tests.clone import Clone
 from tests.stack.program import admin, everything, fill, finished, started
@@ -248,15 +250,12 @@ def test_keep_removes_the_oldest(full: Clone) -> None:
     manifest.check(manifest.read(after[1]), lambda _: None)
 
 
-def test_two_commands_at_once_are_told_who_is_at_work(full: Clone) -> None:
-    process = subprocess.Popen([".venv/bin/mlstack", "backup"], cwd=full.folder, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    process.stderr.readline()
-    refused = full.make("restore", BACKUP="latest", YES="1")
+@pytest.mark.parametrize("command", ["backup", "restore", "verify", "upgrade"])
+def test_a_second_command_is_told_who_is_at_work(full: Clone, command: str) -> None:
+    with held(full.folder, "make backup"):
+        refused = full.make(command, BACKUP="latest", YES="1")
     assert refused.returncode != 0
-    assert f"make backup, process {process.pid}" in refused.stderr
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    assert f"make backup, process {os.getpid()}" in refused.stderr
 
 
 # ---- restore: refused ---------------------------------------------------------------------------

@@ -15,10 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
-from minio.error import MinioException, S3Error
+from minio.error import S3Error
 
 from mlstack.backup.manifest import CHUNK, OBJECTS, Advance, Artifact, path_of, sha256_of
 from mlstack.backup.stack import CONNECTIONS
@@ -235,25 +234,17 @@ def each(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.
     try:
         for future in futures:
             yield future.result()
-    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise _interrupted(error) from error
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-
-
-def _interrupted(error: Exception) -> MlstackError:
-    if isinstance(error, S3Error) and error.code in ("NoSuchVersion", "NoSuchKey"):
-        return MlstackError(
+    except S3Error as error:
+        if error.code not in ("NoSuchVersion", "NoSuchKey"):
+            raise
+        raise MlstackError(
             f"the artifact {error.object_name} was removed for good while it was read.",
             "The bucket keeps versions, so somebody has deleted this one with the owner's keys.",
             "the same command again takes the bucket as it is then",
-        )
-    if isinstance(error, OSError):
-        return MlstackError(
-            f"a file could not be read or written: {error}.", "The copy is not whole.", "then the same command again"
-        )
-    return MlstackError(f"MinIO did not answer: {error}", "The copy is not whole.", "docker compose logs minio")
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _remove(client: Minio, bucket: str, doomed: list[DeleteObject]) -> None:

@@ -128,7 +128,10 @@ def read_manifest(folder: Path) -> Manifest:
     expected = _content(folder, CHECKSUM).decode("ascii", "replace").partition(" ")[0]
     if hashlib.sha256(content).hexdigest() != expected:
         raise damaged(folder, [f"{MANIFEST} does not have the checksum in {CHECKSUM}"])
-    return _manifest(found)
+    try:
+        return _manifest(found)
+    except (KeyError, TypeError) as error:
+        raise damaged(folder, [f"{MANIFEST} is not what mlstack writes: {error}"]) from error
 
 
 def read(folder: Path) -> Backup:
@@ -137,7 +140,10 @@ def read(folder: Path) -> Backup:
     content = _content(folder, OBJECTS_LIST)
     if hashlib.sha256(content).hexdigest() != manifest.files[OBJECTS_LIST]:
         raise damaged(folder, [f"{OBJECTS_LIST} does not have its checksum"])
-    return Backup(folder, manifest, tuple(artifacts_in(content.decode().splitlines())))
+    try:
+        return Backup(folder, manifest, tuple(artifacts_in(content.decode().splitlines())))
+    except (ValueError, TypeError) as error:
+        raise damaged(folder, [f"{OBJECTS_LIST} is not what mlstack writes: {error}"]) from error
 
 
 def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:

@@ -1,11 +1,14 @@
 """The ways from this machine into a stack's database and storage, with their owners' credentials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psycopg2
 import urllib3
 from minio import Minio
+from minio.error import MinioException
 
 from mlstack import settings
 from mlstack.compose import attached, compose, containers
@@ -31,6 +34,24 @@ class Stack:
     @property
     def mlflow_role(self) -> str:
         return self.roles["MLFLOW_DB_USER"]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What Postgres, MinIO or the disk refuses in the middle of a command, as an error for people."""
+    again = "The command did not end. What it had begun is taken up, or undone, when it is given again."
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise MlstackError(
+            f"Postgres: {str(error).strip().partition(chr(10))[0]}", again, "docker compose logs postgres"
+        ) from error
+    except (MinioException, urllib3.exceptions.HTTPError) as error:
+        raise MlstackError(f"MinIO: {error}", again, "docker compose logs minio") from error
+    except OSError as error:
+        raise MlstackError(
+            f"a file cannot be read or written: {error}.", again, "make room or give access, as it says"
+        ) from error
 
 
 def of_project(project: Path) -> Stack:

@@ -57,8 +57,17 @@ def find(project: Path, backup: str | None) -> Path:
     )
 
 
+@stack.explained()
 def back_up(project: Path, keep: int | None = None) -> Taken:
     """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; what is copied by then is used next time."""
+    before = os.umask(0o077)  # a backup shows everything to who can read it
+    try:
+        return _taken(project, keep)
+    finally:
+        os.umask(before)
+
+
+def _taken(project: Path, keep: int | None) -> Taken:
     stack.require_running(project)
     source, backups = stack.of_project(project), folder(project)
     work = _prepared(backups)
@@ -158,10 +167,8 @@ def _described(source: Stack, snapshot: database.Snapshot) -> _Description:
 def _prepared(backups: Path) -> Path:
     """The folder of the backup that is being made, with what an interrupted one left there."""
     work = backups / INCOMPLETE
-    os.umask(0o077)  # a backup shows everything to who can read it
     try:
         backups.mkdir(parents=True, exist_ok=True)
-        backups.chmod(0o700)
         for leftover in backups.glob(f"{REMOVED}*"):
             _remove(leftover)
         (work / manifest.OBJECTS).mkdir(parents=True, exist_ok=True)

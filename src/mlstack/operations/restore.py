@@ -31,12 +31,10 @@ class Content:
         return self.counts.get("experiments", 0) <= 1 and not any(self.counts.get(what) for what in _WANTED)
 
 
-def checked(project: Path, folder: Path) -> Backup:
-    """A backup that is whole and fits this mlstack. Changes nothing. Raises MlstackError saying what is wrong with it."""
+@stack.explained()
+def checked(folder: Path) -> Backup:
+    """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
-    versions, images = backup.manifest.versions, stack.of_project(project).images
-    _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
-    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
     log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
@@ -44,6 +42,14 @@ def checked(project: Path, folder: Path) -> Backup:
     return backup
 
 
+def require_fits(project: Path, backup: Backup) -> None:
+    """Raises MlstackError when the backup comes from newer versions than this project's images hold."""
+    versions, images = backup.manifest.versions, stack.of_project(project).images
+    _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
+    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
+
+
+@stack.explained()
 def content(project: Path) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
     target = stack.of_project(project)
@@ -69,6 +75,7 @@ def restore(project: Path, backup: Backup) -> None:
         start.start(project)
 
 
+@stack.explained()
 def load(project: Path, backup: Backup) -> Stack:
     """Fills database and bucket of a stack whose other services are stopped, and compares both with the manifest."""
     target = stack.of_project(project)

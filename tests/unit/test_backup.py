@@ -1,0 +1,129 @@
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlstack.backup import manifest
+from mlstack.backup.manifest import Artifact, Manifest, Table
+from mlstack.errors import MlstackError
+from mlstack.operations import backup
+
+CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete backup of three artifacts, two of them the same bytes."""
+    folder = tmp_path / "20261124T065000Z"
+    folder.mkdir()
+    artifacts = [
+        Artifact(key, "v1", "etag", len(data), hashlib.sha256(data).hexdigest(), {"content-type": "x/y"})
+        for key, data in CONTENT.items()
+    ]
+    for artifact in artifacts:
+        (folder / artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / artifact.path).write_bytes(CONTENT[artifact.key])
+    (folder / manifest.DUMP).write_bytes(b"a dump")
+    (folder / manifest.OBJECTS_LIST).write_text("".join(artifact.as_line() for artifact in artifacts))
+    files = {name: manifest.sha256_of(folder / name) for name in (manifest.DUMP, manifest.OBJECTS_LIST)}
+    manifest.write(
+        folder,
+        Manifest(
+            created="2026-11-24T06:50:00.123456Z", bytes=13, new_bytes=13,
+            versions={"mlstack": "0.1.0", "mlflow": "3.17.2", "postgres": "17.6", "minio": "RELEASE.x"},
+            bucket="mlflow", owners={"public": "MLFLOW_DB_USER"}, counts={"runs": 1},
+            tables={"public.runs": Table(1, "0" * 32)}, files=files,
+        ),
+    )  # fmt: skip
+    return folder
+
+
+def checked(folder: Path) -> manifest.Backup:
+    found = manifest.read(folder)
+    manifest.check(found, lambda _: None)
+    return found
+
+
+def test_a_backup_is_read_as_it_was_written(folder: Path) -> None:
+    found = checked(folder)
+    assert {artifact.key: artifact.size for artifact in found.artifacts} == {key: len(data) for key, data in CONTENT.items()}
+    assert found.manifest.time.isoformat() == "2026-11-24T06:50:00.123456+00:00"
+    assert found.manifest.tables == {"public.runs": Table(1, "0" * 32)}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "database.dump", "objects.jsonl", "an object"])
+@pytest.mark.parametrize("how", ["missing", "one bit", "shorter", "longer", "empty"])
+def test_any_damage_of_any_file_is_refused_by_its_name(folder: Path, name: str, how: str) -> None:
+    if name == "an object":
+        name = manifest.path_of(hashlib.sha256(b"a model").hexdigest())
+    path = folder / name
+    data = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"one bit": bytes([data[0] ^ 1]) + data[1:], "shorter": data[:-2], "longer": data + b"x", "empty": b""}[how]
+        )
+    if name == "manifest.json.sha256" and how in ("shorter", "longer"):
+        checked(folder)  # the checksum itself is whole: only the name after it is not
+        return
+    with pytest.raises(MlstackError) as refused:
+        checked(folder)
+    assert name in refused.value.wrong
+    assert "Nothing was changed" in refused.value.why
+
+
+def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
+    data = (folder / manifest.MANIFEST).read_bytes()
+    for place in range(len(data)):
+        (folder / manifest.MANIFEST).write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(MlstackError, match=r"manifest\.json"):
+            manifest.read_manifest(folder)
+
+
+def test_no_line_of_the_list_leads_out_of_the_backup(folder: Path) -> None:
+    line = json.dumps(
+        {**json.loads((folder / manifest.OBJECTS_LIST).read_text().splitlines()[0]), "sha256": "../../../etc/passwd"}
+    )
+    (folder / manifest.OBJECTS_LIST).write_text(line + "\n")
+    found = manifest.read_manifest(folder)
+    files = {**found.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder / manifest.OBJECTS_LIST)}
+    manifest.write(folder, replace(found, files=files))
+    with pytest.raises(MlstackError, match="not a checksum"):
+        manifest.read(folder)
+
+
+def test_only_complete_backups_are_listed_the_newest_first(folder: Path) -> None:
+    backups = folder.parent
+    shutil.copytree(folder, backups / "20271124T065000Z")
+    shutil.copytree(folder, backups / backup.INCOMPLETE)
+    shutil.copytree(folder, backups / f"{backup.REMOVED}20251124T065000Z")
+    (backups / "20281124T065000Z").mkdir()
+    (backups / "notes.txt").touch()
+    assert [path.name for path in manifest.folders(backups)] == ["20271124T065000Z", "20261124T065000Z"]
+    assert manifest.folders(backups / "nowhere") == []
+
+
+def test_pruning_keeps_the_newest_and_what_they_share_with_older_ones(folder: Path) -> None:
+    newer = folder.parent / "20271124T065000Z"
+    shutil.copytree(folder, newer, copy_function=os.link)
+    assert list(backup.prune(folder.parent, 1)) == [folder]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [newer.name]
+    checked(newer)
+
+
+def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    backup.require_room(tmp_path, 0)
+    with pytest.raises(MlstackError, match="too little room") as refused:
+        backup.require_room(tmp_path, free)
+    assert "BACKUP_DIR" in refused.value.fix
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB")])
+def test_sizes_are_for_people(count: int, shown: str) -> None:
+    assert backup.in_units(count) == shown
