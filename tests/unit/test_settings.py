@@ -58,7 +58,6 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "JUPYTER_PORT": PORT,
     "JUPYTER_TOKEN": SECRET,
     "JUPYTER_MEMORY": (["512m", "3g"], ["3", "3GB", "0g", "1.5g", "-1g"]),
-    "BACKUP_DIR": ANYTHING,
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
     "BACKUP_DIR": ANYTHING,

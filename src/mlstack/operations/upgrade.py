@@ -14,7 +14,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.backup import database, exchange, log, stack
 from mlstack.backup.stack import Stack
-from mlstack.compose import docker, volumes
+from mlstack.compose import containers, docker, volumes
 from mlstack.doctor import State, diagnose
 from mlstack.errors import MlstackError
 from mlstack.operations import start
