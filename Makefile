@@ -61,7 +61,7 @@ test: ## Every check and test, on a stack of its own
 test-faults: ## Every fault, with a client at work (25 minutes; REPORT=1 writes docs/reliability.md)
 	@REPORT=$(REPORT) scripts/test-faults.sh $(TESTS)
 
-test-slow: ## An upgrade from MLflow 2.22, and a year of work lost and had back (15 minutes)
+test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and had back (25 minutes)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh && .venv/bin/pytest --timeout 3000 tests/slow $(TESTS)
 
 lint: ## ruff and mypy
