@@ -7,6 +7,7 @@ import subprocess
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
@@ -189,11 +190,12 @@ FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
 @pytest.mark.parametrize("way", FORGERIES)
 def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str, payload: str) -> None:
     in_query, headers = FORGERIES[way]
-    credential = f"{stored.access_key}/20261124/us-east-1/s3/aws4_request"
+    now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    credential = f"{stored.access_key}/{now[:8]}/us-east-1/s3/aws4_request"
     query = {
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
         "X-Amz-Credential": credential,
-        "X-Amz-Date": "20261124T000000Z",
+        "X-Amz-Date": now,
         "X-Amz-Expires": "604800",
         "X-Amz-SignedHeaders": "host",
         "X-Amz-Signature": "0" * 64,
@@ -207,7 +209,7 @@ def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str,
             "x-amz-content-sha256": payload,
             "x-amz-decoded-content-length": "5",
             "x-amz-trailer": "x-amz-checksum-crc32",
-            **({} if in_query else {"Authorization": signature, "x-amz-date": "20261124T000000Z"}),
+            **({} if in_query else {"Authorization": signature, "x-amz-date": now}),
             **headers,
         },
         timeout=10,
