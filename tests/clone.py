@@ -46,11 +46,10 @@ class Clone:
 
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it."""
-        inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
         return subprocess.run(
             ["make", *targets],
             cwd=self.folder,
-            env=inherited | environment,
+            env=users_environment() | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -71,6 +70,12 @@ class Clone:
     def remove(self) -> None:
         """Containers, networks, volumes and image names; the layers stay in the build cache."""
         self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "10")
+
+
+def users_environment() -> dict[str, str]:
+    """This process' environment without a running stack's settings, and without the traces of the make that runs the tests."""
+    foreign = {*settings.VARIABLES, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    return {name: value for name, value in os.environ.items() if name not in foreign}
 
 
 def make_clone(folder: Path) -> Clone:

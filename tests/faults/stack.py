@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlstack import settings
-from tests.clone import Clone
+from tests.clone import Clone, users_environment
 from tests.faults import comparison
 from tests.faults.comparison import KINDS, Ledger
 from tests.integration.service import wait_until
@@ -28,11 +27,10 @@ class Stack:
 
     def docker(self, *arguments: str, stdin: str | None = None) -> str:
         inside = ["docker", "exec", "--interactive", "--workdir", str(self.clone.folder), self.engine] if self.engine else []
-        environment = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
         done = subprocess.run(
             [*inside, "docker", *arguments],
             cwd=self.clone.folder,
-            env=environment,
+            env=users_environment(),
             input=stdin,
             stdin=None if stdin is not None else subprocess.DEVNULL,
             capture_output=True,

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ def stack(clone: Clone) -> Iterator[Clone]:
     assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
     yield clone
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is gone
 
 
 @pytest.fixture

@@ -1,25 +1,22 @@
 """Runs tests/work.py against a stack's MLflow, as a person's own program would."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from mlstack import settings
-from tests.clone import ROOT, Clone
+from tests.clone import ROOT, Clone, users_environment
 
 Account = tuple[str, str]
 
 
 def started(uri: str, account: Account, *arguments: str, python: str | Path = sys.executable) -> subprocess.Popen[str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     client = dict(zip(names, (uri, *account), strict=True))
     command = [str(python), str(ROOT / "tests/work.py"), *arguments]
     return subprocess.Popen(
-        command, env=inherited | client, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
+        command, env=users_environment() | client, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
     )  # fmt: skip
 
 

@@ -12,7 +12,6 @@ from io import BytesIO
 
 import pytest
 
-from mlstack import settings
 from mlstack.bootstrap.storage import client_for
 from mlstack.cleaning import versions
 from mlstack.compose import docker
@@ -20,7 +19,7 @@ from mlstack.engine import PROJECT_LABEL
 from mlstack.errors import MlstackError
 from mlstack.operations import gc
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
+from tests.clone import Clone, users_environment
 from tests.stack.conftest import rows
 
 # What a user did: a run in the trash, one that a registered model uses in the trash too, one that goes on.
@@ -123,10 +122,15 @@ def test_it_asks_first_and_is_refused_without_a_terminal(
 def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
     before = everything(owner_keys)
     terminal, its_end = pty.openpty()
-    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
     command = [stack.folder / ".venv/bin/mlstack", "gc", "--older-than", "0s"]
     with subprocess.Popen(
-        command, cwd=stack.folder, env=inherited, stdin=its_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=stack.folder,
+        env=users_environment(),
+        stdin=its_end,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         asked = ""

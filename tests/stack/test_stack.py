@@ -10,11 +10,10 @@ import subprocess
 import nbformat
 import pytest
 
-from mlstack import settings
 from mlstack.bootstrap.storage import client_for
 from mlstack.compose import docker
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
+from tests.clone import Clone, users_environment
 from tests.stack.conftest import SECRETS, rows
 
 
@@ -243,12 +242,11 @@ def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
 def at_a_terminal(stack: Clone, command: str) -> str:
     """What a command shows at a terminal where somebody answers yes; `make logs` is stopped once it has shown something."""
     master, slave = pty.openpty()
-    inherited = {name: value for name, value in os.environ.items() if name not in settings.VARIABLES}
     with os.fdopen(master, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
             command.split(),
             cwd=stack.folder,
-            env=inherited | {"TERM": "dumb"},
+            env=users_environment() | {"TERM": "dumb"},
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -115,7 +115,7 @@ def test_a_manifest_that_cannot_be_read_is_said(stack: Clone, backup: Path) -> N
         status_of.last_backup(stack.folder)
 
 
-@pytest.mark.parametrize("section", ["status", "doctor", "gc"])
+@pytest.mark.parametrize("section", ["Status", "Doctor", "Reclaim disk"])
 def test_every_command_of_the_docs_works_as_written(stack: Clone, section: str) -> None:
     text = (stack.folder / "docs/operations.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     commands = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)).splitlines()
