@@ -211,6 +211,11 @@ def forget(names: Iterable[str]) -> None:
         os.environ.pop(name, None)
 
 
+def accounts_are_on() -> bool:
+    """Whether MLflow's server asks who somebody is."""
+    return of_shell("MLFLOW_AUTH") != "off"
+
+
 def is_root() -> bool:
     """Whether this process may change the owner of files."""
     return os.geteuid() == 0

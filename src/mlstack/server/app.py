@@ -1,0 +1,32 @@
+"""The application that answers: MLflow's own, with or without accounts, and the routes of this project before it."""
+
+from functools import cache
+
+from fastapi import APIRouter, FastAPI
+from mlflow.server import app as flask_app
+
+from mlstack import settings
+from mlstack.server import login
+
+ROUTERS: tuple[APIRouter, ...] = ()
+
+
+def create_app() -> FastAPI:
+    """The one application of this process. Registered as `mlstack` through MLflow's entry point `mlflow.app`."""
+    return _made()  # MLflow takes nothing but a plain function for a factory
+
+
+@cache
+def _made() -> FastAPI:
+    app = _application()
+    ours = [route for router in ROUTERS for route in router.routes]
+    app.router.routes[:0] = ours  # MLflow's last route takes every path
+    return app
+
+
+def _application() -> FastAPI:
+    if settings.accounts_are_on():
+        app: FastAPI = login.with_accounts(flask_app)
+    else:
+        from mlflow.server.fastapi_app import app
+    return app
