@@ -4,9 +4,10 @@ from functools import cache
 
 from fastapi import APIRouter, FastAPI
 from mlflow.server import app as flask_app
+from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import login
+from mlstack.server import log_calls, login
 
 ROUTERS: tuple[APIRouter, ...] = ()
 
@@ -19,8 +20,8 @@ def create_app() -> FastAPI:
 @cache
 def _made() -> FastAPI:
     app = _application()
-    ours = [route for router in ROUTERS for route in router.routes]
-    app.router.routes[:0] = ours  # MLflow's last route takes every path
+    (mlflow,) = (route.app for route in app.router.routes if isinstance(route, Mount))  # takes every path
+    app.router.routes[:0] = [*log_calls.routes(mlflow), *(route for router in ROUTERS for route in router.routes)]
     return app
 
 
