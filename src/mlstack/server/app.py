@@ -2,14 +2,14 @@
 
 from functools import cache
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from mlflow.server import app as flask_app
 from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import log_calls, login
+from mlstack.server import log_calls, login, reading
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS = (reading.router,)
 
 
 def create_app() -> FastAPI:

@@ -70,6 +70,13 @@ def may_log(username: str | None, experiment: str) -> bool:
     return username is None or bool(auth.authorize(username, *_on_runs_of(experiment, "update"))) or _is_admin(username)
 
 
+def hidden(username: str, experiments: Sequence[str]) -> list[str]:
+    """Those of the experiments whose runs this account may not see."""
+    not_denied = auth.Requirement(auth.RESOURCE_TYPE_RUN, "*", auth.ACTION_NOT_DENIED)
+    may_read = auth._role_based_read_predicate(username, "experiment", also_require=[not_denied])
+    return [experiment for experiment in experiments if not may_read(experiment)]
+
+
 _GRANTS = text(
     "SELECT is_admin, resource_type, resource_pattern, permission FROM users"
     " LEFT JOIN (user_role_assignments JOIN roles ON roles.id = role_id AND workspace = :workspace"
