@@ -28,7 +28,7 @@ from mlstack.server import login
 
 _log = logging.getLogger(__name__)
 # A database that is gone without a word is given up after this time, in milliseconds: TCP itself would take a quarter of an hour.
-PATIENCE = "connect_timeout=10 tcp_user_timeout=30000"
+CONNECTION = "connect_timeout=10 tcp_user_timeout=30000 application_name='mlstack points'"
 # Calls that are stored together: MLflow's largest batches make this a statement of a few megabytes.
 TOGETHER = 64
 _FIELDS = {"key", "value", "timestamp", "step"}
@@ -149,7 +149,7 @@ class Writer:
 
 
 def _connect() -> Connection:
-    connection = psycopg2.connect(PATIENCE)  # the rest is in PG*
+    connection = psycopg2.connect(CONNECTION)  # the rest is in PG*
     connection.autocommit = True  # each statement is a transaction, and points are stored by one
     return connection
 

@@ -83,7 +83,9 @@ def search(question: Question, request: Request) -> StreamingResponse:
 
 
 def _experiments(question: Question) -> list[str]:
-    """The ids of what is asked for. Raises MlflowException for a name that no experiment has."""
+    """The ids of what is asked for. Raises MlflowException for a name that no experiment has, or an id that is no number."""
+    if wrong := [one for one in question.experiment_ids if not one.isdecimal()]:
+        raise MlflowException.invalid_parameter_value(f"No experiment has the id {', '.join(wrong)}.")
     if not question.experiment_names:
         return question.experiment_ids
     store: Any = _get_tracking_store()
