@@ -12,7 +12,7 @@ from tests.integration.service import Service
 # Runs that differ in all that can differ, in two experiments.
 FILL = """
 import math, mlflow
-AWKWARD = ['', 'a,"b"', 'one\\ntwo', "it's", '\\N', 'NaN', 'é☂', ' ', 'null', "'%s'", 'x' * 500, '0']
+AWKWARD = ['', 'a,"b"', 'one\\ntwo', "it's", '\\\\N', 'NaN', 'é☂', ' ', 'null', "'%s'", 'x' * 500, '0']
 for name in ("table-a", "table-b"):
     mlflow.set_experiment(name)
     for number in range(12):
@@ -140,7 +140,7 @@ def test_an_account_reads_no_more_runs_than_mlflow_shows_it(built: Clone, mlflow
         "username": colleague[0],
         "resource_type": "experiment",
         "resource_id": experiment["experiment"]["experiment_id"],
-        "permission": "NO_PERMISSIONS",
+        "permission": "DENY",
     }
     assert requests.post(f"{api}/3.0/mlflow/users/permissions/grant", json=denied, auth=admin, timeout=30).ok
     answer = ask(mlflow, colleague, experiment_names=["table-a", "table-b"])
