@@ -46,7 +46,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb"])
+@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb", "03_many_runs_as_a_table.ipynb"])
 def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, name: str) -> None:
     stack.in_container(
         "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",
