@@ -151,6 +151,7 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
         return
     with _alone("make restore"):
         found = _checked_backup(backup)
+        restoring.require_bucket(PROJECT, found)
         there = restoring.content(PROJECT)
         if not there.is_empty and not yes:
             _show_exchange(there.counts, found.manifest.counts)

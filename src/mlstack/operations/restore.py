@@ -50,6 +50,19 @@ def require_fits(project: Path, backup: Backup) -> None:
 
 
 @stack.explained()
+def require_bucket(project: Path, backup: Backup) -> None:
+    """Raises MlstackError when rows of the backup lead to its bucket by name, and the bucket has another name here."""
+    target, name = stack.of_project(project), backup.manifest.bucket
+    dump = backup.folder / manifest.DUMP
+    if name != target.keys.bucket and database.names_bucket(target.images["postgres"], dump, name):
+        raise MlstackError(
+            f"runs or models in the backup are stored under s3://{name}/, and the bucket here is {target.keys.bucket}.",
+            "Nothing was changed: their artifacts would be in the bucket, and MLflow would look for them in another.",
+            f"set MINIO_BUCKET={name} in .env, then the same command",
+        )
+
+
+@stack.explained()
 def content(project: Path) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
     target = stack.of_project(project)
