@@ -36,6 +36,8 @@ def checked(folder: Path) -> Backup:
     """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
+    dump = folder / manifest.DUMP
+    sizes[manifest.DUMP] = dump.stat().st_size if dump.exists() else 0  # a missing one is named below
     log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
