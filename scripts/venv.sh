@@ -33,4 +33,6 @@ export UV_SYSTEM_CERTS=true
   "$uv" pip sync --quiet --python .venv/bin/python --require-hashes requirements/host.txt &&
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
   die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
+# Compiled once, here: where PYTHONDONTWRITEBYTECODE is set, every command would take a second to compile it again.
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import mlstack.screens.of_status, mlstack.status, mlstack.operations.upgrade'
 wanted >"$MARK"

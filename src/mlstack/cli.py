@@ -2,27 +2,22 @@
 
 import signal
 import sys
-from collections.abc import Mapping
-from typing import Annotated, NoReturn
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlstack import preflight, settings
-from mlstack.backup import manifest
-from mlstack.backup.stack import DATA_SERVICES, are_well
-from mlstack.compose import attached
+from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.lock import held
-from mlstack.logger import get_logger
-from mlstack.operations import accounts, rotate, start
-from mlstack.operations import backup as backing_up
-from mlstack.operations import reset as resetting
-from mlstack.operations import restore as restoring
-from mlstack.operations import upgrade as upgrading
-from mlstack.operations import verify as verifying
+
+# What a command alone needs, it imports itself: `make status` has no time for the others' libraries.
+if TYPE_CHECKING:
+    from mlstack.backup.manifest import Backup
+    from mlstack.operations.backup import Taken
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -42,7 +37,10 @@ Person = Annotated[str, typer.Option(help="The account's name.")]
 @app.command()
 def env() -> None:
     """Write .env with fresh secrets, or add what a newer version needs. Values that are there stay."""
-    with held(PROJECT, "make env"):
+    from mlstack import preflight
+    from mlstack.operations import start
+
+    with _alone("make env"):
         start.prepare_env(PROJECT)
         _refuse(preflight.check_env(PROJECT))
 
@@ -50,7 +48,9 @@ def env() -> None:
 @app.command()
 def up() -> None:
     """Build what is missing, start everything, wait until it is healthy."""
-    with held(PROJECT, "make up"):
+    from mlstack.operations import start
+
+    with _alone("make up"):
         start.up(PROJECT)
     _show_urls()
     out.print("\nNext: open JupyterLab and run 01_first_run.ipynb. [dim]make help[/] lists every command.")
@@ -59,7 +59,9 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop everything. All data stays."""
-    with held(PROJECT, "make down"):
+    from mlstack.compose import attached
+
+    with _alone("make down"):
         _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
     out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
 
@@ -67,7 +69,11 @@ def down() -> None:
 @app.command()
 def reset(yes: Yes = False) -> None:
     """Delete all data of this stack, after asking."""
-    with held(PROJECT, "make reset"):
+    from mlstack.backup.stack import DATA_SERVICES, are_well
+    from mlstack.operations import backup as backing_up
+    from mlstack.operations import reset as resetting
+
+    with _alone("make reset"):
         losses = resetting.losses(PROJECT)
         table = Table("volume", "size", "what is lost", title="make reset deletes")
         for loss in losses:
@@ -86,6 +92,8 @@ def reset(yes: Yes = False) -> None:
 @app.command()
 def user(name: Person) -> None:
     """Make a person's account in MLflow, and show its password once."""
+    from mlstack.operations import accounts
+
     password = accounts.add(PROJECT, name)
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
     out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
@@ -94,6 +102,8 @@ def user(name: Person) -> None:
 @app.command()
 def user_remove(name: Person, yes: Yes = False) -> None:
     """Remove a person's account from MLflow. What it logged stays."""
+    from mlstack.operations import accounts
+
     if not yes:
         _confirm(
             f"Remove the account {name} and its permissions? What it logged stays.",
@@ -107,7 +117,9 @@ def user_remove(name: Person, yes: Yes = False) -> None:
 @app.command(name="rotate")
 def rotate_secrets(yes: Yes = False) -> None:
     """Make every secret anew, in the services and in .env. All data stays."""
-    with held(PROJECT, "make rotate"):
+    from mlstack.operations import rotate
+
+    with _alone("make rotate"):
         out.print("make rotate replaces every password, key and token of this stack. All data stays.")
         out.print("The services restart: running notebooks lose their variables, and clients wait about a minute.")
         if not yes:
@@ -122,7 +134,9 @@ def rotate_secrets(yes: Yes = False) -> None:
 @app.command()
 def backup(keep: Keep = None) -> None:
     """Copy everything that the stack holds, while it runs: database and bucket as of one moment."""
-    with held(PROJECT, "make backup"):
+    from mlstack.operations import backup as backing_up
+
+    with _alone("make backup"):
         taken = backing_up.back_up(PROJECT, keep)
     _show_backup(taken)
 
@@ -130,11 +144,14 @@ def backup(keep: Keep = None) -> None:
 @app.command()
 def restore(backup: BackupName = None, yes: Yes = False) -> None:
     """Put a backup in the place of what the stack holds, after asking. Without a backup: list them."""
+    from mlstack.operations import restore as restoring
+
     if not backup:
         _show_backups()
         return
-    with held(PROJECT, "make restore"):
+    with _alone("make restore"):
         found = _checked_backup(backup)
+        restoring.require_bucket(PROJECT, found)
         there = restoring.content(PROJECT)
         if not there.is_empty and not yes:
             _show_exchange(there.counts, found.manifest.counts)
@@ -151,7 +168,9 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
 @app.command()
 def verify(backup: BackupName = None) -> None:
     """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
-    with held(PROJECT, "make verify"):
+    from mlstack.operations import verify as verifying
+
+    with _alone("make verify"):
         found = _checked_backup(backup)
         verifying.verify(PROJECT, found)
     out.print(
@@ -164,7 +183,9 @@ def verify(backup: BackupName = None) -> None:
 @app.command()
 def upgrade() -> None:
     """Take a backup, build newer images, migrate, start and check; on failure go back to before."""
-    with held(PROJECT, "make upgrade"):
+    from mlstack.operations import upgrade as upgrading
+
+    with _alone("make upgrade"):
         done = upgrading.upgrade(PROJECT)
     _show_backup(done.backup)
     out.print(f"Upgraded: MLflow's data was made by {done.mlflow_before or 'another MLflow'}, now {done.mlflow_after}.")
@@ -173,7 +194,6 @@ def upgrade() -> None:
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show services, volumes, schema and backup. Exits with 1 if a service is not well."""
-    # Each command imports its own: status has to be fast, and the others should not pay for it.
     from mlstack import status as now
     from mlstack.screens import of_status
 
@@ -190,6 +210,7 @@ def status(as_json: Json = False) -> None:
 def doctor(as_json: Json = False) -> None:
     """Check this machine and the whole stack by using it; say cause and fix. Exits with 1 if a check failed."""
     from mlstack.doctor import Result, State, Subject, examine
+    from mlstack.logger import get_logger
     from mlstack.screens import of_doctor
 
     results: list[Result] = []
@@ -217,7 +238,7 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
     from mlstack.operations import gc as cleaning
     from mlstack.screens import of_gc
 
-    with held(PROJECT, "make gc"):
+    with _alone("make gc"):
         age = cleaning.age_of(older_than)
         with err.status("looking through the database and the bucket"):
             plan = cleaning.plan(PROJECT, age)
@@ -234,6 +255,8 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
 @app.command()
 def logs(service: Service = None) -> None:
     """Follow the logs of all services, or of one."""
+    from mlstack.compose import attached
+
     _check(attached(PROJECT, "logs", "--follow", "--tail", "100", *([service] if service else [])), "the logs could not be read.")
 
 
@@ -287,13 +310,25 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
+@contextmanager
+def _alone(command: str) -> Iterator[None]:
+    from mlstack.lock import held
+
+    with held(PROJECT, command):
+        yield
+
+
 def _confirm(question: str, why: str, forced: str) -> None:
     if not sys.stdin.isatty():
         raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
     typer.confirm(question, abort=True)
 
 
-def _checked_backup(name: str | None) -> manifest.Backup:
+def _checked_backup(name: str | None) -> "Backup":
+    from mlstack.operations import backup as backing_up
+    from mlstack.operations import restore as restoring
+    from mlstack.operations import start
+
     start.prepare_env(PROJECT)
     found = restoring.checked(backing_up.find(PROJECT, name))
     start.prepare(PROJECT)
@@ -301,7 +336,9 @@ def _checked_backup(name: str | None) -> manifest.Backup:
     return found
 
 
-def _show_backup(taken: backing_up.Taken) -> None:
+def _show_backup(taken: "Taken") -> None:
+    from mlstack.operations import backup as backing_up
+
     found, size = taken.manifest, backing_up.in_units
     out.print(f"Backup [bold]{taken.folder}[/]: {size(found.bytes)}, of which {size(found.new_bytes)} are new.", soft_wrap=True)
     _show_counts(found.counts)
@@ -311,6 +348,9 @@ def _show_backup(taken: backing_up.Taken) -> None:
 
 
 def _show_backups() -> None:
+    from mlstack.backup import manifest
+    from mlstack.operations import backup as backing_up
+
     backups = backing_up.folder(PROJECT)
     table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
@@ -340,6 +380,8 @@ def _show_counts(counts: Mapping[str, int]) -> None:
 
 
 def _show_urls() -> None:
+    from mlstack import preflight
+
     values = settings.of_project(PROJECT)
     settings.read(*preflight.PORTS, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
     # On a terminal the link logs in; in a file or a CI log there is no secret.

@@ -12,6 +12,7 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A bar of `total` bytes (None: nobody knows); gives a function that tells how many more are done."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<24}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal or total == 0) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+        progress.update(task, total=progress.tasks[0].completed)  # full, also where nobody knew how much it would be

@@ -171,10 +171,10 @@ def _questions(
     }
     for container in containers:
         for mount in container.mounts:
-            if container.is_running:
+            if os.access(mount.source, os.R_OK | os.X_OK):  # an engine of this machine, and its owner: much faster
+                questions[f"size {mount.volume}"] = partial(_size_here, mount)
+            elif container.is_running:
                 questions[f"size {mount.volume}"] = partial(_size_inside, docker, container, mount)
-            elif os.access(mount.source, os.R_OK | os.X_OK):
-                questions.setdefault(f"size {mount.volume}", partial(_size_here, mount))
     if "postgres" in running:
         questions["database"] = partial(_database, values)
     if "mlflow" in running:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.clone import Clone
 from tests.faults import report
 from tests.faults.experiment import Row
+from tests.faults.stack import Stack
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +21,15 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
     yield rows
     if page := request.config.getoption("--report"):
         report.write(page, rows)
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Clone) -> Iterator[Stack]:
+    """The shipped stack, as `make up` starts it."""
+    done = clone.make("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield Stack(clone)
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
 @pytest.fixture

@@ -1,24 +1,14 @@
 """The telling faults of `make test`: kill -9 of each service that stores, and the comparison seen to find what is missing."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 
-from tests.clone import Clone
 from tests.faults import comparison, experiment, faults
 from tests.faults.comparison import Entry, Ledger
 from tests.faults.stack import Stack, start_client
 
 KILLS = tuple(fault for fault in faults.OF_SERVICES if fault.name.endswith("kill -9"))
-
-
-@pytest.fixture(scope="module")
-def stack(clone: Clone) -> Iterator[Stack]:
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield Stack(clone)
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,6 @@ volumes:
 """
 
 
-@pytest.fixture(scope="module")
-def stack(clone: Clone) -> Iterator[Stack]:
-    """The shipped stack, as `make up` starts it."""
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield Stack(clone)
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
-
-
 @pytest.fixture(scope="class")
 def small_stack(clone: Clone) -> Iterator[Stack]:
     """The same with disks that can be filled. It comes after the other: they share a name and ports."""

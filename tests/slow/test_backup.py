@@ -495,6 +495,28 @@ def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
         assert f"{full.name}-verify" not in docker(*kind)
 
 
+def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: Clone) -> None:
+    """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
+    place = f"s3://{full.values['MINIO_BUCKET']}/77"
+    with database.connected(stack.of_project(full.folder)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
+            " VALUES (77, 'of old', %s, 'active', 'default')", (place,),
+        )  # fmt: skip
+        kept = taken(full)
+        cursor.execute("DELETE FROM experiments WHERE experiment_id = 77")
+    before, containers = state(full), full.compose("ps", "--quiet")
+    done = full.make("restore", BACKUP=kept.folder.name, YES="1", MINIO_BUCKET="another")
+    assert done.returncode != 0
+    assert f"stored under s3://{kept.manifest.bucket}/, and the bucket here is another" in done.stderr
+    assert f"set MINIO_BUCKET={kept.manifest.bucket} in .env" in done.stderr
+    assert state(full) == before
+    assert full.compose("ps", "--quiet") == containers
+    done = full.make("verify", BACKUP=kept.folder.name)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(kept.folder)
+
+
 def test_a_dump_that_does_not_hold_what_the_manifest_says_is_found_by_verify(full: Clone, tmp_path: Path) -> None:
     """Every file has its checksum here: only the comparison of the loaded tables can tell."""
     folder = tmp_path / "backup"

@@ -41,9 +41,13 @@ client.delete_run(used)
 experiment = client.create_experiment("given up")
 within = made(experiment, "within")
 client.delete_experiment(experiment)
+needed = client.create_experiment("given up, and needed")
+within_needed = made(needed, "needed")
+client.create_model_version("classifier", client.get_run(within_needed).info.artifact_uri + "/model", within_needed)
+client.delete_experiment(needed)
 hollow = client.create_logged_model("0", "hollow")
 client.finalize_logged_model(hollow.model_id, "READY")
-print(trashed, used, going_on, experiment, within, hollow.model_id)
+print(trashed, used, going_on, experiment, within, needed, within_needed, hollow.model_id)
 """
 
 
@@ -56,12 +60,14 @@ class Life:
     going_on: str
     experiment: str
     within: str
+    needed: str
+    within_needed: str
     hollow: str
 
 
 @pytest.fixture(scope="module")
 def life(stack: Clone) -> Life:
-    return Life(*stack.in_container("jupyter", "python3", "-W", "ignore", "-c", LIFE).split()[-6:])
+    return Life(*stack.in_container("jupyter", "python3", "-W", "ignore", "-c", LIFE).split()[-8:])
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +170,49 @@ def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role:
         stack.in_container("jupyter", "python3", "-c", client, "delete_run", life.trashed)
 
 
+def test_an_orphan_that_has_a_row_meanwhile_stays(stack: Clone, life: Life, owner_keys: Keys) -> None:
+    before = everything(owner_keys)
+    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
+    assert everything(owner_keys) == before
+
+
+def test_ctrl_c_while_it_deletes_is_taken_up_by_the_next(stack: Clone, life: Life, owner_keys: Keys) -> None:
+    """Ctrl-C at a terminal reaches docker too."""
+    before = everything(owner_keys)
+    said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
+    assert code == 130, said
+    assert "Nothing is broken" in said and "Traceback" not in said
+    left = everything(owner_keys)
+    assert left.items() <= before.items()
+    assert f"0/{life.used}/artifacts/model/weights.txt" in left
+
+
+def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
+    """What a command says at a terminal where Ctrl-C is pressed once it has shown `at`, and its exit code."""
+    terminal, its_end = pty.openpty()
+    with subprocess.Popen(
+        [stack.folder / ".venv/bin/mlstack", *arguments], cwd=stack.folder, env=users_environment(),
+        stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(its_end)
+        said = b""
+        while chunk := shown(terminal):
+            said += chunk
+            if at in said:
+                os.killpg(process.pid, signal.SIGINT)
+                at = b"never again"
+    os.close(terminal)
+    return said.decode(errors="replace"), process.returncode
+
+
+def shown(terminal: int) -> bytes:
+    """The next that comes from a terminal; nothing once the other end is closed, which Linux calls an error."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
+
+
 def test_what_may_go_goes_and_the_rest_stays(
     stack: Clone, life: Life, images: tuple[str, str], role: Login, keys: Keys, owner_keys: Keys
 ) -> None:
@@ -183,15 +232,17 @@ def test_what_may_go_goes_and_the_rest_stays(
     assert left == {
         f"0/{life.going_on}/artifacts/model/weights.txt": 1,
         f"0/{life.used}/artifacts/model/weights.txt": 1,
+        f"{life.needed}/{life.within_needed}/artifacts/model/weights.txt": 1,
         **dict.fromkeys(foreign, 1),
     }
     answer = client_for(keys).get_object(keys.bucket, f"0/{life.going_on}/artifacts/model/weights.txt")
     assert answer.read() == b"second"
     answer.release_conn()
     runs = {run for (run,) in rows(role, "SELECT run_uuid FROM runs")}
-    assert {life.going_on, life.used} <= runs
+    assert {life.going_on, life.used, life.within_needed} <= runs
     assert {life.trashed, life.within} & runs == set()
-    assert (int(life.experiment),) not in rows(role, "SELECT experiment_id FROM experiments")
+    experiments = {experiment for (experiment,) in rows(role, "SELECT experiment_id FROM experiments")}
+    assert (int(life.experiment) in experiments, int(life.needed) in experiments) == (False, True)
     assert rows(role, f"SELECT count(*) FROM metrics WHERE run_uuid = '{life.trashed}'") == [(0,)]  # noqa: S608
     assert images[0] not in all_images()
     assert images[1] in all_images()

@@ -13,7 +13,7 @@ from mlstack.screens import of_gc, size, span
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 DAY = timedelta(days=1)
 RUN, MODEL, TRACE = "a" * 32, f"m-{'b' * 32}", f"tr-{'c' * 32}"
-OTHER = "d" * 32
+OTHER, USED = "d" * 32, "e" * 32
 NOTHING = Rows(frozenset(), frozenset(), {}, {}, (), {}, {})
 
 
@@ -99,12 +99,13 @@ def test_what_a_registered_model_uses_stays(trash: str) -> None:
     [
         (f"0/{OTHER}/", True),
         (f"0/{RUN}/", False),  # known
+        (f"0/{USED}/", False),  # a registered model's, whose run is gone for good
         (f"mine/{OTHER}/", False),  # not MLflow's shape: somebody's own
         ("", False),
     ],
 )
 def test_a_folder_without_a_row_is_an_orphan_when_it_is_mlflows(folder: str, is_orphan: bool) -> None:
-    rows = Rows(frozenset({RUN}), frozenset(), {}, {}, (), {}, {})
+    rows = Rows(frozenset({RUN}), frozenset({USED}), {}, {}, (), {}, {})
     assert bool(plan(rows, Folder(folder, 1, 10)).orphans) is is_orphan
 
 

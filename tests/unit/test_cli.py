@@ -176,6 +176,15 @@ def test_env_does_not_lock_the_user_out_of_a_database(commands: Commands, volume
     assert (commands.project / ".env").read_bytes() == before
 
 
+def test_status_does_not_wait_for_libraries_of_other_commands(commands: Commands) -> None:
+    """They took most of its two seconds. `python -X importtime` says on stderr what is imported."""
+    commands.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    _, _, err = commands.run("status")
+    imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
+    assert "mlstack.status" in imported
+    assert imported & {"minio", "tenacity", "mlstack.doctor", "mlstack.operations", "mlstack.backup"} == set()
+
+
 def test_status_of_a_stack_that_is_down_is_exit_code_1(commands: Commands) -> None:
     code, out, err = commands.run("status")
     assert (code, err) == (1, "")

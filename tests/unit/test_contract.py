@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from mlstack import preflight
+from mlstack import client, preflight
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.unit.projects import ROOT, compose_config, set_values
 
@@ -156,6 +156,11 @@ def test_jupyter_finds_mlflow_in_the_first_cell(config: dict[str, Any]) -> None:
     environment = config["services"]["jupyter"]["environment"]
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert not [name for name in environment if name.startswith(("AWS_", "MINIO_", "POSTGRES_", "PG", "MLFLOW_S3"))]
+
+
+def test_notebooks_are_as_patient_as_clients_on_this_machine(config: dict[str, Any]) -> None:
+    environment = config["services"]["jupyter"]["environment"]
+    assert {name: environment.get(name) for name in client.PATIENCE} == client.PATIENCE
 
 
 def test_the_services_are_those_of_the_contract(config: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
@@ -33,6 +34,8 @@ COUNTED: Mapping[str, str] = {
     "accounts": "users",
 }
 MARK = re.compile(r"migrated by MLflow (\S+)")
+# What says where artifacts are. A server that hands them through itself does not name the bucket there.
+_LOCATED = ("experiments", "runs", "model_versions", "logged_models", "trace_tags")
 # A row as text must not depend on how a server or a session is configured.
 _SESSION = (
     "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres';"
@@ -173,6 +176,22 @@ def load(stack: Stack, path: Path, name: str, advance: Advance) -> None:
         process.stdin.flush()
 
 
+def names_bucket(image: str, path: Path, bucket: str) -> bool:
+    """Whether rows in a dump lead to artifacts by this bucket's name. Reads it with the pg_restore of an image of Postgres.
+
+    Raises MlstackError when the dump cannot be read.
+    """
+    place = re.compile(rb"\ts3://" + re.escape(bucket.encode()) + rb"[/\t\n]")
+    command = [
+        "docker", "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
+        "--data-only", "--file=-", *(f"--table={table}" for table in _LOCATED),
+    ]  # fmt: skip
+    with path.open("rb") as file, _running(command, "the dump could not be read", stdin=file) as process:
+        assert process.stdout  # noqa: S101 - a pipe, as asked for
+        found = [line for line in process.stdout if place.search(line)]
+    return bool(found)
+
+
 def give(connection: Connection, schema: str, role: str) -> None:
     """Everything in a schema belongs to this role."""
     with connection.cursor() as cursor:
@@ -255,18 +274,19 @@ def _execute(connection: Connection, statement: str, *parts: sql.Composable) -> 
 
 @contextmanager
 def _in_postgres(stack: Stack, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password.
+    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password."""
+    with _running(["docker", "compose", "exec", "--no-TTY", "postgres", *command], wrong, folder=stack.project) as process:
+        yield process
 
-    Raises MlstackError beginning with `wrong` when it fails.
-    """
+
+@contextmanager
+def _running(
+    command: Sequence[str], wrong: str, *, stdin: int | IO[bytes] = subprocess.PIPE, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command between pipes. Raises MlstackError beginning with `wrong` when it fails."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            ["docker", "compose", "exec", "--no-TTY", "postgres", *command],
-            cwd=stack.project,
-            env=settings.for_commands(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
+            command, cwd=folder, env=settings.for_commands(), stdin=stdin, stdout=subprocess.PIPE, stderr=errors
         )
         with process:  # closes the pipes and waits
             try:

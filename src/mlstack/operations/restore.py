@@ -36,6 +36,8 @@ def checked(folder: Path) -> Backup:
     """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
+    dump = folder / manifest.DUMP
+    sizes[manifest.DUMP] = dump.stat().st_size if dump.exists() else 0  # a missing one is named below
     log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
@@ -47,6 +49,19 @@ def require_fits(project: Path, backup: Backup) -> None:
     versions, images = backup.manifest.versions, stack.of_project(project).images
     _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
     _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
+
+
+@stack.explained()
+def require_bucket(project: Path, backup: Backup) -> None:
+    """Raises MlstackError when rows of the backup lead to its bucket by name, and the bucket has another name here."""
+    target, name = stack.of_project(project), backup.manifest.bucket
+    dump = backup.folder / manifest.DUMP
+    if name != target.keys.bucket and database.names_bucket(target.images["postgres"], dump, name):
+        raise MlstackError(
+            f"runs or models in the backup are stored under s3://{name}/, and the bucket here is {target.keys.bucket}.",
+            "Nothing was changed: their artifacts would be in the bucket, and MLflow would look for them in another.",
+            f"set MINIO_BUCKET={name} in .env, then the same command",
+        )
 
 
 @stack.explained()

@@ -16,7 +16,7 @@ from mlstack.operations import restore, start
 
 def verify(project: Path, backup: Backup) -> None:
     """Restores a checked backup beside the running stack, starts MLflow on it, and removes it again. Raises MlstackError."""
-    with throw_away(project) as other:
+    with throw_away(project, backup.manifest.bucket) as other:
         restore.load(other, backup)
         log.info("starting MLflow on what was restored")
         if attached(other, "up", "--detach", "--wait", "--no-build", "mlflow"):
@@ -28,8 +28,11 @@ def verify(project: Path, backup: Backup) -> None:
 
 
 @contextmanager
-def throw_away(project: Path) -> Iterator[Path]:
-    """A project like this one with its images, and a name, ports, secrets and volumes of its own; removed afterwards."""
+def throw_away(project: Path, bucket: str) -> Iterator[Path]:
+    """A project like this one with its images, and a name, ports, secrets and volumes of its own; removed afterwards.
+
+    Its bucket is called as in the backup: rows may lead to it by that name.
+    """
     images = {f"{service.upper()}_IMAGE": image for service, image in stack.of_project(project).images.items()}
     name = f"{stack.of_project(project).name}-verify"
     # What the shell sets would win over the other project's .env, and lead back to this stack.
@@ -40,7 +43,7 @@ def throw_away(project: Path) -> Iterator[Path]:
             shutil.copy2(project / file, other / file)
         ports = dict(zip(preflight.PORTS, map(str, preflight.free_ports(len(preflight.PORTS))), strict=True))
         env_file.ensure(other)
-        env_file.change(other, COMPOSE_PROJECT_NAME=name, LOG_DIR=str(other / "logs"), **ports, **images)
+        env_file.change(other, COMPOSE_PROJECT_NAME=name, MINIO_BUCKET=bucket, LOG_DIR=str(other / "logs"), **ports, **images)
         start.prepare_folders(other)
         try:
             _remove(other)  # what a killed verification left
