@@ -6,9 +6,9 @@ from fastapi import APIRouter, FastAPI
 from mlflow.server import app as flask_app
 
 from mlstack import settings
-from mlstack.server import login
+from mlstack.server import links, login
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (links.router,)
 
 
 def create_app() -> FastAPI:
