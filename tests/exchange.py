@@ -74,7 +74,9 @@ def differences(expected: dict[str, bytes], down: Any, path: str) -> list[str]:
         got = {str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
         wrong = [] if place == Path(folder, path) and place.exists() else [f"{path}: returned {place}"]
     names = sorted(expected.keys() | got.keys())
-    return wrong + [f"{path}: {name}: {shown(expected, name)} → {shown(got, name)}" for name in names if expected.get(name) != got.get(name)]
+    return wrong + [
+        f"{path}: {name}: {shown(expected, name)} → {shown(got, name)}" for name in names if expected.get(name) != got.get(name)
+    ]
 
 
 def shown(files: dict[str, bytes], name: str) -> str:
