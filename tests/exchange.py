@@ -7,6 +7,7 @@ one that MLflow finds by itself, its own is called by its name.
 import gzip
 import hashlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -36,6 +37,7 @@ FILES: dict[str, bytes] = {
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     run = mlflow.MlflowClient().create_run("0")
     ours: Any = get_artifact_repository(run.info.artifact_uri)
     plain: Any = MlflowArtifactsRepository(run.info.artifact_uri)

@@ -1,6 +1,5 @@
 """Artifacts through links: equal to MLflow's own way byte for byte, and its own way wherever there is no other."""
 
-import json
 import os
 import subprocess
 import sys
@@ -19,48 +18,24 @@ from mlstack.bootstrap.storage import client_for
 from mlstack.errors import MlstackError
 from mlstack.settings import Keys
 from mlstack.transfers import Patience, Transfers, receive, send
-from tests.clone import ROOT, Clone, free_ports, users_environment
+from tests import exchanged
+from tests.clone import Clone, free_ports
 from tests.integration.service import Service, wait_until
 
-EXCHANGE = (ROOT / "tests/exchange.py").read_text()
 MEGABYTE = 1024**2
 PATIENT = Patience(retries=12, backoff=0.1, silence=30)
 
 
-def exchanged_here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
-    """What the exchange finds with a client on this machine."""
-    client = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
-    done = subprocess.run(
-        [sys.executable, "-"],
-        input=EXCHANGE,
-        env=users_environment() | client,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def assert_equal(found: dict[str, Any], *, through_links: bool) -> None:
-    assert found["client"] == "mlstack.artifact_repository"
-    assert found["through_links"] is through_links
-    assert len(found["differences"]) == 3
-    assert [line for lines in found["differences"].values() for line in lines] == []
-
-
 def test_in_a_notebook_both_ways_give_the_same_files(jupyter: Service) -> None:
-    printed = jupyter.run("python3", "-c", EXCHANGE)
-    assert_equal(json.loads(printed.splitlines()[-1]), through_links=True)
+    printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
+    exchanged.assert_equal(exchanged.found(printed), through_links=True)
 
 
 def test_a_client_that_does_not_reach_the_storage_goes_through_mlflow(built: Clone, mlflow: Service) -> None:
     """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
-    values = built.values
-    account = values["MLFLOW_TRACKING_USERNAME"], values["MLFLOW_TRACKING_PASSWORD"]
-    assert_equal(exchanged_here(f"http://{mlflow.address(5000)}", *account), through_links=False)
+    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(said, through_links=False)
+    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
@@ -92,9 +67,9 @@ def answers(url: str) -> bool:
 
 
 def test_no_artifact_goes_to_another_program_at_the_storages_port(built: Clone, mlflow: Service, other_program: None) -> None:
-    values = built.values
-    account = values["MLFLOW_TRACKING_USERNAME"], values["MLFLOW_TRACKING_PASSWORD"]
-    assert_equal(exchanged_here(f"http://{mlflow.address(5000)}", *account), through_links=False)
+    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(said, through_links=False)
+    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
@@ -116,11 +91,11 @@ def plain_server(built: Clone) -> Iterator[str]:
 
 
 def test_a_server_that_gives_no_links_is_served_in_its_own_way(plain_server: str) -> None:
-    assert_equal(exchanged_here(plain_server), through_links=False)
+    exchanged.assert_equal(exchanged.here(plain_server), through_links=False)
 
 
 def test_hosts_without_a_way_to_the_storage_get_no_link(built: Clone, mlflow: Service) -> None:
-    account = built.values["MLFLOW_TRACKING_USERNAME"], built.values["MLFLOW_TRACKING_PASSWORD"]
+    account = exchanged.account(built)
     url = f"http://{mlflow.address(5000)}/api/2.0/mlstack/artifacts/links-to-write"
     wanted = {"root": "0/run/artifacts", "names": ["x"]}
     port = built.values["MINIO_PORT"]

@@ -312,12 +312,11 @@ def test_mlflow_gives_links_as_it_gives_artifacts(stack: Clone, notebook: Auth, 
         for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": "x"})):
             assert links(stack, route, wrong, run, **wanted).status_code == 401
     experiment, _, _ = run.partition("/")
-    hidden = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()[
-        "experiment_id"
-    ]
-    grant = {"experiment_id": hidden, "username": person[0], "permission": "NO_PERMISSIONS"}
-    account = (admin.username, admin.password)
-    assert api(stack, "POST", "experiments/permissions/create", account, grant).status_code == 200
+    made = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
+    hidden = made["experiment_id"]
+    denial = {"username": person[0], "resource_type": "experiment", "resource_id": hidden, "permission": "DENY"}
+    granting = mlflow(stack, "POST", "/api/3.0/mlflow/users/permissions/grant", (admin.username, admin.password), denial)
+    assert granting.status_code == 200, granting.text
     theirs = run.replace(experiment, hidden, 1)
     for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": ""})):
         assert links(stack, route, person, theirs, **wanted).status_code == 403
