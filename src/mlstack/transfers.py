@@ -96,7 +96,8 @@ class Transfers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
-        self._threads.shutdown(cancel_futures=True)
+        # Who interrupts does not wait for a storage that is silent.
+        self._threads.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)
         self._connections.clear()
 
     def begin(self, transfer: Transfer, name: str, link: str, again: Callable[[str], str]) -> None:
