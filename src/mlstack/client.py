@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from mlstack import settings
 
-# As in the stack's own notebooks: a call outlives any restart, and what is asynchronous goes out once a second.
+# As in the stack's own notebooks: a call outlives any restart, and log_metric does not wait for the server.
 PATIENCE: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "9",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
 }
 
 

@@ -36,7 +36,7 @@ def test_a_second_up_changes_nothing(stack: Clone) -> None:
     assert started(stack) == before
     assert (stack.folder / ".env").read_bytes() == env
     log = stack.compose("logs", "--no-log-prefix", "bootstrap", "migration")
-    steps = 19  # of which the first time one finds nothing to do: former users are already gone
+    steps = 20  # of which the first time one finds nothing to do: former users are already gone
     assert len(re.findall(r": created|: changed", log)) == steps - 1
     assert len(re.findall(": already there", log)) == steps + 1
 
@@ -47,7 +47,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb"])
+@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb", "03_many_runs_as_a_table.ipynb"])
 def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, name: str) -> None:
     stack.in_container(
         "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",
@@ -130,7 +130,8 @@ def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
         },
         "migration": {"MLFLOW_DB_PASSWORD", "ACCOUNTS_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
         "mlflow": {
-            "MLFLOW_DB_PASSWORD", "ACCOUNTS_DB_PASSWORD", "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
+            "MLFLOW_DB_PASSWORD", "ACCOUNTS_DB_PASSWORD", "READER_DB_PASSWORD",
+            "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
             "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY", "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_CRYPTO_KEK_PASSPHRASE",
         },
         "jupyter": {"JUPYTER_TOKEN", "MLFLOW_TRACKING_PASSWORD"},

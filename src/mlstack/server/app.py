@@ -2,13 +2,14 @@
 
 from functools import cache
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from mlflow.server import app as flask_app
+from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import links, login
+from mlstack.server import links, log_calls, login, reading
 
-ROUTERS: tuple[APIRouter, ...] = (links.router,)
+ROUTERS = (reading.router, links.router)
 
 
 def create_app() -> FastAPI:
@@ -19,8 +20,8 @@ def create_app() -> FastAPI:
 @cache
 def _made() -> FastAPI:
     app = _application()
-    ours = [route for router in ROUTERS for route in router.routes]
-    app.router.routes[:0] = ours  # MLflow's last route takes every path
+    (mlflow,) = (route.app for route in app.router.routes if isinstance(route, Mount))  # takes every path
+    app.router.routes[:0] = [*log_calls.routes(mlflow), *(route for router in ROUTERS for route in router.routes)]
     return app
 
 
