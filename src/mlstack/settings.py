@@ -6,7 +6,8 @@ On the host the values come from `.env` under whatever the shell sets, as in doc
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
@@ -326,6 +327,20 @@ def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
 def tracking_keys(values: Mapping[str, str | None] | None = None) -> Keys:
     """MLflow's own keys, which open one bucket."""
     return _keys("MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", values)
+
+
+@cache
+def server_keys() -> Keys:
+    """The same keys inside MLflow's server, which has them under the names that boto3 reads."""
+    names = {"MLFLOW_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
+    given = {name: os.environ.get(other) for name, other in names.items()} | {"MINIO_BUCKET": os.environ.get("MINIO_BUCKET")}
+    return replace(tracking_keys(given), endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
+
+
+@cache
+def storage_port() -> int:
+    """The storage's port on this machine."""
+    return int(read("MINIO_PORT")["MINIO_PORT"])
 
 
 def admin_account(values: Mapping[str, str | None] | None = None) -> Account:

@@ -202,6 +202,35 @@ def let_in(clone: Clone) -> Iterator[None]:
 
 
 @contextmanager
+def cut_off(clone: Clone) -> Iterator[None]:
+    """Jupyter without its way to the storage."""
+    network, container = f"{clone.name}_transfers", clone.compose("ps", "--quiet", "jupyter").strip()
+    docker("network", "disconnect", network, container)
+    try:
+        yield
+    finally:
+        docker("network", "connect", network, container)
+
+
+@contextmanager
+def public(clone: Clone) -> Iterator[None]:
+    """A bucket that shows its objects to everybody."""
+    owner = storage_owner(clone)
+    client = client_for(owner)
+    reading = {
+        "Effect": "Allow",
+        "Principal": {"AWS": ["*"]},
+        "Action": ["s3:ListBucket"],
+        "Resource": [f"arn:aws:s3:::{owner.bucket}"],
+    }
+    client.set_bucket_policy(owner.bucket, json.dumps({"Version": "2012-10-17", "Statement": [reading]}))
+    try:
+        yield
+    finally:
+        client.delete_bucket_policy(owner.bucket)
+
+
+@contextmanager
 def changed_inside(clone: Clone, service: str, done: str, undone: str) -> Iterator[None]:
     """Something that a user could do inside a container."""
     clone.in_container(service, "sh", "-c", done)
@@ -381,6 +410,14 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
     ),
     (JUPYTER["answers"], disconnected, State.FAILED, "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
     (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
+    (JUPYTER["direct"], cut_off, State.DOUBTFUL, "do not go straight to the storage from Jupyter: MLflow gives no", "make up"),
+    (
+        HERE["direct"],
+        override("mlflow", "    environment: {MINIO_PORT: '1'}\n"),
+        State.DOUBTFUL,
+        "do not go straight to the storage from this machine: MLflow gives no links, or they lead",
+        "make up",
+    ),
     (
         JUPYTER["links"],
         announcing_links,
@@ -418,7 +455,8 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "cannot write /home/mlstack/notebooks: Permission denied",
         "sudo chown -R",
     ),
-    (notebooks.isolation, let_in, State.FAILED, "a notebook reaches postgres and minio directly", "keep jupyter out"),
+    (notebooks.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
+    (notebooks.isolation, public, State.FAILED, "a notebook reaches artifacts without a link", "take public policies"),
     (
         notebooks.isolation,
         override("jupyter", "    environment: {PGPASSWORD: x}\n"),

@@ -1,13 +1,15 @@
 """Who is turned away by the shipped stack, and how. docs/security.md has each of these with the promise it proves."""
 
+import io
 import json
 import secrets
 import socket
 import subprocess
+import tarfile
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
@@ -176,6 +178,12 @@ def test_mlflows_keys_administer_nothing(stored: Keys) -> None:
             attempt()
 
 
+TRAILER = b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n"
+TRAILER_HEADERS = {
+    "x-amz-content-sha256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+    "x-amz-decoded-content-length": "5",
+    "x-amz-trailer": "x-amz-checksum-crc32",
+}
 # Every way of the two unfixed CVEs: signed in the query, by a header, and with MinIO's own unpacking of archives.
 FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
     "query": (True, {}),
@@ -204,11 +212,10 @@ def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str,
     name = f"forged-{secrets.token_hex(4)}"
     answer = requests.put(
         f"http://{stored.endpoint}/{stored.bucket}/{name}?{urllib.parse.urlencode(query) if in_query else ''}",
-        data=b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n",
+        data=TRAILER,
         headers={
+            **TRAILER_HEADERS,
             "x-amz-content-sha256": payload,
-            "x-amz-decoded-content-length": "5",
-            "x-amz-trailer": "x-amz-checksum-crc32",
             **({} if in_query else {"Authorization": signature, "x-amz-date": now}),
             **headers,
         },
@@ -217,6 +224,108 @@ def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str,
     assert answer.status_code in (400, 403), answer.text
     assert "<Code>AccessDenied</Code>" in answer.text or "<Code>SignatureDoesNotMatch</Code>" in answer.text, answer.text
     assert not [item.object_name for item in client_for(stored).list_objects(stored.bucket, prefix="forged-")]
+
+
+def put_object(stored: Keys, key: str) -> None:
+    client_for(stored).put_object(stored.bucket, key, io.BytesIO(b"theirs"), 6)
+
+
+@pytest.fixture(scope="module")
+def run(stack: Clone, notebook: Auth) -> str:
+    """Where the artifacts of a run of the notebooks' account are."""
+    made = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
+    return str(made["artifact_uri"]).removeprefix("mlflow-artifacts:/")
+
+
+def links(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: Any) -> requests.Response:
+    return mlflow(stack, "POST", f"/api/2.0/mlstack/artifacts/links-to-{route}", auth, {"root": root, **wanted})
+
+
+def link_to_write(stack: Clone, notebook: Auth, run: str) -> str:
+    link: str = links(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
+    assert requests.put(link, data=b"mine", timeout=10).status_code == 200
+    return link
+
+
+def unpacked(name: str) -> bytes:
+    """An archive that MinIO would unpack, on being told."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = 6
+        tar.addfile(entry, io.BytesIO(b"forged"))
+    return archive.getvalue()
+
+
+@pytest.mark.refusal
+def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, stored: Keys, notebook: Auth, run: str) -> None:
+    theirs = "0/secret/artifacts/theirs"
+    put_object(stored, theirs)
+    writing = link_to_write(stack, notebook, run)
+    reading = links(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
+    assert requests.get(reading, timeout=10).content == b"mine"
+    (version,) = (
+        item.version_id for item in client_for(stored).list_objects(stored.bucket, f"{run}/mine.bin", include_version=True)
+    )
+    other = urllib.parse.urlsplit(writing)._replace(path=f"/{stored.bucket}/{theirs}").geturl()
+    attempts: dict[str, tuple[str, str, bytes, dict[str, str]]] = {
+        "another object": ("PUT", other, b"forged", {}),
+        "reading with a link to write": ("GET", writing, b"", {}),
+        "writing with a link to read": ("PUT", reading, b"forged", {}),
+        "deleting": ("DELETE", writing, b"", {}),
+        "an older version": ("GET", f"{reading}&versionId={version}", b"", {}),
+        "a part": ("PUT", f"{writing}&partNumber=1&uploadId=x", b"forged", {}),
+        "longer": ("PUT", writing.replace("X-Amz-Expires=900", "X-Amz-Expires=90000"), b"forged", {}),
+        "a copy of theirs": ("PUT", writing, b"", {"x-amz-copy-source": f"/{stored.bucket}/{theirs}"}),
+        "an archive": ("PUT", writing, unpacked(theirs), {"X-Amz-Meta-Snowball-Auto-Extract": "true"}),
+        "CVE-2026-41145": ("PUT", other, TRAILER, TRAILER_HEADERS),
+        "CVE-2026-41145 with a good link": ("PUT", writing, TRAILER, TRAILER_HEADERS),
+    }
+    answers = {
+        name: requests.request(method, url, data=data, headers=headers, timeout=10)
+        for name, (method, url, data, headers) in attempts.items()
+    }
+    assert {name: answer.status_code for name, answer in answers.items() if answer.status_code not in (400, 403)} == {}
+    client = client_for(stored)
+    assert client.get_object(stored.bucket, theirs).data == b"theirs"
+    assert client.get_object(stored.bucket, f"{run}/mine.bin").data == b"mine"
+
+
+@pytest.mark.refusal
+def test_a_link_that_is_too_old_is_refused(stored: Keys) -> None:
+    """As MLflow's server makes it, but of yesterday."""
+    put_object(stored, "0/old/artifacts/x")
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    signer = client_for(stored)
+    for method in ("GET", "PUT"):
+        link = signer.get_presigned_url(
+            method, stored.bucket, "0/old/artifacts/x", expires=timedelta(minutes=15), request_date=yesterday
+        )
+        answer = requests.request(method, link, data=b"forged" if method == "PUT" else None, timeout=10)
+        assert answer.status_code == 403 and "expired" in answer.text, answer.text
+
+
+@pytest.mark.refusal
+def test_mlflow_gives_links_as_it_gives_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
+    admin = settings.admin_account(stack.values)
+    for wrong in (None, (notebook[0], "wrong-password"), ("stranger", "stranger")):
+        for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": "x"})):
+            assert links(stack, route, wrong, run, **wanted).status_code == 401
+    experiment, _, _ = run.partition("/")
+    made = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
+    hidden = made["experiment_id"]
+    denial = {"username": person[0], "resource_type": "experiment", "resource_id": hidden, "permission": "DENY"}
+    granting = mlflow(stack, "POST", "/api/3.0/mlflow/users/permissions/grant", (admin.username, admin.password), denial)
+    assert granting.status_code == 200, granting.text
+    theirs = run.replace(experiment, hidden, 1)
+    for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": ""})):
+        assert links(stack, route, person, theirs, **wanted).status_code == 403
+        assert links(stack, route, notebook, theirs, **wanted).status_code == 200
+    for name in ("../x", "..%2fx", "%2e%2e/x", "/etc/passwd", "a/../../x", "", "a//b", "a#b"):
+        assert links(stack, "write", notebook, run, names=["good", name]).status_code == 400, name
+        assert not name or links(stack, "read", notebook, run, path=name).status_code == 400, name
+    for root in ("", "/", experiment, f"{experiment}/..", f"{experiment}/x", "../x/y/z"):
+        assert links(stack, "read", notebook, root, path="").status_code in (400, 403, 404), root
 
 
 @pytest.mark.refusal
@@ -335,15 +444,40 @@ def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | No
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize(("service", "port"), [("postgres", 5432), ("minio", 9000), ("minio", 9001)])
-def test_a_notebook_reaches_neither_database_nor_storage(stack: Clone, service: str, port: int) -> None:
-    container = stack.compose("ps", "--quiet", service).strip()
+def test_a_notebook_does_not_reach_the_database(stack: Clone) -> None:
+    container = stack.compose("ps", "--quiet", "postgres").strip()
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
-    for address in (service, *(network["IPAddress"] for network in networks.values())):
-        attempt = f"import socket; socket.create_connection(({address!r}, {port}), timeout=3)"
+    for address in ("postgres", *(network["IPAddress"] for network in networks.values())):
+        attempt = f"import socket; socket.create_connection(({address!r}, 5432), timeout=3)"
         done = in_service(stack, "jupyter", "python3", "-c", attempt)
-        assert done.returncode != 0, f"{address}:{port} was reached"
+        assert done.returncode != 0, f"{address} was reached"
         assert "gaierror" in done.stderr or "timed out" in done.stderr or "unreachable" in done.stderr, done.stderr
+
+
+# What the storage answers a notebook that has no link: to each, status and code.
+WITHOUT_A_LINK = """
+import json, sys, urllib.error, urllib.request
+answers = []
+for method, path in (("GET", ""), ("GET", sys.argv[1] + "?list-type=2"), ("GET", sys.argv[2]), ("PUT", sys.argv[2]),
+                     ("DELETE", sys.argv[2]), ("GET", "minio/admin/v3/info"), ("GET", "minio/v2/metrics/cluster")):
+    request = urllib.request.Request("http://minio:9000/" + path, b"x" if method == "PUT" else None, method=method)
+    try:
+        answers.append((method, path, urllib.request.urlopen(request, timeout=10).status))
+    except urllib.error.HTTPError as error:
+        answers.append((method, path, error.code))
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.refusal
+def test_the_storage_answers_a_notebook_nothing_without_a_link(stack: Clone, stored: Keys) -> None:
+    stored_object = f"{stored.bucket}/0/secret/artifacts/x"
+    put_object(stored, "0/secret/artifacts/x")
+    printed = stack.in_container("jupyter", "python3", "-c", WITHOUT_A_LINK, stored.bucket, stored_object)
+    answers = json.loads(printed)
+    assert len(answers) == 7
+    assert {status for _, _, status in answers} == {403}, answers
+    assert client_for(stored).get_object(stored.bucket, "0/secret/artifacts/x").data == b"theirs"
 
 
 @pytest.mark.refusal

@@ -13,6 +13,7 @@ import pytest
 from mlstack.bootstrap.storage import client_for
 from mlstack.compose import docker
 from mlstack.settings import Keys, Login
+from tests import exchanged
 from tests.clone import Clone, users_environment
 from tests.stack.conftest import SECRETS, rows
 
@@ -99,6 +100,11 @@ def test_the_second_notebook_runs_on_the_host(stack: Clone) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stdout + done.stderr
+
+
+def test_artifacts_are_the_same_straight_and_through_mlflow_in_a_notebook_and_on_this_machine(stack: Clone) -> None:
+    exchanged.assert_equal(exchanged.found(stack.in_container("jupyter", "python3", "-c", exchanged.PROGRAM)), through_links=True)
+    exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_links=True)
 
 
 def test_files_that_a_notebook_writes_belong_to_the_user_of_the_host(stack: Clone) -> None:

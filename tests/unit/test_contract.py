@@ -44,6 +44,7 @@ GIVEN = {
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY",
         "MLFLOW_AUTH",
         "MLFLOW_PORT",
+        "MINIO_PORT",
         "MLFLOW_IMAGE",
     },
     "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
@@ -254,10 +255,11 @@ def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
 
 
-def test_notebooks_have_no_way_to_the_database_and_the_storage(config: dict[str, Any]) -> None:
+def test_notebooks_have_no_way_to_the_database_and_meet_the_storage_alone(config: dict[str, Any]) -> None:
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
     assert networks["jupyter"] & networks["postgres"] == set()
-    assert networks["jupyter"] & networks["minio"] == set()
+    assert networks["jupyter"] & networks["minio"] == {"transfers"}
+    assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio"}
     assert networks["jupyter"] & networks["mlflow"] != set()
 
 

@@ -73,6 +73,14 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 "Resource": [f"{name}/*"],
                 "Condition": {"StringEquals": {"s3:x-amz-content-sha256": ["STREAMING-UNSIGNED-PAYLOAD-TRAILER"]}},
             },
+            # Who has a link to write could name a source in a header, which no link can forbid: every object would be theirs
+            # to read, also where MLflow lets them see nothing. MLflow copies nothing itself.
+            {
+                "Effect": "Deny",
+                "Action": ["s3:PutObject"],
+                "Resource": [f"{name}/*"],
+                "Condition": {"Null": {"s3:x-amz-copy-source": [False]}},
+            },
         ],
     }
 

@@ -24,13 +24,17 @@ for folder in ("/home/mlstack", "/home/mlstack/notebooks", os.environ["LOG_DIR"]
         print(f"{folder}: {error.strerror}")
 """
 _WAYS = """
-import os, socket
-for name, port in (("postgres", 5432), ("minio", 9000)):
-    try:
-        socket.create_connection((name, port), 2).close()
-        print(name)
-    except OSError:
-        pass
+import socket, sys, urllib.error, urllib.request
+try:
+    socket.create_connection(("postgres", 5432), 2).close()
+    print("the database")
+except OSError:
+    pass
+try:
+    urllib.request.urlopen(f"http://minio:9000/{sys.argv[1]}?list-type=2", timeout=5).close()
+    print("artifacts without a link")
+except OSError:
+    pass
 """
 _SECRETS = """
 import os
@@ -75,11 +79,12 @@ def folders(subject: Subject) -> None:
 
 @check(REACH, "no way from notebooks to the data", SERVICES["jupyter"])
 def isolation(subject: Subject) -> None:
-    if reached := subject.python_inside("jupyter", _WAYS).split():
+    if reached := subject.python_inside("jupyter", _WAYS, subject.values["MINIO_BUCKET"]).splitlines():
         raise MlstackError(
-            f"a notebook reaches {' and '.join(reached)} directly.",
+            f"a notebook reaches {' and '.join(reached)}.",
             "Notebooks run anybody's code.",
-            "keep jupyter out of the network data in docker-compose.yml (docker network disconnect), then make up",
+            "keep jupyter out of the network data in docker-compose.yml (docker network disconnect), and take public policies"
+            " from the bucket in MinIO's console; then make up",
         )
     if names := subject.python_inside("jupyter", _SECRETS).split():
         raise MlstackError(

@@ -49,7 +49,12 @@ def main() -> None:
                 step("rows", lambda: _rows(client, run))
                 # Where links are announced that lead nowhere, a file would hang for minutes.
                 if step("links", lambda: _links(uri)) and not found["links"]:
-                    step("artifact", lambda: _artifact(client, run))
+                    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+                    from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+                    place = client.get_run(run).info.artifact_uri
+                    step("artifact", lambda: _artifact(MlflowArtifactsRepository(place), "doctor"))
+                    step("direct", lambda: _direct(get_artifact_repository(place)))
         finally:
             if found["run"]:
                 step("deleted", lambda: client.delete_run(found["run"]))
@@ -85,21 +90,30 @@ def _rows(client: Any, run: str) -> str:
     return "wrote and read"
 
 
-def _artifact(client: Any, run: str) -> str:
+def _artifact(repository: Any, folder: str) -> str:
     """Byte for byte."""
     content = os.urandom(SIZE)
-    with tempfile.TemporaryDirectory() as folder:
-        up, down = Path(folder, "doctor.bin"), Path(folder, "down")
+    with tempfile.TemporaryDirectory() as here:
+        up, down = Path(here, "doctor.bin"), Path(here, "down")
         up.write_bytes(content)
         down.mkdir()
-        client.log_artifact(run, str(up), "doctor")
-        listed = [(entry.path, entry.file_size) for entry in client.list_artifacts(run, "doctor")]
-        if listed != [("doctor/doctor.bin", SIZE)]:
+        repository.log_artifact(str(up), folder)
+        listed = [(entry.path, entry.file_size) for entry in repository.list_artifacts(folder)]
+        if listed != [(f"{folder}/doctor.bin", SIZE)]:
             raise ValueError(f"listed {listed}")
-        got = Path(client.download_artifacts(run, "doctor/doctor.bin", str(down))).read_bytes()
+        got = Path(repository.download_artifacts(f"{folder}/doctor.bin", str(down))).read_bytes()
     if got != content:
         raise ValueError(f"sent {hashlib.sha256(content).hexdigest()}, got {hashlib.sha256(got).hexdigest()}")
     return f"{SIZE} bytes up and down"
+
+
+def _direct(repository: Any) -> str:
+    """Through links, where there are any; says why where there are none."""
+    if not hasattr(repository, "gives_links"):
+        return "no: MLflow's client here does not ask for links"
+    if not repository.gives_links():
+        return "no: MLflow gives no links, or they lead to no storage from here"
+    return _artifact(repository, "doctor direct")
 
 
 def _links(uri: str) -> bool:

@@ -7,9 +7,9 @@ from mlflow.server import app as flask_app
 from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import log_calls, login, reading
+from mlstack.server import links, log_calls, login, reading
 
-ROUTERS = (reading.router,)
+ROUTERS = (reading.router, links.router)
 
 
 def create_app() -> FastAPI:

@@ -1,8 +1,8 @@
-"""MLflow's way to the bucket, for its server: everything passes through the server.
+"""MLflow's way to the bucket, for its server: what clients of MLflow's own making read and write passes through the server.
 
-MLflow offers clients presigned links to any S3 store. Ours would point to http://minio:9000, which neither a browser, nor
-a client on this machine, nor a notebook reaches: each download would hang in retries. MLflow has no switch for that, but
-offers links only for a repository that says it makes them. This one does not say so (docs/adr/0005).
+MLflow offers clients presigned links to any S3 store. Its own would point to http://minio:9000, which neither a browser nor
+a client on this machine reaches: each download would hang in retries. MLflow has no switch for that, but offers links only
+for a repository that says it makes them. This one does not say so (docs/adr/0005); links.py makes links that lead somewhere.
 """
 
 from mlflow.entities import FileInfo

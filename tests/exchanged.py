@@ -1,0 +1,45 @@
+"""Runs tests/exchange.py as a user's own program would run."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.clone import ROOT, Clone, users_environment
+
+PROGRAM = (ROOT / "tests/exchange.py").read_text()
+
+
+def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
+    """What the exchange finds with a client on this machine, and what that client logged."""
+    client = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=PROGRAM,
+        env=users_environment() | client,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    return found(done.stdout) | {"log": done.stderr}
+
+
+def found(printed: str) -> dict[str, Any]:
+    """What the program says in its last line."""
+    said: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return said
+
+
+def account(clone: Clone) -> tuple[str, str]:
+    """The notebooks' account."""
+    return clone.values["MLFLOW_TRACKING_USERNAME"], clone.values["MLFLOW_TRACKING_PASSWORD"]
+
+
+def assert_equal(said: dict[str, Any], *, through_links: bool) -> None:
+    """Every file was the same at the end as at the beginning, each way."""
+    assert said["client"] == "mlstack.artifact_repository"
+    assert said["through_links"] is through_links
+    assert len(said["differences"]) == 3
+    assert [line for lines in said["differences"].values() for line in lines] == []

@@ -1,0 +1,185 @@
+"""Artifacts through links: equal to MLflow's own way byte for byte, and its own way wherever there is no other."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from testcontainers.core.container import DockerContainer
+
+from mlstack.bootstrap.storage import client_for
+from mlstack.errors import MlstackError
+from mlstack.settings import Keys
+from mlstack.transfers import Patience, Transfers, receive, send
+from tests import exchanged
+from tests.clone import Clone, free_ports
+from tests.integration.service import Service, wait_until
+
+MEGABYTE = 1024**2
+PATIENT = Patience(retries=12, backoff=0.1, silence=30)
+
+
+def test_in_a_notebook_both_ways_give_the_same_files(jupyter: Service) -> None:
+    printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
+    exchanged.assert_equal(exchanged.found(printed), through_links=True)
+
+
+def test_a_client_that_does_not_reach_the_storage_goes_through_mlflow(built: Clone, mlflow: Service) -> None:
+    """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
+    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(said, through_links=False)
+    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+
+
+@pytest.fixture
+def other_program(built: Clone) -> Iterator[None]:
+    """Something that takes whatever is sent to the port where links would lead, and says that all is well."""
+    program = (
+        "import http.server, sys\n"
+        "class Yes(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.rfile.read(int(self.headers.get('Content-Length', 0)))\n"
+        "        self.send_response(200); self.send_header('Content-Length', '0'); self.end_headers()\n"
+        "    do_PUT = do_HEAD = do_GET\n"
+        "http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Yes).serve_forever()\n"
+    )
+    port = built.values["MINIO_PORT"]
+    with subprocess.Popen([sys.executable, "-c", program, port], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 10)
+            yield
+        finally:
+            process.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def test_no_artifact_goes_to_another_program_at_the_storages_port(built: Clone, mlflow: Service, other_program: None) -> None:
+    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(said, through_links=False)
+    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+
+
+@pytest.fixture
+def plain_server(built: Clone) -> Iterator[str]:
+    """MLflow as it comes, without accounts and without links."""
+    container = DockerContainer(
+        built.image("mlflow"),
+        command=[
+            *("mlflow", "server", "--host=0.0.0.0", "--port=5000", "--workers=1", "--allowed-hosts=*"),
+            *("--backend-store-uri=sqlite:////tmp/mlflow.db", "--artifacts-destination=/tmp/artifacts"),
+        ],
+    )
+    port = free_ports(1)[0]
+    container.ports["5000"] = ("127.0.0.1", port)  # type: ignore[assignment] # docker's own type
+    uri = f"http://127.0.0.1:{port}"
+    with container:
+        wait_until(lambda: answers(f"{uri}/health"), 120)
+        yield uri
+
+
+def test_a_server_that_gives_no_links_is_served_in_its_own_way(plain_server: str) -> None:
+    exchanged.assert_equal(exchanged.here(plain_server), through_links=False)
+
+
+def test_hosts_without_a_way_to_the_storage_get_no_link(built: Clone, mlflow: Service) -> None:
+    account = exchanged.account(built)
+    url = f"http://{mlflow.address(5000)}/api/2.0/mlstack/artifacts/links-to-write"
+    wanted = {"root": "0/run/artifacts", "names": ["x"]}
+    port = built.values["MINIO_PORT"]
+    for host, leads_to in (("mlflow:5000", "http://minio:9000/"), ("localhost:1", f"http://127.0.0.1:{port}/")):
+        (link,) = requests.post(url, json=wanted, auth=account, headers={"Host": host}, timeout=10).json()["links"]
+        assert link.startswith(leads_to)
+    assert requests.post(url, json=wanted, auth=account, headers={"Host": "evil.example"}, timeout=10).status_code == 403
+
+
+# ---- one transfer --------------------------------------------------------------------------------
+
+
+def link(keys: Keys, method: str, name: str, of: datetime | None = None) -> str:
+    return client_for(keys).get_presigned_url(method, keys.bucket, name, expires=timedelta(minutes=15), request_date=of)
+
+
+def finish(transfer: Any, name: str, first: str, again: Any) -> None:
+    with Transfers(PATIENT) as transfers:
+        transfers.begin(transfer, name, first, again)
+        transfers.finish()
+
+
+def test_a_link_that_became_too_old_is_asked_for_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+    file, asked = tmp_path / "file", []
+    file.write_bytes(os.urandom(MEGABYTE))
+
+    def again(method: str, name: str) -> str:
+        asked.append(method)
+        return link(user_keys, method, name)
+
+    for method, transfer in (("PUT", partial(send, file)), ("GET", partial(receive, str(tmp_path / "down")))):
+        old = link(user_keys, method, "old/x", datetime.now(UTC) - timedelta(days=1))
+        finish(transfer, "old/x", old, partial(again, method))
+    assert asked == ["PUT", "GET"]
+    assert (tmp_path / "down").read_bytes() == file.read_bytes()
+
+
+def test_a_link_that_is_refused_twice_is_an_error_at_once(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def again(name: str) -> str:
+        asked.append(name)
+        return link(user_keys, "GET", "wrong/x")  # for another method
+
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(MlstackError, match="wrong/x was not transferred: the storage answered 403 SignatureDoesNotMatch"):
+        finish(partial(send, tmp_path / "file"), "wrong/x", again("first"), again)
+    assert asked == ["first", "wrong/x"]
+
+
+def test_a_download_outlives_a_restart_of_the_storage_and_is_whole_or_not_there(
+    minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path
+) -> None:
+    file, down = tmp_path / "file", tmp_path / "down"
+    down.mkdir()
+    file.write_bytes(os.urandom(MEGABYTE) * 400)
+    finish(partial(send, file), "large", link(user_keys, "PUT", "large"), partial(link, user_keys, "PUT"))
+    target, attempts = down / "large", 0
+
+    def again(name: str) -> str:
+        nonlocal attempts
+        attempts += 1
+        assert not target.exists()
+        return link(user_keys, "GET", name)
+
+    first = link(user_keys, "GET", "large")
+    download = threading.Thread(target=finish, args=(partial(receive, str(target)), "large", first, again))
+    download.start()
+    wait_until(lambda: any(part.stat().st_size for part in down.glob(".*.part")), 30, interval=0.001)
+    minio.wrapped.kill()
+    assert not target.exists()
+    minio.wrapped.start()
+    download.join()
+    assert attempts >= 1
+    assert list(down.iterdir()) == [target]
+    assert target.read_bytes() == file.read_bytes()
+    wait_until(lambda: minio.health == "healthy", 60)
+
+
+def test_a_download_that_fails_leaves_nothing(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+    client_for(user_keys).fput_object(user_keys.bucket, "there", __file__)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        finish(
+            partial(receive, str(tmp_path / "taken")), "there", link(user_keys, "GET", "there"), partial(link, user_keys, "GET")
+        )
+    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
