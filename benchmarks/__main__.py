@@ -17,12 +17,24 @@ from rich.markup import escape
 
 from benchmarks import growth, report
 from benchmarks.figures import DEFAULTS, MLSTACK, RAW, Figure, Line
-from benchmarks.lines import FRAME, IN_CLIENTS, MEMORY, OF_MACHINE, QUICK, Bench, Measurement, Size, chosen, described, memory
+from benchmarks.lines import (
+    FRAME,
+    IMAGES,
+    IN_CLIENTS,
+    MEMORY,
+    OF_MACHINE,
+    QUICK,
+    Bench,
+    Measurement,
+    Size,
+    chosen,
+    described,
+    memory,
+)
 from benchmarks.stacks import HERE, booted
 from mlstack.errors import MlstackError
 
 ROOT = HERE.parent
-RESULTS = HERE / "results"
 NAMES = [*(each.name for each in IN_CLIENTS), "memory", *(each.name for each in OF_MACHINE), "growth"]
 INTERRUPTED = 130
 err = Console(stderr=True, highlight=False)
@@ -97,6 +109,7 @@ def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record
             "commit": subprocess.run(
                 ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
             ).stdout.strip(),
+            "stack": shipped.name,
             "machine": report.machine(),
             "size": described(size),
             "images": report.images(shipped),
@@ -116,6 +129,8 @@ def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record
             points = growth.grow(bench, lambda runs: measure_frames(bench, record) if runs == size.runs else None, say)
             facts["growth"] = growth.recorded(points)
             facts["plans"] = {who: growth.plans(stack, bench.clients[who]) for who, stack in bench.stacks.items()}
+        record.expect((IMAGES,))
+        record.add(MLSTACK, {"images": facts["images"]["together"]})
         facts["lines"] = report.lines([*record.figures.values()])
         facts["seconds"] = time.monotonic() - begun
         return facts, record, points, report.draw(shipped, [*record.figures.values()], points)
@@ -134,6 +149,8 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: whether it works, not how fast it is.")] = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each line and side.")] = None,
     lines: Annotated[str, typer.Option(help=f"Only these, by commas: {', '.join(NAMES)}")] = "",
+    results: Annotated[Path, typer.Option(help="The folder for the table as JSON, the pictures and the clients' log.")] = HERE
+    / "results",
     page: Annotated[
         Path | None, typer.Option("--report", help="The page whose generated block and pictures are written anew.")
     ] = None,
@@ -145,16 +162,16 @@ def main(
         raise MlstackError(
             f"there is no line {', '.join(sorted(unknown))}.", "Nothing was measured.", f"choose from {', '.join(NAMES)}"
         )
-    RESULTS.mkdir(exist_ok=True)
-    log = RESULTS / "clients.log"
+    results.mkdir(parents=True, exist_ok=True)
+    log = results / "clients.log"
     log.write_text("")
     facts, record, points, pictures = run(size, names, log)
     figures = [*record.figures.values()]
-    (RESULTS / "benchmark.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (results / "benchmark.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, picture in pictures.items():
-        (RESULTS / f"{name}.png").write_bytes(picture)
+        (results / f"{name}.png").write_bytes(picture)
     report.show(Console(), figures)
-    err.print(f"Everything is in {RESULTS.relative_to(ROOT)}/; it took {facts['seconds'] / 60:.1f} minutes.")
+    err.print(f"Everything is in {results}/; it took {facts['seconds'] / 60:.1f} minutes.")
     if page:
         report.write_page(page, report.markdown(facts, figures, points))
         for name, picture in pictures.items():

@@ -196,7 +196,9 @@ def search(name: str, searches: int) -> dict[str, Any]:
     import mlflow
 
     client = mlflow.MlflowClient()
-    ids = [mlflow.get_experiment_by_name(name).experiment_id]
+    found_experiment = mlflow.get_experiment_by_name(name)
+    assert found_experiment
+    ids = [found_experiment.experiment_id]
     found = [
         _timed(client.search_runs, ids, "metrics.m0 > 0.5", order_by=["metrics.m1 DESC"], max_results=100)
         for _ in range(searches + 1)

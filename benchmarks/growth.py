@@ -1,8 +1,11 @@
-"""What becomes of logging and searching when there are more runs: both databases are filled with the same rows, as MLflow writes them."""
+"""What becomes of logging and searching with more runs: both databases are filled with the same rows, as MLflow writes them."""
 
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from math import log
 from statistics import median
 from typing import Any
 
@@ -15,17 +18,22 @@ EXPERIMENT = "benchmark-growth"
 ROWS = """
 SET session_replication_role = replica;
 CREATE TEMP VIEW added AS SELECT i, md5('run' || i) AS run FROM generate_series({first}, {last}) AS i;
-CREATE TEMP VIEW points AS SELECT run, 'm' || k AS key, ('x' || substr(md5(i || '-' || k), 1, 8))::bit(32)::bigint / 4294967296.0 AS value, i
+CREATE TEMP VIEW points AS
+  SELECT run, 'm' || k AS key, ('x' || substr(md5(i || '-' || k), 1, 8))::bit(32)::bigint / 4294967296.0 AS value,
+         1760000000000 + i AS timestamp
   FROM added, generate_series(0, {keys} - 1) AS k;
-INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time, source_version,
-                  lifecycle_stage, artifact_uri, experiment_id)
-  SELECT run, 'run-' || i, 'UNKNOWN', '', '', 'ada', 'FINISHED', 1760000000000 + i * 1000, 1760000000500 + i * 1000, '', 'active',
-         '{location}/' || run || '/artifacts', {experiment} FROM added;
+INSERT INTO runs (run_uuid, name, source_type, source_name, entry_point_name, user_id, status, start_time, end_time,
+                  source_version, lifecycle_stage, artifact_uri, experiment_id)
+  SELECT run, 'run-' || i, 'UNKNOWN', '', '', 'ada', 'FINISHED', 1760000000000 + i * 1000, 1760000000500 + i * 1000,
+         '', 'active', '{location}/' || run || '/artifacts', {experiment}
+  FROM added;
 INSERT INTO tags (run_uuid, key, value)
-  SELECT run, tag.key, tag.value FROM added, LATERAL (VALUES ('mlflow.runName', 'run-' || i), ('mlflow.user', 'ada'),
-         ('mlflow.source.name', 'train.py'), ('mlflow.source.type', 'LOCAL')) AS tag(key, value);
-INSERT INTO metrics (run_uuid, key, value, timestamp, step, is_nan) SELECT run, key, value, 1760000000000 + i, 0, false FROM points;
-INSERT INTO latest_metrics (run_uuid, key, value, timestamp, step, is_nan) SELECT run, key, value, 1760000000000 + i, 0, false FROM points;
+  SELECT run, tag.key, tag.value
+  FROM added, LATERAL (VALUES ('mlflow.runName', 'run-' || i), ('mlflow.user', 'ada'),
+                              ('mlflow.source.name', 'train.py'), ('mlflow.source.type', 'LOCAL')) AS tag(key, value);
+INSERT INTO metrics (run_uuid, key, value, timestamp, step, is_nan) SELECT run, key, value, timestamp, 0, false FROM points;
+INSERT INTO latest_metrics (run_uuid, key, value, timestamp, step, is_nan)
+  SELECT run, key, value, timestamp, 0, false FROM points;
 INSERT INTO params (run_uuid, key, value)
   SELECT run, 'p' || k, substr(md5(i || '+' || k), 1, 8) FROM added, generate_series(0, {keys} - 1) AS k;
 RESET session_replication_role;
@@ -92,53 +100,45 @@ def _measure(bench: Bench, runs: int) -> list[Point]:
 
 
 def plans(stack: Stack, client: Client) -> str:
-    """How Postgres answers the search of above: every statement with its plan, as its own auto_explain writes them."""
-    settings = {
-        "session_preload_libraries": "auto_explain",
-        "auto_explain.log_min_duration": "0",
-        "auto_explain.log_analyze": "on",
-    }
-    stack.sql("".join(f"ALTER SYSTEM SET {name} = '{value}';\n" for name, value in list(settings.items())[:1]))
-    role = "mlflow"
+    """How Postgres answers the search of above: its last statement with the plan, as Postgres' own auto_explain writes it."""
+    # auto_explain's settings are only known where it is loaded.
     stack.sql(
-        "LOAD 'auto_explain';\n"
-        + "".join(f"ALTER SYSTEM SET {name} = '{value}';\n" for name, value in settings.items())
-        + "SELECT pg_reload_conf();\n"
-        + f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}';\n"
+        "LOAD 'auto_explain'; ALTER SYSTEM SET session_preload_libraries = 'auto_explain';"
+        "ALTER SYSTEM SET auto_explain.log_min_duration = 0; ALTER SYSTEM SET auto_explain.log_analyze = on;"
     )
+    _renew_connections(stack)
     try:
         client.ask("search", name=EXPERIMENT, searches=1)
     finally:
         stack.sql(
-            "LOAD 'auto_explain';\n"
-            + "".join(f"ALTER SYSTEM RESET {name};\n" for name in settings)
-            + "SELECT pg_reload_conf();\n"
+            "LOAD 'auto_explain'; ALTER SYSTEM RESET session_preload_libraries;"
+            "ALTER SYSTEM RESET auto_explain.log_min_duration; ALTER SYSTEM RESET auto_explain.log_analyze;"
         )
-    return _plans_in(docker_logs(stack.container("postgres")))
+        _renew_connections(stack)
+    written = subprocess.run(
+        ["docker", "logs", stack.container("postgres")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    return _plan_in(written.stdout)
 
 
-def docker_logs(container: str) -> str:
-    """Everything that a container wrote on its error stream."""
-    import subprocess
+def _renew_connections(stack: Stack) -> None:
+    stack.sql(
+        "SELECT pg_reload_conf(); SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
 
-    return subprocess.run(["docker", "logs", container], capture_output=True, text=True, check=True).stderr
 
-
-def _plans_in(log: str) -> str:
-    entries = re.split(r"^(?=\d{4}-\d\d-\d\d \S+ \S+ \[\d+\])", log, flags=re.MULTILINE)
+def _plan_in(log: str) -> str:
+    """The last plan of a search that orders by a metric."""
+    entries = re.split(r"^(?=\d{4}-\d\d-\d\d )", log, flags=re.MULTILINE)
     wanted = [entry for entry in entries if " plan:" in entry and "latest_metrics" in entry and "ORDER BY" in entry]
     return wanted[-1].partition("plan:\n")[2] if wanted else ""
 
 
 def slope(points: list[Point], who: str, name: str) -> list[float]:
     """The exponents between neighbouring sizes: 1 is linear, 0 is independent of how many runs there are."""
-    from math import log
-
     own = sorted((point for point in points if point.who == who), key=lambda point: point.runs)
-    return [
-        log(getattr(after, name) / getattr(before, name)) / log(after.runs / before.runs)
-        for before, after in zip(own, own[1:], strict=False)
-    ]
+    return [log(getattr(after, name) / getattr(before, name)) / log(after.runs / before.runs) for before, after in pairwise(own)]
 
 
 def recorded(points: list[Point]) -> list[dict[str, Any]]:

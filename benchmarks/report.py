@@ -60,8 +60,9 @@ def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence
     """The block of the page: when and where, the table, the pictures, how things grow, the images."""
     where, size = record["machine"], record["size"]
     parts = [
-        f"Measured on {record['when'][:10]}: {where['cores']} cores ({where['processor']}), {where['memory']:.0f} GiB, Linux {where['kernel']}, "
-        f"Docker {where['docker']}, MLflow {record['mlflow']}. Median of {size['repetitions']} repetitions, in brackets the smallest and largest.",
+        f"Measured on {record['when'][:10]} with {where['cores']} cores ({where['processor']}), {where['memory']:.0f} GiB, "
+        f"Linux {where['kernel']}, Docker {where['docker']}, MLflow {record['mlflow']}. "
+        f"Medians of {size['repetitions']} repetitions, in brackets the smallest and the largest.",
         "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *map(cells, figures))),
         "![How many times better than the defaults](images/performance.png)",
     ]
