@@ -218,7 +218,7 @@ def frame_by_reader(name: str) -> dict[str, Any]:
     """All runs as a DataFrame by the stack's own reader. The first time, with its imports, is not counted."""
     from mlstack import runs
 
-    runs.dataframe(experiment_names=[name], filter_string="run_id = 'none'")
+    runs.dataframe(experiment_names=[EXPERIMENT], filter_string="")
     seconds, found = _timed(runs.dataframe, experiment_names=[name], filter_string="")
     return {"time": seconds, "rows": len(found)}
 

@@ -225,6 +225,7 @@ NOTEBOOK = transfers("", "the notebook", (share(0.9),), (share(0.8),), (at_least
 HOST = transfers("host_", "the host", (at_least(1.5),), (at_least(1.5),), (at_least(1.5),))
 
 DISK = Line("disk", "300 MB written and synced: the disk alone", "MB/s", Better.MORE)
+BATCH = Line("log_batch", "log_batch of 100 metrics, stored", "ms", Better.LESS, (at_least(2),))
 AUTOLOG = Line("autolog", "scikit-learn fit with autologging, with its model", "s", Better.LESS, (at_least(2),))
 
 IN_CLIENTS = (
@@ -255,7 +256,7 @@ IN_CLIENTS = (
         _many,
         _raw_many,
     ),
-    Measurement("log_batch", (Line("log_batch", "log_batch of 100 metrics, stored", "ms", Better.LESS, (at_least(2),)),), _batches),
+    Measurement("log_batch", (BATCH,), _batches),
     Measurement("log_params", (Line("log_params", "log_params of 20, stored", "ms", Better.LESS, (at_least(2),)),), _params),
     Measurement("autolog", (AUTOLOG,), _autolog),
     Measurement("file", (*NOTEBOOK[:2], DISK), _file("file"), _raw_file),

@@ -68,8 +68,10 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         assert self._process.stdin and self._process.stdout
+        if failed:
+            self._process.kill()  # it may be in the middle of something that takes long
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
