@@ -108,7 +108,7 @@ def _csv(stream: Any, **types: Any) -> "pa.Table":
 
     found = csv.read_csv(
         stream,
-        csv.ReadOptions(column_names=list(types), block_size=1 << 22),
+        csv.ReadOptions(block_size=1 << 22),
         csv.ParseOptions(newlines_in_values=True),
         csv.ConvertOptions(
             column_types={name: pa.int64() if pa.types.is_timestamp(kind) else kind for name, kind in types.items()},
@@ -134,6 +134,6 @@ def _groups(values: "pa.Table") -> "list[tuple[str, str, np.ndarray[Any, Any]]]"
     codes = keys.indices.to_numpy() + len(names) * kinds.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
-    for code, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+    for code, rows in zip(present.tolist(), np.split(order, starts)[1:], strict=True):
         found.append((kinds.dictionary[code // len(names)].as_py(), names[code % len(names)], rows))
     return sorted(found, key=lambda group: (KINDS.index(group[0]), group[1]))

@@ -79,8 +79,37 @@ def test_a_second_migration_finds_nothing_to_do_and_does_not_even_import_mlflow(
     )
     with Service(built, "migration", network).with_command(["python3", "-c", program]) as migration:
         assert migration.finish() == 0, migration.log()
-        assert migration.log().count("already there") == 5
+        assert migration.log().count("already there") == 6
         assert "imported: False" in migration.log()
+
+
+WORKERS = """
+import pathlib
+server = [int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if b"mlstack.server" in p.read_bytes()]
+parent = min(pid for pid in server if pid != 1)
+print(*(pid for pid in server if pid not in (1, parent)))
+"""
+
+
+def test_a_worker_that_dies_is_replaced(mlflow: Service, notebook: tuple[str, str]) -> None:
+    before = mlflow.run("python3", "-c", WORKERS).split()
+    assert len(before) == 2
+    mlflow.run("python3", "-c", f"import os; os.kill({before[0]}, 9)")
+
+    def is_whole() -> bool:
+        now = mlflow.run("python3", "-c", WORKERS).split()
+        return len(now) == 2 and before[0] not in now
+
+    wait_until(is_whole, 60)
+    for _ in range(10):
+        assert call(mlflow, "GET", "experiments/get?experiment_id=0", notebook).status_code == 200
+
+
+def test_it_stops_when_it_is_asked_to(built: Clone, network: Network, migrated: None) -> None:
+    with Service(built, "mlflow", network, 5000) as server:
+        server.wrapped.stop(timeout=25)
+        assert server.wrapped.attrs["State"]["ExitCode"] == 0
+        assert "Traceback" not in server.log()
 
 
 def test_no_secret_is_in_its_arguments_or_log(built: Clone, mlflow: Service) -> None:

@@ -35,7 +35,7 @@ def test_a_second_up_changes_nothing(stack: Clone) -> None:
     assert started(stack) == before
     assert (stack.folder / ".env").read_bytes() == env
     log = stack.compose("logs", "--no-log-prefix", "bootstrap", "migration")
-    steps = 19  # of which the first time one finds nothing to do: former users are already gone
+    steps = 20  # of which the first time one finds nothing to do: former users are already gone
     assert len(re.findall(r": created|: changed", log)) == steps - 1
     assert len(re.findall(": already there", log)) == steps + 1
 
@@ -46,7 +46,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb"])
+@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb", "03_many_runs_as_a_table.ipynb"])
 def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, name: str) -> None:
     stack.in_container(
         "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",

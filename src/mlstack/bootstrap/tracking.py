@@ -57,9 +57,15 @@ READABLE = (
 )
 
 
+# Indexes that MLflow's schema lacks: without this one, opening an experiment reads and sorts every run of all of them
+# (docs/performance.md has the plans). Its price: one more entry for each run.
+INDEXES = {"mlstack_runs_of_experiment": "runs (experiment_id, lifecycle_stage, start_time DESC, run_uuid)"}
+
+
 def bootstrap(rows: Connection, accounts: Connection, admin: Account, notebook: Account, reader: str) -> None:
     """Brings MLflow's database to the wanted state: `rows` and `accounts` are the connections of the two roles that own it."""
     report("MLflow's tables", ensure_schema(rows, accounts))
+    report("indexes", ensure_indexes(rows))
     report(f"what {reader} may read", ensure_readable(rows, reader))
     for account in (admin, notebook):
         report(f"MLflow account {account.username}", ensure_account(accounts, account))
@@ -83,6 +89,18 @@ def ensure_schema(rows: Connection, accounts: Connection) -> Outcome:
         # Marked last: an interrupted migration is taken up again.
         cursor.execute(sql.SQL("COMMENT ON TABLE alembic_version IS {}").format(sql.Literal(wanted)))
     return Outcome.CHANGED if tracking else Outcome.CREATED
+
+
+def ensure_indexes(rows: Connection) -> Outcome:
+    """The indexes that our use needs are there, made while others write."""
+    with rows.cursor() as cursor:
+        cursor.execute("SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indisvalid")
+        missing = INDEXES.keys() - {row[0] for row in cursor.fetchall()}
+        for name in sorted(missing):
+            # One that was interrupted is there, invalid, and in the way.
+            cursor.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(name)))
+            cursor.execute(sql.SQL("CREATE INDEX CONCURRENTLY {} ON " + INDEXES[name]).format(sql.Identifier(name)))
+    return Outcome.CREATED if missing else Outcome.ALREADY_THERE
 
 
 def ensure_readable(rows: Connection, reader: str) -> Outcome:

@@ -34,18 +34,18 @@ from mlstack.server import login
 router = APIRouter()
 CHUNK = 1 << 18  # bytes
 
-_INFO = "run_uuid, experiment_id, status, artifact_uri, start_time, end_time"
+_INFO = "run_uuid AS run_id, experiment_id, status, artifact_uri, start_time, end_time"
 _CHOSEN = (
     "WITH chosen AS MATERIALIZED (SELECT run_uuid, n - 1 AS n FROM unnest(ARRAY({ids})) WITH ORDINALITY AS one(run_uuid, n))"
 )
 _VALUE = "CASE WHEN is_nan THEN 'NaN' ELSE value::text END"
 _LAST_VALUES = f"""{_CHOSEN}
-SELECT n, 'metrics', key, {_VALUE} FROM chosen JOIN latest_metrics USING (run_uuid)
+SELECT n, 'metrics' AS kind, key, {_VALUE} AS value FROM chosen JOIN latest_metrics USING (run_uuid)
 UNION ALL SELECT n, 'params', key, value FROM chosen JOIN params USING (run_uuid)
 UNION ALL SELECT n, 'tags', key, value FROM chosen JOIN tags USING (run_uuid)"""  # noqa: S608  (constants)
 _HISTORIES = f"""{_CHOSEN}
-SELECT n, key, step, timestamp, {_VALUE} FROM chosen JOIN metrics USING (run_uuid)
-WHERE {{metrics}} ORDER BY n, key, step, timestamp, value"""  # noqa: S608  (constants)
+SELECT n, key, step, timestamp, {_VALUE} AS value FROM chosen JOIN metrics USING (run_uuid)
+WHERE {{metrics}} ORDER BY n, key, step, timestamp, metrics.value"""  # noqa: S608  (constants)
 
 
 class Question(BaseModel, extra="forbid"):
@@ -73,7 +73,7 @@ def search(question: Question, request: Request) -> StreamingResponse:
         cursor = connection.cursor()
         runs = _runs(cursor, question, ids)
         info = BytesIO()
-        cursor.copy_expert(f"COPY (SELECT {_INFO} FROM ({runs}) AS runs) TO STDOUT (FORMAT csv)", info)  # noqa: S608
+        cursor.copy_expert(f"COPY (SELECT {_INFO} FROM ({runs}) AS runs) TO STDOUT (FORMAT csv, HEADER)", info)  # noqa: S608
     except BaseException:
         connection.close()
         raise
@@ -136,7 +136,7 @@ def _stream(connection: Connection, cursor: Cursor, values: str, head: bytes) ->
     def copy() -> None:
         try:
             with os.fdopen(writable, "wb", CHUNK) as pipe:
-                cursor.copy_expert(f"COPY ({values}) TO STDOUT (FORMAT csv)", pipe)
+                cursor.copy_expert(f"COPY ({values}) TO STDOUT (FORMAT csv, HEADER)", pipe)
         except (psycopg2.Error, OSError) as error:
             failed.append(error)
 
