@@ -21,8 +21,8 @@ class Size:
 
     repetitions: int = 3
     points: int = 10_000
-    points_of_defaults: int = 1_000
-    calls: int = 200
+    points_of_defaults: int = 300
+    calls: int = 150
     clients: int = 16
     calls_of_each: int = 40
     batches: int = 20
