@@ -142,7 +142,9 @@ def measure_memory(bench: Bench, record: Record) -> None:
     say(f"memory: {bench.size.rest:.0f} s of rest")
     time.sleep(bench.size.rest)
     for who, stack in bench.stacks.items():
-        record.add(who, memory(stack))
+        values = memory(stack)
+        record.add(who, values)
+        say(f"memory: {who}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
 
 
 def main(
