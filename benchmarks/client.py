@@ -1,0 +1,388 @@
+"""The client's side: a program that runs where a client runs (a container, the host) and does one thing at a time, timed.
+
+It is sent whole to a Python interpreter and imports nothing of this project, so that the same program measures both stacks. A
+request is a line of JSON on its input: the name of a task and its arguments. The answer is a line on its output: what was
+measured, in seconds unless a name says otherwise, or the error. Whatever MLflow prints goes to the other stream.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+EXPERIMENT = "benchmark"
+MEGABYTE = 1_000_000
+SMALL_FILE = 10_000  # bytes
+THREADS = 8  # of the raw transfers of many files
+barrier: Any = None  # of forked clients, which inherit it
+
+
+def hello() -> dict[str, Any]:
+    """What answers: the version, and the class that speaks to the server (whose module betrays a plugin)."""
+    import mlflow
+
+    mlflow.set_experiment(EXPERIMENT)
+    with mlflow.start_run():
+        mlflow.log_metric("warm", 1.0)
+    store = mlflow.MlflowClient()._tracking_client.store
+    return {"mlflow": mlflow.__version__, "store": type(store).__module__, "python": sys.version.split()[0]}
+
+
+# ---- logging -----------------------------------------------------------------------------------
+
+
+def loop(calls: int) -> dict[str, Any]:
+    """log_metric in a loop and nothing else; `total` ends when the run has ended, with every point stored."""
+    import mlflow
+
+    started = time.perf_counter()
+    with mlflow.start_run() as run:
+        begun = time.perf_counter()
+        for step in range(calls):
+            mlflow.log_metric("loss", 1 / (step + 1), step=step)
+        looped = time.perf_counter() - begun
+    return {"run_id": run.info.run_id, "loop": looped, "total": time.perf_counter() - started}
+
+
+def synchronous(clients: int, calls: int) -> dict[str, Any]:
+    """Latencies of log_metric(synchronous=True) from this many processes at once, each with a run of its own."""
+    global barrier  # noqa: PLW0603 (what forked processes inherit)
+    import mlflow  # noqa: F401 (once, before the fork)
+
+    if clients == 1:
+        return {"latencies": _latencies(calls)}
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(clients)
+    with context.Pool(clients) as pool:
+        lists = pool.map(_latencies, [calls] * clients, chunksize=1)
+    return {"latencies": [each for latencies in lists for each in latencies]}
+
+
+def _latencies(calls: int) -> list[float]:
+    import mlflow
+
+    mlflow.set_experiment(EXPERIMENT)
+    with mlflow.start_run():
+        mlflow.log_metric("loss", 0.0, step=0, synchronous=True)
+        if barrier:
+            barrier.wait(300)
+        return [_timed(mlflow.log_metric, "loss", 1.0, step=step, synchronous=True)[0] for step in range(1, calls + 1)]
+
+
+def batches(calls: int, size: int) -> dict[str, Any]:
+    """log_batch of this many metrics, stored when the call returns."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    client = mlflow.MlflowClient()
+    with mlflow.start_run() as run:
+        points = [[Metric(f"m{key}", key / 7, 0, step) for key in range(size)] for step in range(calls + 1)]
+        client.log_batch(run.info.run_id, metrics=points[0], synchronous=True)
+        times = [_timed(client.log_batch, run.info.run_id, metrics=batch, synchronous=True)[0] for batch in points[1:]]
+    return {"times": times}
+
+
+def params(calls: int, size: int) -> dict[str, Any]:
+    """log_params of this many parameters."""
+    import mlflow
+
+    with mlflow.start_run():
+        groups = [{f"p{call}_{key}": key for key in range(size)} for call in range(calls + 1)]
+        mlflow.log_params(groups[0])
+        return {"times": [_timed(mlflow.log_params, group)[0] for group in groups[1:]]}
+
+
+def autolog(fits: int) -> dict[str, Any]:
+    """A scikit-learn fit with autologging at its defaults: parameters, metrics, the model. The first one is not counted."""
+    import mlflow
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    features, target = load_iris(return_X_y=True)
+
+    def fit() -> None:
+        with mlflow.start_run():
+            LogisticRegression(max_iter=500).fit(features, target)
+
+    mlflow.sklearn.autolog(silent=True)
+    try:
+        return {"times": [_timed(fit)[0] for _ in range(fits + 1)][1:]}
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def file(megabytes: int) -> dict[str, Any]:
+    """One file up and down again, equal byte for byte."""
+    import mlflow
+
+    with _folder() as folder:
+        path = folder / "model.bin"
+        digest = _write(path, megabytes)
+        with mlflow.start_run() as run:
+            up, _ = _timed(mlflow.log_artifact, str(path), "large")
+        path.unlink()
+        down, found = _timed(
+            mlflow.artifacts.download_artifacts, run_id=run.info.run_id, artifact_path="large/model.bin", dst_path=str(folder)
+        )
+        assert _digest(Path(found)) == digest, "the file that came back is another one"
+    return {"up": up, "down": down}
+
+
+def files(count: int) -> dict[str, Any]:
+    """Many small files up and down again, equal byte for byte."""
+    import mlflow
+
+    with _folder() as folder:
+        expected = _write_many(folder / "out", count)
+        with mlflow.start_run() as run:
+            up, _ = _timed(mlflow.log_artifacts, str(folder / "out"), "small")
+        down, found = _timed(
+            mlflow.artifacts.download_artifacts, run_id=run.info.run_id, artifact_path="small", dst_path=str(folder / "back")
+        )
+        assert {path.name: path.read_bytes() for path in Path(found).iterdir()} == expected, "the files that came back are others"
+    return {"up": up, "down": down}
+
+
+def register(name: str) -> dict[str, Any]:
+    """A scikit-learn model with an alias, to be loaded later."""
+    import mlflow
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    features, target = load_iris(return_X_y=True)
+    with mlflow.start_run():
+        logged = mlflow.sklearn.log_model(
+            LogisticRegression(max_iter=500).fit(features, target), name="model", registered_model_name=name
+        )
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", logged.registered_model_version)
+    return {}
+
+
+def load(name: str, loads: int) -> dict[str, Any]:
+    """The model by its alias, ready to predict. The first time, with its imports, is not counted."""
+    import mlflow
+
+    return {"times": [_timed(mlflow.pyfunc.load_model, f"models:/{name}@champion")[0] for _ in range(loads + 1)][1:]}
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def experiment(name: str) -> dict[str, Any]:
+    """A new experiment, into which runs are put."""
+    import mlflow
+
+    made = mlflow.get_experiment(mlflow.create_experiment(name))
+    return {"id": made.experiment_id, "location": made.artifact_location}
+
+
+def search(name: str, searches: int) -> dict[str, Any]:
+    """The first hundred of the runs that a metric selects, ordered by another."""
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    found_experiment = mlflow.get_experiment_by_name(name)
+    assert found_experiment
+    ids = [found_experiment.experiment_id]
+    found = [
+        _timed(client.search_runs, ids, "metrics.m0 > 0.5", order_by=["metrics.m1 DESC"], max_results=100)
+        for _ in range(searches + 1)
+    ]
+    return {"times": [seconds for seconds, _ in found][1:], "run_ids": [run.info.run_id for run in found[0][1]]}
+
+
+def frame_by_search(name: str, runs: int) -> dict[str, Any]:
+    """All runs as a DataFrame by mlflow.search_runs."""
+    import mlflow
+
+    seconds, found = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
+    return {"time": seconds, "rows": len(found)}
+
+
+def frame_by_reader(name: str) -> dict[str, Any]:
+    """All runs as a DataFrame by the stack's own reader. The first time, with its imports, is not counted."""
+    from mlstack import runs
+
+    runs.dataframe(experiment_names=[EXPERIMENT], filter_string="")
+    seconds, found = _timed(runs.dataframe, experiment_names=[name], filter_string="")
+    return {"time": seconds, "rows": len(found)}
+
+
+def frames_are_equal(name: str, runs: int) -> dict[str, Any]:
+    """Raises AssertionError where both ways to all runs differ in a cell."""
+    import mlflow
+    from pandas.testing import assert_frame_equal
+
+    from mlstack import runs as reader
+
+    seconds, expected = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
+    found = reader.dataframe(experiment_names=[name], filter_string="")
+    order = ["start_time", "run_id"]
+    sides = [frame.sort_values(order, ignore_index=True).sort_index(axis=1) for frame in (found, expected)]
+    assert_frame_equal(*sides, check_dtype=False, check_exact=True)
+    return {"cells": int(found.size), "search": seconds}
+
+
+# ---- raw limits: nothing of MLflow in between ----------------------------------------------------
+
+
+def raw_storage(megabytes: int, count: int, password: str) -> dict[str, Any]:
+    """The same files by MinIO's own client; the small ones by several threads."""
+    from minio import Minio
+
+    client = Minio("minio:9000", "mlflow", password, secure=False)
+    with _folder() as folder:
+        path = folder / "model.bin"
+        _write(path, megabytes)
+        up, _ = _timed(client.fput_object, "mlflow", "raw/model.bin", str(path))
+        down, _ = _timed(client.fget_object, "mlflow", "raw/model.bin", str(folder / "back.bin"))
+        _write_many(folder / "out", count)
+        (folder / "back").mkdir()
+        with ThreadPoolExecutor(THREADS) as pool:
+
+            def put(one: Path) -> Any:
+                return client.fput_object("mlflow", f"raw/{one.name}", str(one))
+
+            def get(one: Path) -> Any:
+                return client.fget_object("mlflow", f"raw/{one.name}", str(folder / "back" / one.name))
+
+            paths = [*(folder / "out").iterdir()]
+            many_up, _ = _timed(lambda: list(pool.map(put, paths)))
+            many_down, _ = _timed(lambda: list(pool.map(get, paths)))
+    return {"up": up, "down": down, "many_up": many_up, "many_down": many_down}
+
+
+def raw_copy(rows: int, password: str) -> dict[str, Any]:
+    """Points into a table like MLflow's, by COPY."""
+    with _database(password) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS raw_points (LIKE metrics INCLUDING ALL); TRUNCATE raw_points")
+        connection.commit()
+        lines = "".join(f"loss\t{1 / (row + 1)!r}\t1760000000000\t{'0' * 32}\t{row}\tf\n" for row in range(rows))
+        copy = "COPY raw_points (key, value, timestamp, run_uuid, step, is_nan) FROM STDIN"
+        seconds, _ = _timed(lambda: (cursor.copy_expert(copy, io.StringIO(lines)), connection.commit()))
+    return {"time": seconds}
+
+
+def raw_insert(clients: int, calls: int, password: str) -> dict[str, Any]:
+    """Latencies of one point and its commit, from this many connections at once."""
+    with _database(password) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS raw_points (LIKE metrics INCLUDING ALL); TRUNCATE raw_points")
+
+    def insert(number: int) -> list[float]:
+        with _database(password) as connection, connection.cursor() as cursor:
+            statement = (
+                "INSERT INTO raw_points (key, value, timestamp, run_uuid, step, is_nan) VALUES ('loss', 1, 0, %s, %s, false)"
+            )
+            return [
+                _timed(lambda step=step: (cursor.execute(statement, (f"{number:032}", step)), connection.commit()))[0]
+                for step in range(calls)
+            ]
+
+    with ThreadPoolExecutor(clients) as pool:
+        return {"latencies": [each for latencies in pool.map(insert, range(clients)) for each in latencies]}
+
+
+def raw_disk(megabytes: int) -> dict[str, Any]:
+    """A plain file, written and made durable."""
+    block = os.urandom(MEGABYTE)
+    with _folder() as folder, (folder / "file").open("wb") as out:
+        begun = time.perf_counter()
+        for _ in range(megabytes):
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+        return {"time": time.perf_counter() - begun}
+
+
+@contextlib.contextmanager
+def _database(password: str) -> Any:
+    import psycopg2
+
+    connection = psycopg2.connect(host="postgres", user="mlflow", dbname="mlflow", password=password)
+    try:
+        with connection:
+            yield connection
+    finally:
+        connection.close()
+
+
+# ---- what they share -----------------------------------------------------------------------------
+
+
+def _timed(function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    result = function(*arguments, **named)
+    return time.perf_counter() - begun, result
+
+
+@contextlib.contextmanager
+def _folder() -> Any:
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _write(path: Path, megabytes: int) -> str:
+    """Random bytes, which no layer can compress; on the disk before anything is timed."""
+    with path.open("wb") as out:
+        for _ in range(megabytes):
+            out.write(os.urandom(MEGABYTE))
+        out.flush()
+        os.fsync(out.fileno())
+    return _digest(path)
+
+
+def _write_many(folder: Path, count: int) -> dict[str, bytes]:
+    folder.mkdir()
+    contents = {f"{number:06}.bin": os.urandom(SMALL_FILE) for number in range(count)}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return contents
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+TASKS = {
+    task.__name__: task
+    for task in (
+        hello, loop, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
+        frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    warnings.simplefilter("ignore")
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = TASKS[request.pop("task")](**request)
+        except Exception:  # noqa: BLE001 (whatever it was: the other side tells it and stops)
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

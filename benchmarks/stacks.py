@@ -1,0 +1,263 @@
+"""What is compared: the shipped stack, as a user has it, and MLflow at its defaults beside it; and clients of both."""
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from benchmarks.figures import DEFAULTS, MLSTACK
+from mlstack import client as ours
+from mlstack.compose import compose, docker
+from mlstack.engine import connect
+from mlstack.errors import MlstackError
+from mlstack.preflight import free_ports
+from tests.clone import make_clone, remove_leftovers, users_environment
+
+HERE = Path(__file__).parent
+SOURCE = (HERE / "client.py").read_text(encoding="utf-8")
+PATIENCE = 300.0  # seconds until something that starts has to answer
+
+
+class Client:
+    """The program of client.py, running somewhere."""
+
+    def __init__(self, command: list[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
+        with log.open("a") as stderr:
+            self._process = subprocess.Popen(
+                [*command, "-u", "-c", SOURCE],
+                cwd=folder,
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        self._log = log
+
+    def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
+        """What a task of client.py answers. Raises MlstackError with its last words when it fails."""
+        assert self._process.stdin and self._process.stdout
+        line = ""
+        try:
+            self._process.stdin.write(json.dumps({"task": task, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass  # told below, as an end without an answer
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "the client ended without an answer"}
+        if "error" in answer:
+            raise MlstackError(
+                f"{task} could not be measured: {answer['error'].strip().splitlines()[-1]}",
+                "A benchmark that leaves out what fails would be none.",
+                f"read {self._log}",
+            ) from RuntimeError(answer["error"])
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        assert self._process.stdin and self._process.stdout
+        if failed:
+            self._process.kill()  # it may be in the middle of something that takes long
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One of both. `client_service` is the container that notebooks run in."""
+
+    who: str
+    folder: Path
+    name: str
+    client_service: str
+    database: tuple[str, str]
+    url: str
+    account: tuple[str, str] | None
+    log: Path
+    packages: Path | None
+    """Where the host's Python finds its packages; None: where it always does."""
+
+    def client(self) -> Client:
+        """A client in the notebooks' container."""
+        command = ["docker", "compose", "exec", "--no-TTY", self.client_service, "python3"]
+        return Client(command, self.folder, self.log, os.environ)
+
+    def host_client(self) -> Client:
+        """A client on this machine, set up as mlstack.client.connect() does, or plain."""
+        environment = users_environment() | {"MLFLOW_TRACKING_URI": self.url}
+        if self.packages:
+            # By default it is sent to MinIO by the name that only containers know, and fails after eight minutes.
+            environment |= {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
+            return Client([sys.executable, "-S"], self.folder, self.log, environment | {"PYTHONPATH": str(self.packages)})
+        assert self.account
+        user, password = self.account
+        login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+        return Client([sys.executable], self.folder, self.log, environment | login | dict(ours.PATIENCE))
+
+    def sql(self, statements: str) -> str:
+        """What the database's owner is answered."""
+        user, database = self.database
+        psql = ["docker", "compose", "exec", "--no-TTY", "postgres", "psql", "-XqAt", "-v", "ON_ERROR_STOP=1"]
+        done = subprocess.run(
+            [*psql, "-U", user, "-d", database], cwd=self.folder, input=statements, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise MlstackError(
+                f"the database of {self.who} refuses: {done.stderr.strip()}",
+                "Its runs could not be made or counted.",
+                "make logs",
+            )
+        return done.stdout.strip()
+
+    def container(self, service: str) -> str:
+        """The id of a service's container."""
+        return compose(self.folder, "ps", "--all", "--quiet", service).strip()
+
+    def restart_mlflow(self) -> float:
+        """Seconds from `docker start` until MLflow answers a call that reads its database."""
+        container = self.container("mlflow")
+        docker("stop", container)
+        begun = time.monotonic()
+        docker("start", container)
+        self.wait()
+        return time.monotonic() - begun
+
+    def wait(self) -> None:
+        """Returns with the first answered call."""
+        request = urllib.request.Request(f"{self.url}/api/2.0/mlflow/experiments/get?experiment_id=0")  # noqa: S310
+        if self.account:
+            request.add_header("Authorization", f"Basic {base64.b64encode(':'.join(self.account).encode()).decode()}")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=PATIENCE):  # noqa: S310
+                    return
+            except OSError as error:  # not there yet, or refused while it starts
+                if time.monotonic() > deadline:
+                    raise MlstackError(
+                        f"MLflow of {self.who} does not answer: {error}", "Nothing can be measured.", "docker ps -a"
+                    ) from error
+            time.sleep(0.02)
+
+    def memory(self) -> dict[str, float]:
+        """What each running service holds, as `docker stats` shows it: bytes without the cache of files that may go."""
+        engine = connect()
+        found = {}
+        for container in engine.containers(self.name):
+            if container.is_running:
+                stats = engine.api.stats(container.id, stream=False)["memory_stats"]
+                cache = stats["stats"].get("inactive_file", stats["stats"].get("total_inactive_file", 0))
+                found[container.service] = stats["usage"] - cache
+        return found
+
+
+@contextmanager
+def booted(log: Path) -> Iterator[tuple[Stack, Stack, str]]:
+    """The defaults, mlstack, and the password of the defaults' database and storage; gone afterwards."""
+    remove_leftovers()
+    with TemporaryDirectory(prefix="mlstack-benchmark-") as temporary:
+        folder = Path(temporary)
+        (folder / "clone").mkdir()
+        clone = make_clone(folder / "clone")
+        shipped = Stack(
+            MLSTACK,
+            clone.folder,
+            clone.name,
+            "jupyter",
+            (clone.values["POSTGRES_USER"], clone.values["POSTGRES_DB"]),
+            f"http://127.0.0.1:{clone.values['MLFLOW_PORT']}",
+            (clone.values["MLFLOW_TRACKING_USERNAME"], clone.values["MLFLOW_TRACKING_PASSWORD"]),
+            log,
+            packages=None,
+        )
+        reference, password = None, secrets.token_urlsafe(24)
+        try:
+            make_up(shipped)
+            images = {f"{service.upper()}_IMAGE": clone.image(service) for service in ("postgres", "minio", "mlflow", "jupyter")}
+            reference = _reference(folder / "reference", f"{clone.name}-defaults", images, password, log)
+            yield reference, shipped, password
+        finally:
+            if reference:
+                compose(reference.folder, "down", "--volumes", "--timeout", "10")
+            clone.remove()
+
+
+def make_up(stack: Stack) -> float:
+    """Seconds of `make up`. Raises MlstackError with its last words."""
+    return _make(stack, "up")
+
+
+def make_down(stack: Stack) -> float:
+    """Seconds of `make down`."""
+    return _make(stack, "down")
+
+
+def _make(stack: Stack, target: str) -> float:
+    begun = time.monotonic()
+    done = subprocess.run(
+        ["make", target],
+        cwd=stack.folder,
+        env=users_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise MlstackError(
+            f"make {target} failed: {done.stderr.strip()[-500:]}",
+            "There is nothing to measure without the stack.",
+            f"make {target}",
+        )
+    return time.monotonic() - begun
+
+
+def _reference(folder: Path, name: str, images: Mapping[str, str], password: str, log: Path) -> Stack:
+    folder.mkdir()
+    (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
+    (port,) = free_ports(1)
+    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images}
+    (folder / ".env").touch(mode=0o600)
+    (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
+    stack = Stack(
+        DEFAULTS,
+        folder,
+        name,
+        "client",
+        ("mlflow", "mlflow"),
+        f"http://127.0.0.1:{port}",
+        None,
+        log,
+        _plain_packages(folder / "plain"),
+    )
+    try:
+        compose(folder, "up", "--detach")
+        stack.wait()
+    except BaseException:
+        compose(folder, "down", "--volumes", "--timeout", "10")
+        raise
+    return stack
+
+
+def _plain_packages(folder: Path) -> Path:
+    """This environment's packages without mlstack: what a user has who installed MLflow's client alone."""
+    folder.mkdir()
+    for package in Path(sysconfig.get_path("purelib")).iterdir():
+        if "mlstack" not in package.name and package.suffix != ".pth":
+            (folder / package.name).symlink_to(package)
+    return folder
