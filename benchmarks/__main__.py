@@ -184,17 +184,19 @@ def explained() -> int:
     """Runs the command; every error reaches the user as what is wrong, why it matters and what fixes it."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
+    code = 1
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
     except MlstackError as error:
         err.print(f"[bold red]bench:[/] {escape(str(error))}", soft_wrap=True)
     except typer.TyperException as error:
         err.print(f"[bold red]bench:[/] {escape(error.message)}")
-        return error.exit_code
+        code = error.exit_code
     except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         err.print("\nStopped. Nothing is broken: what it had started is removed.")
-        return INTERRUPTED
-    return 1
+    return code
 
 
 if __name__ == "__main__":
