@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # On two cores more connections are no faster, and one file over several neither: the storage is what limits.
 CONNECTIONS = 8
 BLOCK = 256 * 1024  # bytes; larger ones leave the processor's cache
-LONGEST_PAUSE = 120  # seconds between two attempts, as in MLflow's own client
+LONGEST_PAUSE = 10  # seconds between two attempts: who waits longer finds a storage that has been back for long
 PASSING = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 # For the first call to the storage alone: who has a way to it on the same machine has an answer in milliseconds.
 SOON = urllib3.Timeout(connect=2, read=5)
@@ -43,11 +43,16 @@ class Refused(Again):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often something is tried again, and how long a silence may be."""
+    """What MLflow's own client is told: how often it tries again, and how long a silence may be."""
 
     retries: int
-    backoff: float  # seconds before the first retry; twice as long before each further one
+    backoff: float  # seconds before the first retry; twice as long, up to two minutes, before each further one
     silence: float  # seconds
+
+    @property
+    def total(self) -> float:
+        """For how many seconds MLflow's own client tries."""
+        return sum(min(120, self.backoff * 2.0**number) for number in range(self.retries))
 
 
 class Reach:
@@ -118,10 +123,10 @@ class Transfers:
                 tell()
 
     def _patiently(self, transfer: Transfer, name: str, link: str, again: Callable[[str], str]) -> None:
-        """As patiently as MLflow's own client: an upload outlives a restart of any service."""
+        """For as long as MLflow's own client tries: an upload outlives a restart of any service."""
         retrying = tenacity.Retrying(
             retry=_may_pass,
-            stop=tenacity.stop_after_attempt(1 + self._patience.retries) | tenacity.stop_when_event_set(self._ended),
+            stop=tenacity.stop_after_delay(self._patience.total) | tenacity.stop_when_event_set(self._ended),
             wait=tenacity.wait_exponential(self._patience.backoff, max=LONGEST_PAUSE),
             sleep=tenacity.sleep_using_event(self._ended),
             reraise=True,
