@@ -85,7 +85,7 @@ def test_a_second_migration_finds_nothing_to_do_and_does_not_even_import_mlflow(
 
 WORKERS = """
 import pathlib
-server = [int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if b"mlstack.server" in p.read_bytes()]
+server = [int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/cmdline") if b"-m\\0mlstack.server" in p.read_bytes()]
 parent = min(pid for pid in server if pid != 1)
 print(*(pid for pid in server if pid not in (1, parent)))
 """
