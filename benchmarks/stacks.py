@@ -101,7 +101,7 @@ class Stack:
         """A client on this machine, set up as mlstack.client.connect() does, or plain."""
         environment = users_environment() | {"MLFLOW_TRACKING_URI": self.url}
         if self.packages:
-            # By default it is sent to MinIO by the name that only containers know, and fails after eight minutes.
+            # By default it is sent to MinIO by the name that only containers know, and is still retried after minutes.
             environment |= {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
             return Client([sys.executable, "-S"], self.folder, self.log, environment | {"PYTHONPATH": str(self.packages)})
         assert self.account
