@@ -38,12 +38,12 @@ class Api:
     """MLflow's, as one account."""
 
     def __init__(self, mlflow: Service, auth: tuple[str, str]) -> None:
-        self._address, self._auth = mlflow.address(5000), auth
+        self._address, self.auth = mlflow.address(5000), auth
 
     def post(self, path: str, body: Any, version: str = "2.0", **headers: str) -> requests.Response:
         url = f"http://{self._address}/api/{version}/mlflow/{path}"
         return requests.post(
-            url, data=json.dumps(body), auth=self._auth, headers={"Content-Type": "application/json"} | headers, timeout=60
+            url, data=json.dumps(body), auth=self.auth, headers={"Content-Type": "application/json"} | headers, timeout=60
         )
 
     def run(self, experiment: str = "0") -> str:
@@ -174,3 +174,26 @@ def test_a_restart_of_the_database_loses_no_acknowledged_point(
     wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok, 60)
     assert set(range(10)) <= set(stored) and not set(range(10, 20)) & set(stored)
     assert {row[4] for row in rows(role, run)} >= {*stored, 99}
+
+
+def test_links_to_models_are_taken_out_for_whom_models_are_denied(
+    mlflow: Service, notebook: tuple[str, str], admin: tuple[str, str]
+) -> None:
+    owner, boss = Api(mlflow, notebook), Api(mlflow, admin)
+    colleague = Api(mlflow, (f"colleague-{secrets.token_hex(4)}", secrets.token_urlsafe(12)))
+    name, password = colleague.auth
+    assert boss.post("users/create", {"username": name, "password": password}).ok
+    experiment = owner.post("experiments/create", {"name": name}).json()["experiment_id"]
+    run = owner.run(experiment)
+    model = owner.post("logged-models", {"experiment_id": experiment, "name": "m"}).json()["model"]["info"]["model_id"]
+    assert owner.post("runs/outputs", {"run_id": run, "models": [{"model_id": model, "step": 0}]}).ok
+
+    def linked(api: Api) -> bool:
+        (found,) = api.post("runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+        return bool(found.get("outputs", {}).get("model_outputs"))
+
+    assert linked(colleague) and linked(boss)
+    denied = {"username": name, "resource_type": "logged_model", "resource_id": "*", "permission": "DENY"}
+    assert boss.post("users/permissions/grant", denied, "3.0").ok
+    assert not linked(colleague)
+    assert linked(owner) and linked(boss)

@@ -30,6 +30,7 @@ def with_accounts(flask_app: Any) -> Any:
     auth._authenticate_fastapi_request = authenticate
     auth._run_requirement = _run_requirement
     auth.resolve_permissions = _permissions
+    auth._redact_run_response = _redact_runs
     auth.sender_is_admin = lambda: _is_admin(auth.authenticate_request().username)
     return auth.create_app(flask_app)
 
@@ -112,6 +113,16 @@ def _run_requirement(run: str, action: str) -> Any:
     """In the place of MLflow's own: where to look for a permission, and what it must be; None for an unknown run."""
     found = _rows(_get_tracking_store(), _EXPERIMENT, run=run)
     return _on_runs_of(found[0].experiment_id, action) if found else None
+
+
+_redact_run_response = auth._redact_run_response
+
+
+def _redact_runs(response: Any, message: Any, runs_of: Any) -> None:
+    """MLflow reads every answer with runs once more, to take out links to models. Only for whom models are denied."""
+    models = auth.RESOURCE_TYPE_LOGGED_MODEL
+    if models in auth._denied_sibling_tiers(auth.authenticate_request().username, (models,)):
+        _redact_run_response(response, message, runs_of)
 
 
 def _on_runs_of(experiment: str, action: str) -> Any:
