@@ -38,6 +38,21 @@ for step in range(2500):
     assert stored(role, run) == [("FINISHED", 2500, 2500)]
 
 
+def test_a_script_without_an_active_run_leaves_nothing_behind(jupyter: Service, role: Login) -> None:
+    run = run_of(
+        jupyter,
+        """
+import json, mlflow
+client = mlflow.MlflowClient()
+run = client.create_run("0").info.run_id
+print("RUN", json.dumps(run))
+for step in range(2500):
+    client.log_metric(run, "loss", 1 / (step + 1), step=step)
+""",
+    )
+    assert stored(role, run) == [("RUNNING", 2500, 2500)]
+
+
 def test_a_script_that_fails_leaves_what_it_logged(jupyter: Service, role: Login) -> None:
     code, output = jupyter.wrapped.exec_run(
         [

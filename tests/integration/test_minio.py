@@ -3,6 +3,7 @@
 import hashlib
 import io
 import secrets
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from minio import Minio
@@ -10,9 +11,10 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 
+from mlstack.backup.bucket import as_of
 from mlstack.bootstrap.storage import client_for
 from mlstack.settings import Keys
-from tests.integration.service import Service
+from tests.integration.service import Service, wait_until
 
 pytestmark = pytest.mark.usefixtures("bootstrapped")
 MIB = 1024 * 1024
@@ -114,3 +116,19 @@ def test_a_restart_keeps_the_objects(minio: Service, user_keys: Keys, user: Mini
     put(user, user_keys.bucket, "before-restart", b"still here")
     minio.restart()
     assert get(user, user_keys.bucket, "before-restart") == b"still here"
+
+
+def test_what_the_bucket_held_at_a_moment_is_what_a_backup_takes(user: Minio, user_keys: Keys) -> None:
+    def held(moment: datetime) -> dict[str, bytes]:
+        found = [version for version in as_of(user, user_keys.bucket, moment) if version.key.startswith("as-of/")]
+        return {version.key[6:]: get(user, user_keys.bucket, version.key, version.version) for version in found}
+
+    for key in ("kept", "overwritten", "deleted"):
+        put(user, user_keys.bucket, f"as-of/{key}", b"before")
+    before = datetime.now(UTC)
+    wait_until(lambda: datetime.now(UTC) > before + timedelta(milliseconds=50), 5)
+    for key in ("overwritten", "later"):
+        put(user, user_keys.bucket, f"as-of/{key}", b"after")
+    user.remove_object(user_keys.bucket, "as-of/deleted")
+    assert held(before) == {"kept": b"before", "overwritten": b"before", "deleted": b"before"}
+    assert held(datetime.now(UTC)) == {"kept": b"before", "overwritten": b"after", "later": b"after"}
