@@ -6,6 +6,7 @@ there from the first point on, sends what came within a second, the points of a 
 """
 
 import atexit
+import logging
 import os
 import threading
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 from mlflow.entities import Metric
 
+log = logging.getLogger(__name__)
 # Points that may wait to be stored: a killed process loses no more than these. Logging waits for room beyond.
 LIMIT = 100_000
 # Points of a letter: as many as MLflow's server takes at once.
@@ -122,4 +124,8 @@ class Outbox:
                 self._dropped[letter.run] += len(letter.points)
                 self._reason = failure
             self._change.notify_all()
-        letter.stored.set_exception(failure) if failure else letter.stored.set_result(None)
+        if failure:
+            log.error("%d points of run %s could not be stored: %s", len(letter.points), letter.run, failure)
+            letter.stored.set_exception(failure)
+        else:
+            letter.stored.set_result(None)

@@ -66,7 +66,7 @@ class Store(RestStore):
 
     def _call_endpoint(self, api: Any, *arguments: Any, **named: Any) -> Any:
         if api not in _PLAIN_WRITES and self._outbox.waiting:
-            self.flush_async_logging()
+            self._outbox.flush()  # what could not be stored is told at the end of the run, and not by whatever comes next
         return super()._call_endpoint(api, *arguments, **named)
 
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:

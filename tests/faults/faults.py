@@ -64,8 +64,17 @@ def cut(stack: Stack, seconds: float) -> None:
     stack.docker("network", "connect", "--alias", "jupyter", network, container)
 
 
+def killed(stack: Stack, client: Client) -> None:
+    """While MLflow is silent, so that something is on its way for certain."""
+    container = stack.container("mlflow")
+    stack.docker("pause", container)
+    time.sleep(2)
+    client.kill()
+    stack.docker("unpause", container)
+
+
 NETWORK = Fault("network between Jupyter and MLflow cut for 20 s", lambda stack, _: cut(stack, 20))
-KERNEL = Fault("notebook kernel killed (-9) while it logs asynchronously", lambda _, client: client.kill(), kills_client=True)
+KERNEL = Fault("notebook kernel killed (-9) while it logs asynchronously", killed, kills_client=True)
 
 
 @dataclass(frozen=True)
