@@ -105,7 +105,8 @@ class Client:
 
     def log_points(self, step: int) -> None:
         points = self.points("sync", step, AT_ONCE)
-        self.attempt("sync", lambda: self.mlflow.log_batch(self.run_id, metrics=[Metric(*point) for point in points]), points)
+        metrics = [Metric(*point) for point in points]
+        self.attempt("sync", lambda: self.mlflow.log_batch(self.run_id, metrics=metrics, synchronous=True), points)
 
     def log_points_later(self, step: int) -> None:
         points = self.points("async", step, LATER)

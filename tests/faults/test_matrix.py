@@ -18,7 +18,7 @@ services:
   minio: { mem_limit: 4g }
   mlflow: { mem_limit: 3g }
 volumes:
-  postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=512m,uid=999,gid=999,mode=1777" } }
+  postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=1536m,uid=999,gid=999,mode=1777" } }
   minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=2g,uid=1000,gid=1000" } }
   spool: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=256m,uid=1000,gid=1000,mode=1777" } }
 """
