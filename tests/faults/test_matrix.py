@@ -98,7 +98,8 @@ def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: 
 class TestFullDisks:
     """A class, so that this stack is gone before the next begins."""
 
-    @pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
+    # The storage's last: for minutes after its disk was full, MinIO was once seen to let uploads wait.
+    @pytest.mark.parametrize("fault", (faults.SPOOL_FULL, faults.POSTGRES_FULL, faults.MINIO_FULL), ids=str)
     def test_a_full_disk_costs_nothing_and_heals(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
         result = experiment.run(small_stack, fault, name, large=100)
         rows.append(result.row)
