@@ -216,7 +216,7 @@ def frame_by_search(name: str, runs: int) -> dict[str, Any]:
 
 def frame_by_reader(name: str) -> dict[str, Any]:
     """All runs as a DataFrame by the stack's own reader. The first time, with its imports, is not counted."""
-    from mlstack import runs
+    from mlstack.client import runs
 
     runs.dataframe(experiment_names=[EXPERIMENT], filter_string="")
     seconds, found = _timed(runs.dataframe, experiment_names=[name], filter_string="")
@@ -228,7 +228,7 @@ def frames_are_equal(name: str, runs: int) -> dict[str, Any]:
     import mlflow
     from pandas.testing import assert_frame_equal
 
-    from mlstack import runs as reader
+    from mlstack.client import runs as reader
 
     seconds, expected = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
     found = reader.dataframe(experiment_names=[name], filter_string="")

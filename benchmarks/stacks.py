@@ -19,10 +19,10 @@ from typing import Any, Self
 
 from benchmarks.figures import DEFAULTS, MLSTACK
 from mlstack import client as ours
-from mlstack.compose import compose, docker
-from mlstack.engine import connect
 from mlstack.errors import MlstackError
-from mlstack.preflight import free_ports
+from mlstack.host.compose import compose, docker
+from mlstack.host.engine import connect
+from mlstack.host.preflight import free_ports
 from tests.clone import make_clone, remove_leftovers, users_environment
 
 HERE = Path(__file__).parent

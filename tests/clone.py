@@ -11,9 +11,10 @@ from typing import Any
 
 import psutil
 
-from mlstack import preflight, settings
-from mlstack.compose import compose, docker
-from mlstack.preflight import free_ports
+from mlstack import settings
+from mlstack.host import preflight
+from mlstack.host.compose import compose, docker
+from mlstack.host.preflight import free_ports
 
 NAME = "mlstack-test"
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """One check of the doctor, with what it needs and nothing else."""
 
-from mlstack.doctor import CHECKS, Result, Subject
-from mlstack.doctor.check import Check, run
+from mlstack.host.doctor import CHECKS, Result, Subject
+from mlstack.host.doctor.check import Check, run
 
 
 def with_needs(*checks: Check) -> list[Check]:

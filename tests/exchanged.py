@@ -39,7 +39,7 @@ def account(clone: Clone) -> tuple[str, str]:
 
 def assert_equal(said: dict[str, Any], *, through_links: bool) -> None:
     """Every file was the same at the end as at the beginning, each way."""
-    assert said["client"] == "mlstack.artifact_repository"
+    assert said["client"] == "mlstack.client.artifact_repository"
     assert said["through_links"] is through_links
     assert len(said["differences"]) == 3
     assert [line for lines in said["differences"].values() for line in lines] == []

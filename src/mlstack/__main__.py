@@ -1,3 +1,3 @@
-from mlstack.cli import main
+from mlstack.host.cli import main
 
 main()

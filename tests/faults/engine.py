@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlstack.compose import docker
+from mlstack.host.compose import docker
 from tests.clone import Clone
 from tests.integration.service import wait_until
 

@@ -3,8 +3,8 @@ from collections.abc import Iterator
 import pytest
 from testcontainers.core.network import Network
 
-from mlstack.bootstrap.__main__ import services
-from mlstack.operations import start
+from mlstack.host.commands import start
+from mlstack.jobs.bootstrap.__main__ import services
 from mlstack.settings import Keys, Login, Roles
 from tests.clone import Clone
 from tests.integration.service import Service

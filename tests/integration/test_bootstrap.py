@@ -8,10 +8,13 @@ import psycopg2
 import pytest
 from testcontainers.core.network import Network
 
-from mlstack import bootstrap
-from mlstack.bootstrap import Outcome, database, storage
-from mlstack.bootstrap.__main__ import services
 from mlstack.errors import MlstackError
+from mlstack.jobs import bootstrap
+from mlstack.jobs.bootstrap import Outcome
+from mlstack.jobs.bootstrap import minio as minio_steps
+from mlstack.jobs.bootstrap import postgres as postgres_steps
+from mlstack.jobs.bootstrap.__main__ import services
+from mlstack.postgres import connected
 from mlstack.settings import Keys, Login, Roles
 from tests.clone import Clone
 from tests.integration.conftest import keys, login, roles_of
@@ -67,7 +70,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         seen.append(outcome)
         return bootstrap.report(subject, outcome)
 
-    for module in (database, storage):
+    for module in (postgres_steps, minio_steps):
         monkeypatch.setattr(module, "report", report)
     return seen
 
@@ -85,7 +88,7 @@ def test_interrupted_after_any_step_it_goes_on(
         done.append(outcome)
         return outcome
 
-    for module in (database, storage):
+    for module in (postgres_steps, minio_steps):
         monkeypatch.setattr(module, "report", report)
     with pytest.raises(KeyboardInterrupt):
         services(owner, roles, owner_keys, user_keys)
@@ -126,27 +129,27 @@ def test_new_secrets_in_the_environment_replace_the_old_ones(
     new_roles = Roles(*(replace(role, password="another-password") for role in (roles.tracking, roles.accounts, roles.reader)))
     services(owner, new_roles, owner_keys, replace(user_keys, secret_key="another-secret"))
     assert outcomes.count(Outcome.CHANGED) == 4
-    with database.connected(new_roles.tracking, 5):
+    with connected(new_roles.tracking, 5):
         pass
     with pytest.raises(MlstackError, match="refuses the password"):
-        database.connected(roles.tracking, 5).__enter__()
+        connected(roles.tracking, 5).__enter__()
     services(owner, roles, owner_keys, user_keys)
 
 
 def test_a_role_or_policy_that_grew_is_cut_back(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
 ) -> None:
-    with database.connected(owner) as connection, connection.cursor() as cursor:
+    with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute(f'ALTER ROLE "{roles.tracking.user}" SUPERUSER')
         cursor.execute(f'ALTER ROLE "{roles.reader.user}" SET default_transaction_read_only = off')
         cursor.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
-    with database.connected(replace(owner, database=roles.tracking.database)) as connection, connection.cursor() as cursor:
+    with connected(replace(owner, database=roles.tracking.database)) as connection, connection.cursor() as cursor:
         cursor.execute("GRANT ALL ON SCHEMA public TO PUBLIC")
         cursor.execute("ALTER SCHEMA accounts OWNER TO CURRENT_USER")
-    storage._admin_for(owner_keys).attach_policy(["readwrite"], user=user_keys.access_key)
+    minio_steps._admin_for(owner_keys).attach_policy(["readwrite"], user=user_keys.access_key)
     services(owner, roles, owner_keys, user_keys)
     assert outcomes.count(Outcome.CHANGED) == 6
-    with database.connected(owner) as connection, connection.cursor() as cursor:
+    with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (roles.tracking.user,))
         assert cursor.fetchone() == (False,)
 
@@ -164,7 +167,7 @@ def test_a_role_or_policy_that_grew_is_cut_back(
 )
 def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
     with (
-        database.connected(role, 5) as connection,
+        connected(role, 5) as connection,
         connection.cursor() as cursor,
         pytest.raises(psycopg2.errors.InsufficientPrivilege),
     ):
@@ -172,7 +175,7 @@ def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
 
 
 def test_the_role_of_mlflow_owns_its_database(role: Login) -> None:
-    with database.connected(role, 5) as connection, connection.cursor() as cursor:
+    with connected(role, 5) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE mine (x int)")
         cursor.execute("DROP TABLE mine")
 
@@ -193,7 +196,7 @@ def test_a_password_that_the_volume_does_not_know_is_explained(
 
 def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, user_keys: Keys) -> None:
     with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
-        storage.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys)
+        minio_steps.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys)
 
 
 def test_a_service_that_does_not_answer_is_named_with_its_last_error(
@@ -202,4 +205,4 @@ def test_a_service_that_does_not_answer_is_named_with_its_last_error(
     with pytest.raises(MlstackError, match=r"Postgres at 127.0.0.1:1 did not answer within 1 s.*refused"):
         services(replace(owner, host="127.0.0.1", port=1), roles, owner_keys, user_keys, deadline=1)
     with pytest.raises(MlstackError, match=r"MinIO at 127.0.0.1:1 did not answer within 1 s.*refused"):
-        storage.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, deadline=1)
+        minio_steps.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, deadline=1)

@@ -3,7 +3,7 @@
 import pytest
 
 from mlstack.errors import MlstackError
-from mlstack.operations import start
+from mlstack.host.commands import start
 from tests.clone import Clone
 
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 
-from mlstack.bootstrap import database
-from mlstack.bootstrap.storage import client_for
+from mlstack.postgres import connected
+from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
 from tests.integration.service import Service
@@ -31,7 +31,7 @@ def log_a_run(jupyter: Service) -> tuple[str, str]:
 
 def test_a_run_logged_in_a_notebook_is_in_postgres_and_minio(jupyter: Service, role: Login, user_keys: Keys) -> None:
     run_id, path = log_a_run(jupyter)
-    with database.connected(role) as connection, connection.cursor() as cursor:
+    with connected(role) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT key, value, step FROM metrics WHERE run_uuid = %s ORDER BY key", (run_id,))
         assert cursor.fetchall() == [("a", 1.0, 0), ("loss", 0.1 + 0.2, 5)]
         cursor.execute("SELECT key, value FROM params WHERE run_uuid = %s", (run_id,))

@@ -13,7 +13,7 @@ import requests
 import websocket
 from testcontainers.core.network import Network
 
-from mlstack.compose import docker
+from mlstack.host.compose import docker
 from tests.clone import Clone
 from tests.integration.service import Service, wait_until
 

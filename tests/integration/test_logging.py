@@ -1,15 +1,15 @@
-"""Metrics that a notebook logs without waiting (mlstack.outbox): seen by nobody but the clock."""
+"""Metrics that a notebook logs without waiting (mlstack.client.metric_queue): seen by nobody but the clock."""
 
 import json
 from typing import Any
 
-from mlstack.bootstrap import database
+from mlstack.postgres import connected
 from mlstack.settings import Login
 from tests.integration.service import Service
 
 
 def stored(role: Login, run: str) -> list[tuple[Any, ...]]:
-    with database.connected(role) as connection, connection.cursor() as cursor:
+    with connected(role) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT status, count(*), count(DISTINCT step)"
             " FROM runs JOIN metrics USING (run_uuid) WHERE run_uuid = %s GROUP BY status",

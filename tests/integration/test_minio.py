@@ -11,8 +11,8 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 from minio.versioningconfig import SUSPENDED, VersioningConfig
 
-from mlstack.backup.bucket import as_of
-from mlstack.bootstrap.storage import client_for
+from mlstack.host.backup.bucket import as_of
+from mlstack.s3 import client_for
 from mlstack.settings import Keys
 from tests.integration.service import Service, wait_until
 

@@ -75,7 +75,8 @@ def test_a_second_migration_finds_nothing_to_do_and_does_not_even_import_mlflow(
     built: Clone, network: Network, mlflow: Service
 ) -> None:
     program = (
-        "import sys; from mlstack.bootstrap.__main__ import main; main('tracking'); print('imported:', 'mlflow' in sys.modules)"
+        "import sys; from mlstack.jobs.bootstrap.__main__ import main; main('tracking');"
+        " print('imported:', 'mlflow' in sys.modules)"
     )
     with Service(built, "migration", network).with_command(["python3", "-c", program]) as migration:
         assert migration.finish() == 0, migration.log()

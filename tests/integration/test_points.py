@@ -1,4 +1,4 @@
-"""Metric points that are stored together (mlstack.server.points): the same rows as MLflow's own, and for the same people."""
+"""Metric points that are stored together (mlstack.server.metrics): the same rows as MLflow's own, and for the same people."""
 
 import json
 import secrets
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack.bootstrap import database
+from mlstack.postgres import connected
 from mlstack.settings import Login
 from tests.clone import Clone
 from tests.integration.service import Service, wait_until
@@ -53,7 +53,7 @@ class Api:
 
 def rows(role: Login, run: str) -> list[tuple[Any, ...]]:
     """The history and the last values."""
-    with database.connected(role) as connection, connection.cursor() as cursor:
+    with connected(role) as connection, connection.cursor() as cursor:
         columns = "key, value, is_nan, timestamp, step"
         cursor.execute(
             f"(SELECT {columns} FROM metrics WHERE run_uuid = %(run)s ORDER BY 1, 5, 4, 2)"  # noqa: S608
@@ -82,7 +82,7 @@ def test_they_are_stored_by_the_connection_that_is_made_for_it(mlflow: Service, 
     run = api.run()
     for step in range(20):  # both workers
         assert api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": step}).ok
-    with database.connected(owner) as connection, connection.cursor() as cursor:
+    with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mlstack points' AND query LIKE '%latest_metrics%'"
         )

@@ -12,9 +12,9 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import ExecWaitStrategy
 
-from mlstack.bootstrap.database import connected
-from mlstack.compose import docker
 from mlstack.errors import MlstackError
+from mlstack.host.compose import docker
+from mlstack.postgres import connected
 from mlstack.settings import Login
 from tests.clone import Clone
 from tests.integration.service import Service, wait_until

@@ -31,7 +31,7 @@ mlflow.MlflowClient().log_metric(unfinished.info.run_id, "loss", 0.25)
 
 COMPARE = """
 import mlflow, pandas
-from mlstack import runs
+from mlstack.client import runs
 both = ["table-a", "table-b"]
 asked = [
     ({}, {}),
@@ -95,7 +95,7 @@ def test_the_table_is_that_of_mlflow_cell_by_cell(filled: Service) -> None:
 )
 def test_what_cannot_be_answered_exactly_is_refused(filled: Service, asked: str, said: str) -> None:
     program = f"""
-from mlstack import runs
+from mlstack.client import runs
 from mlstack.errors import MlstackError
 try:
     runs.dataframe({asked})
@@ -109,7 +109,7 @@ except MlstackError as error:
 def test_another_server_than_the_stacks_is_named(filled: Service) -> None:
     program = """
 import http.server, threading, mlflow
-from mlstack import runs
+from mlstack.client import runs
 from mlstack.errors import MlstackError
 server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
 server.RequestHandlerClass.do_POST = lambda self: self.send_error(404)

@@ -14,10 +14,10 @@ import pytest
 import requests
 from testcontainers.core.container import DockerContainer
 
-from mlstack.bootstrap.storage import client_for
+from mlstack.client.transfers import Patience, Transfers, receive, send
 from mlstack.errors import MlstackError
+from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from mlstack.transfers import Patience, Transfers, receive, send
 from tests import exchanged
 from tests.clone import Clone, free_ports
 from tests.integration.service import Service, wait_until

@@ -19,11 +19,11 @@ import pytest
 import requests
 
 from mlstack import settings
-from mlstack.backup import bucket, database, exchange, manifest, stack
-from mlstack.backup.manifest import Artifact, Backup
-from mlstack.compose import docker
-from mlstack.lock import held
-from mlstack.operations import backup as backing_up
+from mlstack.host.backup import bucket, manifest, postgres, stack, swap
+from mlstack.host.backup.manifest import Artifact, Backup
+from mlstack.host.commands import backup as backing_up
+from mlstack.host.compose import docker
+from mlstack.host.lock import held
 from tests.clone import Clone
 from tests.stack.program import admin, everything, fill, finished, started
 from tests.stack.test_stack import at_a_terminal
@@ -78,8 +78,8 @@ def newest(clone: Clone) -> Path:
 
 def state(clone: Clone) -> tuple[object, object]:
     """Everything that a restore could change: every table, and every object with its bytes' checksum."""
-    with database.connected(stack.of_project(clone.folder)) as connection:
-        tables = database.tables(connection)
+    with postgres.connected(stack.of_project(clone.folder)) as connection:
+        tables = postgres.tables(connection)
     client, name = storage(clone)
     return tables, {key: (found.etag, found.size) for key, found in bucket.current(client, name).items()}
 
@@ -87,7 +87,7 @@ def state(clone: Clone) -> tuple[object, object]:
 def leftovers(clone: Clone) -> list[str]:
     """Databases that only exist while a command is at work, and those that let nobody in."""
     target = stack.of_project(clone.folder)
-    with database.connected(target, exchange.SERVER) as connection, connection.cursor() as cursor:
+    with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
         return [name for (name,) in cursor.fetchall() if name != "template0"]
 
@@ -155,7 +155,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
 
     def write() -> None:
         nonlocal written
-        with database.connected(target) as connection, connection.cursor() as cursor:
+        with postgres.connected(target) as connection, connection.cursor() as cursor:
             while not stop.is_set():
                 client.put_object(name, f"pair/{written}", *content(f"pair {written}"))
                 cursor.execute("INSERT INTO pairs VALUES (%s)", (written,))
@@ -166,7 +166,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
                     client.remove_object(name, key)
                 written += 1
 
-    with database.connected(target) as connection, connection.cursor() as cursor:
+    with postgres.connected(target) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE pairs (number int)")
         writer = threading.Thread(target=write)
         writer.start()
@@ -498,7 +498,7 @@ def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
 def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: Clone) -> None:
     """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
-    with database.connected(stack.of_project(full.folder)) as connection, connection.cursor() as cursor:
+    with postgres.connected(stack.of_project(full.folder)) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
             " VALUES (77, 'of old', %s, 'active', 'default')", (place,),

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack.backup import database, stack
-from mlstack.bootstrap.database import connected
-from mlstack.compose import docker
+from mlstack.host.backup import postgres, stack
+from mlstack.host.compose import docker
+from mlstack.postgres import connected
 from tests.clone import Clone, free_ports
 from tests.stack.program import admin, everything, finished, started
 
@@ -104,8 +104,8 @@ def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
 
 
 def all_tables(clone: Clone) -> dict[str, object]:
-    with database.connected(stack.of_project(clone.folder)) as connection:
-        return dict(database.tables(connection))
+    with connected(stack.of_project(clone.folder)) as connection:
+        return dict(postgres.tables(connection))
 
 
 def leftovers(clone: Clone) -> list[str]:
@@ -117,14 +117,14 @@ def leftovers(clone: Clone) -> list[str]:
 
 def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
-    with database.connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr
     assert "The stack is as it was before: same images, same data." in done.stderr
     assert "Traceback" not in done.stderr.rpartition("going back")[2]
-    with database.connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE logged_models")
     assert all_tables(clone) == rows_before
     assert leftovers(clone) == []

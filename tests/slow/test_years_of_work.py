@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.backup import manifest
-from mlstack.operations.backup import in_units
+from mlstack.host.backup import manifest
+from mlstack.host.commands.backup import in_units
 from tests.clone import Clone, make_clone
 from tests.stack.program import admin, everything, fill, finished, started
 

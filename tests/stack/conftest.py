@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mlstack import settings
-from mlstack.bootstrap import database
+from mlstack.postgres import connected
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
 
@@ -44,6 +44,6 @@ def owner_keys(stack: Clone) -> Keys:
 
 
 def rows(role: Login, statement: str) -> list[tuple[object, ...]]:
-    with database.connected(role, 30) as connection, connection.cursor() as cursor:
+    with connected(role, 30) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall()

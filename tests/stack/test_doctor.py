@@ -10,14 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from mlstack.bootstrap import database
-from mlstack.bootstrap.storage import _admin_for, client_for
-from mlstack.cleaning.versions import histories
-from mlstack.compose import docker
-from mlstack.doctor import CHECKS, Limits, State, Subject, diagnose, environment, notebooks, storage, tidying, tracking
-from mlstack.doctor import database as database_checks
-from mlstack.doctor import stack as stack_checks
-from mlstack.doctor.check import Check, run
+from mlstack.host.compose import docker
+from mlstack.host.doctor import CHECKS, Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
+from mlstack.host.doctor import postgres as database_checks
+from mlstack.host.doctor import stack as stack_checks
+from mlstack.host.doctor.check import Check, run
+from mlstack.jobs.bootstrap.minio import _admin_for
+from mlstack.jobs.gc.versions import histories
+from mlstack.postgres import connected
+from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.clone import Clone
 from tests.examined import result_of, with_needs
@@ -76,7 +77,7 @@ def override(service: str, text: str) -> Break:
 def changed_row(clone: Clone, table: str) -> Iterator[None]:
     """Another revision in one of MLflow's tables than the one that its server has."""
     owner = database_login(clone)
-    with database.connected(owner, 10) as connection, connection.cursor() as cursor:
+    with connected(owner, 10) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT version_num FROM {table}")  # noqa: S608
         (before,) = cursor.fetchone()
         cursor.execute(f"UPDATE {table} SET version_num = '0ld'")  # noqa: S608
@@ -90,7 +91,7 @@ def changed_row(clone: Clone, table: str) -> Iterator[None]:
 def writing_reader(clone: Clone) -> Iterator[None]:
     """The reader with rights that it should not have."""
     reader = clone.values["READER_DB_USER"]
-    with database.connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
+    with connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
         cursor.execute(f"GRANT CREATE ON SCHEMA public TO {reader}; ALTER ROLE {reader} SET default_transaction_read_only = off")
         try:
             yield
@@ -101,7 +102,7 @@ def writing_reader(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def renamed(clone: Clone, table: str) -> Iterator[None]:
-    with database.connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
+    with connected(database_login(clone), 10) as connection, connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {table} RENAME TO away")
         try:
             yield
@@ -114,7 +115,7 @@ def corrupted_page(clone: Clone) -> Iterator[None]:
     """A table whose file was changed behind Postgres' back, and read."""
     owner = replace(database_login(clone), database="postgres")
     container = clone.compose("ps", "--quiet", "postgres").strip()
-    with database.connected(owner, 10) as connection, connection.cursor() as cursor:
+    with connected(owner, 10) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE rotten AS SELECT generate_series(1, 1000) AS number")
         cursor.execute("SELECT pg_relation_filepath('rotten')")
         (path,) = cursor.fetchone()
@@ -126,7 +127,7 @@ def corrupted_page(clone: Clone) -> Iterator[None]:
         "run", "--rm", "--user", "0", "--entrypoint", "sh", "--volume", f"{volume}:/data", clone.image("postgres"), "-c", damage
     )
     clone.compose("up", "--detach", "--wait", "--no-deps", "postgres")
-    with database.connected(owner, 30) as connection, connection.cursor() as cursor:
+    with connected(owner, 30) as connection, connection.cursor() as cursor:
         with pytest.raises(Exception, match="invalid page"):
             cursor.execute("SELECT count(*) FROM rotten")
         try:
@@ -306,7 +307,7 @@ def announcing_links(clone: Clone) -> Iterator[None]:
 # ---- each check and what breaks its subject ------------------------------------------------------
 
 WRONG = "wrong-0123456789"
-HERE, JUPYTER = tracking.STEPS[tracking.HERE], tracking.STEPS[tracking.JUPYTER]
+HERE, JUPYTER = mlflow.STEPS[mlflow.HERE], mlflow.STEPS[mlflow.JUPYTER]
 ENTRY_POINTS = "/usr/local/lib/python3.13/dist-packages/mlstack_server-1.dist-info/entry_points.txt"
 USER_SITE = "/home/mlstack/.local/lib/python3.13/site-packages"
 OLD_CLIENT = (
@@ -379,18 +380,18 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "make up migrates",
     ),
     (
-        storage.round_trip,
+        minio.round_trip,
         value(MLFLOW_S3_ACCESS_KEY_ID=WRONG),
         State.FAILED,
         "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID",
         "make up",
     ),
-    (storage.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO refuses MLFLOW_S3_SECRET", "make up"),
-    (storage.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
-    (storage.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
-    (storage.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
-    (storage.versions, all_powerful, State.FAILED, "could remove a version for good", "make up sets its policy"),
-    (storage.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
+    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO refuses MLFLOW_S3_SECRET", "make up"),
+    (minio.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
+    (minio.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
+    (minio.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
+    (minio.versions, all_powerful, State.FAILED, "could remove a version for good", "make up sets its policy"),
+    (minio.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
     (
         HERE["answers"],
         value(MLFLOW_TRACKING_PASSWORD=WRONG),
@@ -432,33 +433,33 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "the client on Jupyter is MLflow 3.0.0, the server 3",
         "%pip install mlflow==3",
     ),
-    (tracking.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"refuses MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
+    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"refuses MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
     (
-        tracking.strangers,
+        mlflow.strangers,
         override("mlflow", "    environment: {MLFLOW_AUTH: 'off'}\n"),
         State.FAILED,
         "answered a stranger with 200",
         "MLFLOW_AUTH",
     ),
-    (notebooks.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter refuses JUPYTER_TOKEN \(403\)", "make up"),
+    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter refuses JUPYTER_TOKEN \(403\)", "make up"),
     (
-        notebooks.kernel,
+        jupyter.kernel,
         inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
         State.FAILED,
         r"no kernel starts",
         "make logs SERVICE=jupyter",
     ),
     (
-        notebooks.folders,
+        jupyter.folders,
         closed_notebooks,
         State.FAILED,
         "cannot write /home/mlstack/notebooks: Permission denied",
         "sudo chown -R",
     ),
-    (notebooks.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
-    (notebooks.isolation, public, State.FAILED, "a notebook reaches artifacts without a link", "take public policies"),
+    (jupyter.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
+    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a link", "take public policies"),
     (
-        notebooks.isolation,
+        jupyter.isolation,
         override("jupyter", "    environment: {PGPASSWORD: x}\n"),
         State.FAILED,
         "holds PGPASSWORD",
@@ -513,7 +514,7 @@ def test_what_is_broken_is_named_with_its_fix(
 
 
 def test_the_doctor_notices_what_it_cannot_remove(stack: Clone) -> None:
-    checks = with_needs(HERE["rows"], storage.round_trip, tidying.runs, tidying.objects)
+    checks = with_needs(HERE["rows"], minio.round_trip, tidying.runs, tidying.objects)
     subject = Subject(stack.folder)
     first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
     assert all(result.ok for result in first)
@@ -530,7 +531,7 @@ def test_the_doctor_notices_what_it_cannot_remove(stack: Clone) -> None:
     [
         (database_checks.connections, Limits(connection_share=0), r"\d+ of Postgres' 200 connections are in use"),
         (stack_checks.memory, Limits(memory_share=0), r"close to the memory limit: .*jupyter \d+%"),
-        (storage.clock, Limits(clock_skew=-1), r"the clock of MinIO is \d+ s off"),
+        (minio.clock, Limits(clock_skew=-1), r"the clock of MinIO is \d+ s off"),
     ],
 )
 def test_what_is_too_much_is_said_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
@@ -540,10 +541,10 @@ def test_what_is_too_much_is_said_with_both_numbers(stack: Clone, check: Check, 
 
 
 def test_a_clock_that_is_off_is_said_with_the_difference(stack: Clone) -> None:
-    result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), storage.clock)
+    result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), minio.clock)
     assert result.state is State.NOT_CHECKED or re.search(r"3[56]\d\d s off", result.cause)
     skewed = Subject(stack.folder, now=lambda: time.time() - 3600)
-    (found,) = [each for each in run(skewed, with_needs(storage.clock)) if each.name == storage.clock.name]
+    (found,) = [each for each in run(skewed, with_needs(minio.clock)) if each.name == minio.clock.name]
     assert re.search(r"the clock of MinIO is 3[56]\d\d s off", found.cause), found
 
 

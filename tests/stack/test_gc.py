@@ -12,12 +12,12 @@ from io import BytesIO
 
 import pytest
 
-from mlstack.bootstrap.storage import client_for
-from mlstack.cleaning import versions
-from mlstack.compose import docker
-from mlstack.engine import PROJECT_LABEL
 from mlstack.errors import MlstackError
-from mlstack.operations import gc
+from mlstack.host.commands import gc
+from mlstack.host.compose import docker
+from mlstack.host.engine import PROJECT_LABEL
+from mlstack.jobs.gc import versions
+from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.clone import Clone, users_environment
 from tests.stack.conftest import rows

@@ -22,11 +22,11 @@ from minio.error import MinioAdminException, S3Error
 from minio.minioadmin import MinioAdmin
 
 from mlstack import settings
-from mlstack.bootstrap import database
-from mlstack.bootstrap.storage import client_for
-from mlstack.compose import docker
 from mlstack.errors import MlstackError
-from mlstack.operations import accounts
+from mlstack.host.commands import accounts
+from mlstack.host.compose import docker
+from mlstack.postgres import connected
+from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login, Roles
 from tests.clone import Clone
 from tests.integration.service import wait_until
@@ -60,7 +60,7 @@ def person(stack: Clone) -> Iterator[Auth]:
 
 def refused(login: Login, statement: str) -> None:
     with (
-        database.connected(login, 5) as connection,
+        connected(login, 5) as connection,
         connection.cursor() as cursor,
         pytest.raises((psycopg2.errors.InsufficientPrivilege, psycopg2.errors.ReadOnlySqlTransaction)),
     ):
@@ -101,7 +101,7 @@ def test_the_login_of_the_accounts_cannot_reach_the_runs(roles: Roles, statement
 
 
 def test_the_reader_reads_the_runs(roles: Roles) -> None:
-    with database.connected(roles.reader, 5) as connection, connection.cursor() as cursor:
+    with connected(roles.reader, 5) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM runs JOIN experiments USING (experiment_id)")
         cursor.execute("SELECT count(*) FROM latest_metrics")
 
@@ -130,7 +130,7 @@ def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) 
     role: Login = getattr(roles, name)
     for other in ("postgres", "template1"):
         with pytest.raises(MlstackError, match="permission denied for database"):
-            database.connected(replace(role, database=other), 1).__enter__()
+            connected(replace(role, database=other), 1).__enter__()
 
 
 @pytest.mark.refusal
@@ -138,7 +138,7 @@ def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) 
 def test_the_database_lets_nobody_in_without_the_password(stack: Clone, roles: Roles, password: str) -> None:
     for user in (stack.values["POSTGRES_USER"], "postgres", roles.tracking.user):
         with pytest.raises(MlstackError, match="refuses the password"):
-            database.connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
+            connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
 
 
 # ---- the storage ---------------------------------------------------------------------------------

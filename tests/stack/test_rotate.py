@@ -10,8 +10,8 @@ from minio import Minio
 from minio.error import S3Error
 
 from mlstack import settings
-from mlstack.bootstrap import database
-from mlstack.bootstrap.storage import client_for
+from mlstack.postgres import accepts
+from mlstack.s3 import client_for
 from tests.clone import Clone
 from tests.stack.conftest import SECRETS
 
@@ -61,7 +61,7 @@ def who_gets_in(stack: Clone, values: dict[str, str]) -> dict[str, bool]:
         "accounts": roles.accounts,
         "reader": roles.reader,
     }
-    found = {name: database.accepts(replace(login, host="127.0.0.1", port=port)) for name, login in logins.items()}
+    found = {name: accepts(replace(login, host="127.0.0.1", port=port)) for name, login in logins.items()}
     for name, keys in (("storage owner", settings.storage_owner(values)), ("storage user", settings.tracking_keys(values))):
         found[name] = _opens(client_for(replace(keys, endpoint=f"127.0.0.1:{values['MINIO_PORT']}")), keys.bucket)
     for account in (admin, notebook):

@@ -10,8 +10,8 @@ import subprocess
 import nbformat
 import pytest
 
-from mlstack.bootstrap.storage import client_for
-from mlstack.compose import docker
+from mlstack.host.compose import docker
+from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests import exchanged
 from tests.clone import Clone, users_environment

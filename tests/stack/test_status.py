@@ -10,9 +10,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from mlstack import status as status_of
-from mlstack.compose import docker
 from mlstack.errors import MlstackError
+from mlstack.host import status as status_of
+from mlstack.host.compose import docker
 from mlstack.settings import Login
 from tests.clone import Clone
 from tests.integration.service import wait_until

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlstack import env_file
+from mlstack.host import env_file
 
 ROOT = Path(__file__).parents[2]
 NAME = f"mlstack-unit-{os.getpid()}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlstack import absent_packages
+from mlstack.client import absent_packages
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.backup import manifest
-from mlstack.backup.manifest import Artifact, Manifest, Table
 from mlstack.errors import MlstackError
-from mlstack.operations import backup
+from mlstack.host.backup import manifest
+from mlstack.host.backup.manifest import Artifact, Manifest, Table
+from mlstack.host.commands import backup
 
 CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.compose import docker
-from mlstack.lock import held
+from mlstack.host.compose import docker
+from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
 from tests.unit.projects import NAME, set_values, with_package
 
@@ -181,8 +181,8 @@ def test_status_does_not_wait_for_libraries_of_other_commands(commands: Commands
     commands.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     _, _, err = commands.run("status")
     imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
-    assert "mlstack.status" in imported
-    assert imported & {"minio", "tenacity", "mlstack.doctor", "mlstack.operations", "mlstack.backup"} == set()
+    assert "mlstack.host.status" in imported
+    assert imported & {"minio", "tenacity", "mlstack.host.doctor", "mlstack.host.commands", "mlstack.host.backup"} == set()
 
 
 def test_status_of_a_stack_that_is_down_is_exit_code_1(commands: Commands) -> None:

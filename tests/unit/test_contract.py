@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from mlstack import client, preflight
+from mlstack import client
+from mlstack.host import preflight
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.unit.projects import ROOT, compose_config, set_values
 

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from mlstack import engine, preflight
-from mlstack.compose import docker
-from mlstack.doctor import CHECKS, Limits, Result, State, Subject, diagnose, environment, host
-from mlstack.doctor import stack as stack_checks
-from mlstack.doctor.check import Check, Doubt, check, run
-from mlstack.doctor.stack import SERVICES
 from mlstack.errors import MlstackError
-from mlstack.screens import of_doctor
+from mlstack.host import engine, preflight
+from mlstack.host.compose import docker
+from mlstack.host.doctor import CHECKS, Limits, Result, State, Subject, diagnose, environment, machine
+from mlstack.host.doctor import stack as stack_checks
+from mlstack.host.doctor.check import Check, Doubt, check, run
+from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.render import doctor
 from tests.clone import free_ports
 from tests.examined import result_of
 from tests.unit.projects import NAME, ROOT, python, set_values, without
 
-ENVIRONMENT = (*host.CHECKS, *environment.CHECKS)
+ENVIRONMENT = (*machine.CHECKS, *environment.CHECKS)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_one_cause_does_not_become_many(ready: Path) -> None:
     assert [result.state for result in results] == [State.FAILED, State.NOT_CHECKED, State.NOT_CHECKED, State.OK]
     assert [result.ok for result in results] == [False, False, False, True]
     assert {result.cause for result in results[:3]} == {"the cause."}
-    assert "– 2 not checked: the cause." in of_doctor.end(results)
-    assert "1 of 4 checks failed" in of_doctor.end(results)
+    assert "– 2 not checked: the cause." in doctor.end(results)
+    assert "1 of 4 checks failed" in doctor.end(results)
 
 
 def test_a_doubt_is_shown_and_keeps_nothing_from_being_asked(ready: Path) -> None:
@@ -118,48 +118,48 @@ def test_an_engine_that_is_away_is_one_cause_and_the_rest_is_still_checked(ready
     (ready / ".env").chmod(0o644)
     results = {result.name: result for result in diagnose(ready)}
     failed = {name for name, result in results.items() if result.state is State.FAILED}
-    assert failed == {host.engine.name, environment.permissions.name}
+    assert failed == {machine.engine.name, environment.permissions.name}
     assert_failed(
-        results[host.engine.name], "its engine does not answer at DOCKER_HOST=unix:///nonexistent", "start Docker Desktop"
+        results[machine.engine.name], "its engine does not answer at DOCKER_HOST=unix:///nonexistent", "start Docker Desktop"
     )
     unasked = {result.cause for result in results.values() if result.state is State.NOT_CHECKED}
-    assert unasked == {results[host.engine.name].cause}
+    assert unasked == {results[machine.engine.name].cause}
 
 
 def test_too_little_memory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
-    assert_failed(result_of(Subject(ready), host.memory), "expected at least 1000000 GiB, found", "give Docker more")
+    assert_failed(result_of(Subject(ready), machine.memory), "expected at least 1000000 GiB, found", "give Docker more")
 
 
 def test_a_disk_that_is_nearly_full(ready: Path) -> None:
-    result = result_of(Subject(ready, Limits(disk_gib=10**6)), host.disk)
+    result = result_of(Subject(ready, Limits(disk_gib=10**6)), machine.disk)
     assert_failed(result, r"too little free disk at /.*: expected at least 1000000 GiB, found \d", "free some room")
 
 
 def test_a_disk_without_room_for_files(ready: Path) -> None:
-    result = result_of(Subject(ready, Limits(free_inodes=10**15)), host.inodes)
+    result = result_of(Subject(ready, Limits(free_inodes=10**15)), machine.inodes)
     assert_failed(result, r"too few free inodes at /.*: expected at least 10{15}, found \d", "df -i")
 
 
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_clock_that_is_off(ready: Path, hours: int) -> None:
-    result = result_of(Subject(ready, now=lambda: time.time() + hours * 3600), host.clock)
+    result = result_of(Subject(ready, now=lambda: time.time() + hours * 3600), machine.clock)
     assert_failed(result, r"the clock of the Docker engine is (3599|3600) s off", "timedatectl")
 
 
 def test_another_command_at_work_is_named(ready: Path) -> None:
     program = (
-        "import sys, pathlib; from mlstack.lock import held\n"
+        "import sys, pathlib; from mlstack.host.lock import held\n"
         "with held(pathlib.Path(sys.argv[1]), 'make up'): print(flush=True); input()"
     )
     with subprocess.Popen(python(program, str(ready)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
         assert other.stdin is not None and other.stdout is not None
         other.stdout.readline()
-        result = result_of(Subject(ready), host.lock_is_free)
+        result = result_of(Subject(ready), machine.lock_is_free)
         other.stdin.write(b"\n")
     assert result.state is State.DOUBTFUL
     assert f"make up, process {other.pid}" in result.cause
-    assert result_of(Subject(ready), host.lock_is_free).state is State.OK
+    assert result_of(Subject(ready), machine.lock_is_free).state is State.OK
 
 
 # ---- settings ---------------------------------------------------------------------------------
@@ -322,6 +322,6 @@ def test_what_was_started_from_one_of_our_images_by_hand_is_not_the_stacks(ready
 
 def test_without_a_terminal_the_program_that_visits_needs_nothing_of_ours() -> None:
     """It also runs in an image that is older than it."""
-    program = (ROOT / "src/mlstack/doctor/roundtrip.py").read_text()
+    program = (ROOT / "src/mlstack/host/doctor/roundtrip.py").read_text()
     assert not re.search(r"^\s*(from|import) mlstack", program, re.MULTILINE)
     assert sys.version_info >= (3, 11)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mlstack import env_file, settings
-from mlstack.env_file import Changes
+from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host import env_file
+from mlstack.host.env_file import Changes
 from mlstack.settings import VARIABLES
 from tests.unit.projects import ROOT, as_compose_reads, python, set_values, without
 
@@ -235,7 +236,7 @@ def test_a_link_to_the_file_stays_a_link(project: Path, tmp_path: Path) -> None:
 
 # ---- interrupted -------------------------------------------------------------------------------
 
-ENSURE = "import sys; from pathlib import Path; from mlstack import env_file; env_file.ensure(Path(sys.argv[1]))"
+ENSURE = "import sys; from pathlib import Path; from mlstack.host import env_file; env_file.ensure(Path(sys.argv[1]))"
 KILLED = f"import os, signal; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL); {ENSURE}"
 DISK_FULL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); {ENSURE}"
 CTRL_C = f"import os, signal; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGINT); {ENSURE}"

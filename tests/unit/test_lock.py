@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mlstack.errors import MlstackError
-from mlstack.lock import held
+from mlstack.host.lock import held
 from tests.unit.projects import python
 
 HOLDER = """
 import sys
 from pathlib import Path
-from mlstack.lock import held
+from mlstack.host.lock import held
 with held(Path(sys.argv[1]), "make up"):
     print("held", flush=True)
     sys.stdin.read()

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlstack import preflight
 from mlstack.errors import MlstackError
+from mlstack.host import preflight
 from tests.clone import free_ports
 from tests.unit.projects import set_values
 

@@ -37,7 +37,7 @@ def test_a_client_on_this_machine_is_as_patient_as_a_notebook(project: Path) -> 
 def test_mlflows_client_on_this_machine_is_the_one_that_drops_nothing_in_silence() -> None:
     from mlflow.tracking._tracking_service.utils import _get_store
 
-    assert type(_get_store("http://127.0.0.1:1")).__module__ == "mlstack.tracking_store"
+    assert type(_get_store("http://127.0.0.1:1")).__module__ == "mlstack.client.tracking_store"
 
 
 def test_a_run_replaces_the_rows_of_its_faults_and_keeps_the_others(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import gc
 
 
 def main() -> None:
-    gc.disable()  # everything that is imported stays; process.py sets it going again
-    from mlstack.server import process
+    gc.disable()  # everything that is imported stays; launcher.py sets it going again
+    from mlstack.server import launcher
 
-    process.main()
+    launcher.main()
 
 
 if __name__ == "__main__":

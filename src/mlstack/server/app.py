@@ -7,9 +7,9 @@ from mlflow.server import app as flask_app
 from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import links, log_calls, login, reading
+from mlstack.server import auth, metric_routes, presigned_urls, runs_table
 
-ROUTERS = (reading.router, links.router)
+ROUTERS = (runs_table.router, presigned_urls.router)
 
 
 def create_app() -> FastAPI:
@@ -21,13 +21,13 @@ def create_app() -> FastAPI:
 def _made() -> FastAPI:
     app = _application()
     (mlflow,) = (route.app for route in app.router.routes if isinstance(route, Mount))  # takes every path
-    app.router.routes[:0] = [*log_calls.routes(mlflow), *(route for router in ROUTERS for route in router.routes)]
+    app.router.routes[:0] = [*metric_routes.routes(mlflow), *(route for router in ROUTERS for route in router.routes)]
     return app
 
 
 def _application() -> FastAPI:
     if settings.accounts_are_on():
-        app: FastAPI = login.with_accounts(flask_app)
+        app: FastAPI = auth.with_accounts(flask_app)
     else:
         from mlflow.server.fastapi_app import app
     return app

@@ -2,7 +2,8 @@
 
 MLflow offers clients presigned links to any S3 store. Its own would point to http://minio:9000, which neither a browser nor
 a client on this machine reaches: each download would hang in retries. MLflow has no switch for that, but offers links only
-for a repository that says it makes them. This one does not say so (docs/adr/0005); links.py makes links that lead somewhere.
+for a repository that says it makes them. This one does not say so (docs/adr/0005);
+presigned_urls.py makes URLs that clients reach.
 """
 
 from mlflow.entities import FileInfo

@@ -1,0 +1,174 @@
+"""MLflow's client, for artifacts: files go straight to and from the storage, through links that MLflow's server signs.
+
+Registered for `mlflow-artifacts` through MLflow's entry point, in the notebook image and in the project's own environment.
+Where the server gives no links, or the storage is out of reach, files go through the server, as with MLflow's own client.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.store.artifact.artifact_repo import verify_artifact_path
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
+from mlflow.utils.request_utils import augmented_raise_for_status
+from mlflow.utils.rest_utils import http_request
+
+from mlstack.client.transfers import Patience, Reach, Transfers, receive, send
+from mlstack.errors import MlstackError
+
+BATCH = 500  # links of one call
+LARGEST = 5 * 1024**3  # bytes that S3 takes in one request
+
+storage = Reach()
+
+
+class Repository(MlflowArtifactsRepository):
+    """MLflow's repository of artifacts, with transfers past the server."""
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """As MLflow's own. Raises MlstackError when the storage does not take the file."""
+        verify_artifact_path(artifact_path)
+        self._upload([(posixpath.join(artifact_path or "", Path(local_file).name), Path(local_file))])
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """As MLflow's own. Raises MlstackError when the storage does not take a file; others may be there by then."""
+        verify_artifact_path(artifact_path)
+        top = Path(local_dir).absolute()
+        files = [
+            (_artifact_name(folder.relative_to(top), file, artifact_path), folder / file)
+            for folder, files in ((Path(folder), files) for folder, _, files in os.walk(top))
+            for file in files
+        ]
+        self._upload(files)
+
+    def download_artifacts(self, artifact_path: str | None, dst_path: str | None = None) -> str:
+        """As MLflow's own. Raises MlflowException when there is no such artifact, MlstackError when it does not arrive."""
+        path = (artifact_path or "").rstrip("/")
+        answer = self._ask_to_read(path) if dst_path is None or Path(dst_path).is_dir() else None
+        if answer is None:
+            proxied: str = super().download_artifacts(artifact_path, dst_path)
+            return proxied
+        folder = os.path.abspath(dst_path) if dst_path else create_tmp_dir()  # noqa: PTH100 # the very path that MLflow returns
+        with _transfers() as transfers:
+            for name, link in self._found(path, answer):
+                local = self._create_download_destination(name, folder)
+                if name.endswith("/"):  # the mark of an empty folder
+                    Path(local).mkdir(parents=True, exist_ok=True)
+                else:
+                    transfers.begin(partial(receive, local), name, link, self._read_again)
+            # In a notebook each movement of the bar is a message to the browser: a hundred are enough.
+            step = max(1, transfers.count // 100)
+            with ArtifactProgressBar("Downloading artifacts", transfers.count, step) as bar:
+                bar.set_pbar()
+                transfers.finish(step, bar.update)
+        return str(Path(folder, path)) if path else folder
+
+    def _download_file(self, remote_file_path: str, local_path: str) -> None:
+        answer = self._ask_to_read(remote_file_path)
+        if answer is None:
+            super()._download_file(remote_file_path, local_path)
+            return
+        with _transfers() as transfers:
+            transfers.begin(
+                partial(receive, str(local_path)), remote_file_path, _only_link(answer, remote_file_path), self._read_again
+            )
+            transfers.finish()
+
+    def gives_links(self) -> bool:
+        """Whether transfers of this process go straight to the storage."""
+        return self._ask("links-to-write", names=[]) is not None
+
+    def _found(self, path: str, answer: Any) -> Iterator[tuple[str, str]]:
+        """Names in the repository and links, page by page."""
+        if not answer["is_folder"]:
+            yield path, _only_link(answer, path)
+            return
+        while True:
+            for file in answer["files"]:
+                yield posixpath.join(path, file["name"]), file["link"]
+            if not answer["more"]:
+                return
+            answer = self._ask("links-to-read", path=path, after=answer["files"][-1]["name"]) or _no_links()
+
+    def _upload(self, files: Sequence[tuple[str, Path]]) -> None:
+        """Stores files under these names."""
+        proxied = [(name, file) for name, file in files if file.stat().st_size > LARGEST]
+        linked = [(name, file) for name, file in files if file.stat().st_size <= LARGEST]
+        with _transfers() as transfers:
+            for batch in (linked[start : start + BATCH] for start in range(0, len(linked), BATCH)):
+                answer = self._ask("links-to-write", names=[name for name, _ in batch])
+                if answer is None:
+                    proxied += batch
+                    continue
+                for (name, file), link in zip(batch, answer["links"], strict=True):
+                    transfers.begin(partial(send, file), name, link, self._write_again)
+            transfers.finish()
+        for name, file in proxied:
+            super().log_artifact(str(file), posixpath.dirname(name) or None)
+
+    def _ask_to_read(self, path: str) -> Any:
+        answer = self._ask("links-to-read", path=path)
+        if answer and not answer["files"] and (path or not answer["is_folder"]):
+            raise _missing(path)
+        return answer
+
+    def _write_again(self, name: str) -> str:
+        link: str = (self._ask("links-to-write", names=[name]) or _no_links())["links"][0]
+        return link
+
+    def _read_again(self, name: str) -> str:
+        return _only_link(self._ask_to_read(name) or _no_links(), name)
+
+    def _ask(self, route: str, **wanted: Any) -> Any:
+        """Links for files of this repository; None where there are none to be had, or they lead nowhere from here."""
+        api, root = self.artifact_uri.split("/mlflow-artifacts/artifacts", maxsplit=1)
+        credentials = get_default_host_creds(api)
+        body = {"root": root.strip("/"), **wanted}
+        response = http_request(credentials, f"/mlstack/artifacts/{route}", "POST", json=body)
+        if response.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
+            return None
+        augmented_raise_for_status(response)
+        answer = response.json()
+        return answer if storage.is_reached(answer["probe"]) else None
+
+
+def _artifact_name(folder: Path, file: str, artifact_path: str | None) -> str:
+    below = "" if folder == Path() else relative_path_to_artifact_path(str(folder))
+    return posixpath.join(artifact_path or "", below, file)
+
+
+def _transfers() -> Transfers:
+    """As patient as MLflow's own client is set to be."""
+    retries, backoff = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
+    return Transfers(Patience(retries, backoff, MLFLOW_HTTP_REQUEST_TIMEOUT.get()))
+
+
+def _only_link(answer: Any, path: str) -> str:
+    if answer["is_folder"]:
+        raise _missing(path)
+    (file,) = answer["files"]
+    link: str = file["link"]
+    return link
+
+
+def _missing(path: str) -> MlflowException:
+    return MlflowException(f"There is no artifact {path}.", RESOURCE_DOES_NOT_EXIST)
+
+
+def _no_links() -> Any:
+    raise MlstackError(
+        "MLflow gave links to artifacts and gives none any more.", "It was changed while they were transferred.", "do it again"
+    )

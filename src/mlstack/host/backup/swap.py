@@ -1,0 +1,96 @@
+"""New content in the place of old, which can be undone until its last step, after a crash too.
+
+The new database is made beside the old one, which lets nobody in meanwhile, and its remark says since when; objects come
+as new versions. Then two names are exchanged in one transaction. So the state of an exchange is in the stack itself:
+a database `…_restoring` means undo, a database `…_replaced` means that only the old one is left to remove.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from mlstack.host.backup import bucket, log, postgres, stack
+from mlstack.host.backup.stack import Stack
+
+SERVER = "postgres"  # the database that one is connected to while another is exchanged
+
+
+def new_name(target: Stack) -> str:
+    """The database that is being filled."""
+    return f"{target.owner.database[:50]}_restoring"
+
+
+def old_name(target: Stack) -> str:
+    """The database that was replaced."""
+    return f"{target.owner.database[:50]}_replaced"
+
+
+@contextmanager
+def exchange(target: Stack) -> Iterator[None]:
+    """In it, fill the database `new_name` and the bucket. At its end both are the stack's; on any failure all is as before."""
+    with postgres.connected(target, SERVER) as server:
+        _settle(server, target)
+        started = postgres.now(server)
+        postgres.create(server, new_name(target), target.mlflow_role)
+        postgres.annotate(server, new_name(target), started.isoformat())
+        postgres.close(server, target.owner.database)
+        with _undone_on_failure(server, target):
+            yield
+            postgres.close(server, new_name(target))
+            postgres.swap(server, target.owner.database, new_name(target), old_name(target))
+        postgres.open_(server, target.owner.database)
+
+
+@contextmanager
+def kept_if_well(target: Stack) -> Iterator[None]:
+    """In it, try the exchanged content. On failure the old is put back; afterwards it is removed."""
+    try:
+        yield
+    except BaseException:
+        stack.stop_clients(target.project)
+        with postgres.connected(target, SERVER) as server, _undone_on_failure(server, target):
+            postgres.close(server, target.owner.database)
+            postgres.swap(server, target.owner.database, old_name(target), new_name(target))
+            raise
+    with postgres.connected(target, SERVER) as server:
+        _settle(server, target)
+
+
+def settle(target: Stack) -> None:
+    """Ends what a killed exchange left: before the names changed it is undone, afterwards completed."""
+    with postgres.connected(target, SERVER) as server:
+        _settle(server, target)
+
+
+def _settle(server: Connection, target: Stack) -> None:
+    if postgres.exists(server, new_name(target)):
+        _undo(server, target)
+        log.warning("an interrupted restore was undone: the stack holds what it held before")
+    if postgres.exists(server, old_name(target)):
+        postgres.annotate(server, target.owner.database, None)
+        postgres.drop(server, old_name(target))
+    if postgres.exists(server, target.owner.database):
+        postgres.open_(server, target.owner.database)  # whoever closed it is gone: one command at a time
+
+
+@contextmanager
+def _undone_on_failure(server: Connection, target: Stack) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        log.warning("undoing: this takes a moment, the stack will hold what it held before")
+        _undo(server, target)
+        log.warning("undone. MLflow is stopped: make up starts it")
+        raise
+
+
+def _undo(server: Connection, target: Stack) -> None:
+    """Every step may be repeated; the mark of an unfinished exchange, its database, goes last."""
+    if since := postgres.note(server, new_name(target)):
+        client = stack.storage_client(target.keys)
+        bucket.remove_since(client, target.keys.bucket, datetime.fromisoformat(since))
+    if postgres.exists(server, target.owner.database):
+        postgres.open_(server, target.owner.database)
+    postgres.drop(server, new_name(target))

@@ -1,0 +1,235 @@
+"""`make backup`: database and bucket as of one moment, while clients write."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+from minio import Minio
+
+from mlstack import settings
+from mlstack.errors import MlstackError
+from mlstack.host.backup import bucket, log, manifest, postgres, stack
+from mlstack.host.backup.bucket import Identity, Version
+from mlstack.host.backup.manifest import Artifact, Manifest
+from mlstack.host.backup.stack import Stack
+from mlstack.host.compose import compose
+from mlstack.host.render.progress import bar
+
+INCOMPLETE, REMOVED = ".incomplete", ".removed-"
+JOURNAL = "journal.jsonl"  # what an interrupted backup has copied, for the next one
+MIB = 1024 * 1024
+RESERVE = 256 * MIB  # stays free on the disk of the backups
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A finished backup."""
+
+    folder: Path
+    manifest: Manifest
+    pruned: tuple[Path, ...] = ()
+
+
+def folder(project: Path) -> Path:
+    """Where the backups of this project are."""
+    return project / Path(settings.read("BACKUP_DIR", values=settings.of_project(project))["BACKUP_DIR"]).expanduser()
+
+
+def find(project: Path, backup: str | None) -> Path:
+    """The folder of a backup: by path, by its name, or the newest. Raises MlstackError when there is none."""
+    backups = folder(project)
+    if backup in (None, "latest"):
+        complete = manifest.folders(backups)
+        if not complete:
+            raise MlstackError(f"there is no complete backup in {backups}.", "Nothing was done.", "make backup takes one")
+        return complete[0]
+    for path in (Path(backup).expanduser(), project / backup, backups / backup):
+        if path.is_dir():
+            return path.resolve()
+    raise MlstackError(
+        f"there is no backup {backup}, neither as a folder nor in {backups}.",
+        "Nothing was done.",
+        "make restore lists the backups",
+    )
+
+
+@stack.explained()
+def back_up(project: Path, keep: int | None = None) -> Taken:
+    """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; what is copied by then is used next time."""
+    before = os.umask(0o077)  # a backup shows everything to who can read it
+    try:
+        return _taken(project, keep)
+    finally:
+        os.umask(before)
+
+
+def _taken(project: Path, keep: int | None) -> Taken:
+    stack.require_running(project)
+    source, backups = stack.of_project(project), folder(project)
+    work = _prepared(backups)
+    client = stack.storage_client(source.keys)
+    if not bucket.is_versioned(client, source.keys.bucket):
+        raise MlstackError(
+            f"the bucket {source.keys.bucket} keeps no versions.",
+            "What is overwritten during the backup would be lost to it.",
+            "make up switches it on",
+        )
+    known = _known(backups, work)
+    with postgres.snapshot(source) as snapshot:
+        versions = bucket.as_of(client, source.keys.bucket, snapshot.time)
+        new = {item.etag: item.size for item in versions if item.identity not in known}
+        database_size = postgres.size(snapshot.connection)
+        require_room(backups, sum(new.values()) + database_size)
+        log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", in_units(database_size))
+        with bar("database", None) as advance:
+            checksum = postgres.dump(source, snapshot.name, work / manifest.DUMP, advance)
+        described = _described(source, snapshot)
+    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), in_units(sum(new.values())))
+    artifacts, new_bytes = _copy(client, source.keys.bucket, work, versions, known)
+    listing = "".join(artifact.as_line() for artifact in sorted(artifacts, key=lambda artifact: artifact.key))
+    (work / manifest.OBJECTS_LIST).write_text(listing, encoding="ascii")
+    _drop_unused(work, artifacts)
+    dump_size = (work / manifest.DUMP).stat().st_size
+    unique = {artifact.sha256: artifact.size for artifact in artifacts}
+    finished = Manifest(
+        created=described.created,
+        bytes=sum(unique.values()) + dump_size,
+        new_bytes=new_bytes + dump_size,
+        versions=described.versions,
+        bucket=source.keys.bucket,
+        owners=described.owners,
+        counts={**postgres.counts(described.tables), "artifacts": len(artifacts)},
+        tables=described.tables,
+        files={
+            manifest.DUMP: checksum,
+            manifest.OBJECTS_LIST: manifest.sha256_of(work / manifest.OBJECTS_LIST),
+        },
+    )
+    manifest.write(work, finished)
+    target = _in_place(work, backups, finished.time)
+    return Taken(target, finished, tuple(prune(backups, keep)) if keep else ())
+
+
+def prune(backups: Path, keep: int) -> Iterator[Path]:
+    """Removes all but the newest `keep` complete backups. What others share with them stays on the disk."""
+    for doomed in manifest.folders(backups)[keep:]:
+        aside = doomed.rename(backups / f"{REMOVED}{doomed.name}")  # half a backup never looks like one
+        _remove(aside)
+        log.info("removed the backup %s", doomed.name)
+        yield doomed
+
+
+def require_room(backups: Path, needed: int) -> None:
+    """Raises MlstackError unless the disk of the backups takes this many bytes more and keeps a reserve."""
+    free = shutil.disk_usage(backups).free
+    if free < needed + RESERVE:
+        raise MlstackError(
+            f"too little room at {backups}: the backup takes up to {in_units(needed + RESERVE)}, {in_units(free)} are free.",
+            "A full disk would stop the stack too.",
+            "make backup KEEP=… removes old ones; or set BACKUP_DIR in .env to a larger disk",
+        )
+
+
+def in_units(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+@dataclass(frozen=True)
+class _Description:
+    created: str
+    versions: dict[str, str | None]
+    owners: dict[str, str]
+    tables: dict[str, manifest.Table]
+
+
+def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
+    return _Description(
+        created=snapshot.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        versions={
+            "mlstack": version("mlstack"),
+            "mlflow": postgres.mlflow_version(snapshot.connection),
+            "postgres": postgres.server_version(snapshot.connection),
+            "minio": compose(source.project, "exec", "--no-TTY", "minio", "minio", "--version").split()[2],
+        },
+        owners=postgres.owners(snapshot.connection, source.roles),
+        tables=postgres.tables(snapshot.connection),
+    )
+
+
+def _prepared(backups: Path) -> Path:
+    """The folder of the backup that is being made, with what an interrupted one left there."""
+    work = backups / INCOMPLETE
+    try:
+        backups.mkdir(parents=True, exist_ok=True)
+        for leftover in backups.glob(f"{REMOVED}*"):
+            _remove(leftover)
+        (work / manifest.OBJECTS).mkdir(parents=True, exist_ok=True)
+        for part in (work / manifest.OBJECTS).glob(".part-*"):
+            part.unlink()
+    except OSError as error:
+        raise MlstackError(
+            f"the folder of the backups cannot be written: {error}.", "Nothing was backed up.", f"check {backups} (BACKUP_DIR)"
+        ) from error
+    return work
+
+
+def _known(backups: Path, work: Path) -> dict[Identity, tuple[Artifact, Path]]:
+    """Artifacts that the newest backup or an interrupted one has read already, and the folder that holds each."""
+    known: dict[Identity, tuple[Artifact, Path]] = {}
+    for previous in manifest.folders(backups)[:1]:
+        try:
+            known |= {bucket.identity(artifact): (artifact, previous) for artifact in manifest.read(previous).artifacts}
+        except MlstackError as error:
+            log.warning("%s Everything is copied anew.", error.wrong)
+    journal = work / JOURNAL
+    if journal.exists():
+        known |= {bucket.identity(artifact): (artifact, work) for artifact in manifest.artifacts_in(_whole_lines(journal))}
+        log.info("going on with a backup that was interrupted")
+    return known
+
+
+def _whole_lines(journal: Path) -> Iterable[str]:
+    return [line for line in journal.read_text(encoding="ascii").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _copy(
+    client: Minio, name: str, work: Path, versions: list[Version], known: dict[Identity, tuple[Artifact, Path]]
+) -> tuple[list[Artifact], int]:
+    # The journal of this run begins with what is carried over: a crash loses none of it.
+    with (work / JOURNAL).open("a", encoding="ascii") as journal, bar("artifacts", sum(v.size for v in versions)) as advance:
+
+        def done(artifact: Artifact) -> None:
+            journal.write(artifact.as_line())
+            journal.flush()
+
+        copy = bucket.Copy(client, name, work, advance)
+        return copy.run(versions, known, done), copy.new_bytes
+
+
+def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:
+    """What an interrupted backup copied and this one does not hold."""
+    used = {artifact.sha256 for artifact in artifacts}
+    for path in (work / manifest.OBJECTS).rglob("*"):
+        if path.is_file() and path.name not in used:
+            path.unlink()
+
+
+def _in_place(work: Path, backups: Path, time: datetime) -> Path:
+    (work / JOURNAL).unlink()
+    os.sync()  # everything is on the disk before the name says so
+    name = time.astimezone(UTC)
+    while (target := backups / f"{name:{manifest.NAME_FORMAT}}").exists():
+        name += timedelta(seconds=1)
+    return work.rename(target)
+
+
+def _remove(doomed: Path) -> None:
+    shutil.rmtree(doomed)

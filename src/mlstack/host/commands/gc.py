@@ -1,0 +1,227 @@
+"""`make gc`: what may be deleted for good, and deleting it. Nothing younger than the age limit is touched."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlstack import postgres, settings
+from mlstack.errors import MlstackError
+from mlstack.host import engine
+from mlstack.host.one_shot import in_one_shot
+from mlstack.logger import get_logger
+from mlstack.s3 import DOCTOR, Folder
+
+log = get_logger("mlstack.gc")
+
+UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+NEEDED = {"postgres", "minio", "mlflow"}
+BATCH = 200  # ids or folders that one one-shot is given: so often there is a word about progress
+READY = 2  # MLflow's status of a logged model whose files are complete
+# Folders whose shape is MLflow's own. Anything else in the bucket is somebody's, and never touched.
+_OURS = re.compile(r"\d+/(?:(?P<run>[0-9a-f]{32})|models/(?P<model>m-[0-9a-f]{32})|traces/(?P<trace>tr-[0-9a-f]{32}))/")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What MLflow's database knows. The trash is what was deleted longer ago than the age limit; folders by id."""
+
+    known: frozenset[str]
+    used: frozenset[str]  # by versions of registered models: their files stay, whatever is in the trash
+    trashed_runs: dict[str, str]
+    trashed_models: dict[str, str]
+    trashed_experiments: tuple[str, ...]
+    models: dict[str, tuple[str, str]]  # id: name and folder of those that should have files
+    versions: dict[str, str]  # what a registered model's version is called: the id that it refers to
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of this project that has lost its name, as a newer one took it. Size in bytes, shared layers included."""
+
+    id: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be deleted, what was found and is left alone, and why. Sizes in bytes."""
+
+    age: timedelta
+    runs: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    experiments: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()  # of those runs and models
+    folders_size: int = 0
+    expired: int = 0
+    expired_size: int = 0
+    orphans: tuple[Folder, ...] = ()
+    images: tuple[Image, ...] = ()
+    kept: tuple[str, ...] = ()  # in the trash, and used by a registered model
+    young: int = 0  # folders without a row, too young to judge
+    missing: tuple[str, ...] = ()  # rows without files
+    foreign: int = 0  # objects that are none of MLflow's
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.runs or self.models or self.experiments or self.expired or self.orphans or self.images)
+
+    @property
+    def size(self) -> int:
+        return self.folders_size + self.expired_size + sum(orphan.size + orphan.old_size for orphan in self.orphans)
+
+
+def age_of(text: str) -> timedelta:
+    """An age such as 30d, 12h or 0d. Raises MlstackError for anything else."""
+    match = re.fullmatch(r"(\d{1,6})([dhms])", text.strip())
+    if not match:
+        raise MlstackError(
+            f"OLDER_THAN={text} is no age.",
+            "It says what is old enough to be deleted for good.",
+            "a number and d, h, m or s: 30d",
+        )
+    return timedelta(**{UNITS[match[2]]: int(match[1])})
+
+
+def plan(project: Path, age: timedelta) -> Plan:
+    """What could be deleted. Changes nothing. Raises MlstackError when the stack cannot be asked."""
+    values = settings.of_project(project)
+    docker = engine.connect()
+    running = {each.service for each in docker.containers(values["COMPOSE_PROJECT_NAME"]) if each.is_running}
+    if asleep := sorted(NEEDED - running):
+        raise MlstackError(
+            f"not running: {', '.join(asleep)}.", "What may go is for MLflow, its database and its storage to say.", "make up"
+        )
+    images = tuple(Image(found["Id"], found["Size"]) for found in docker.unused_images(values["COMPOSE_PROJECT_NAME"]))
+    rows = _rows(values, age)
+    folders = {found["name"]: Folder(**found) for found in in_one_shot(project, "bootstrap", "survey", age=age.total_seconds())}
+    return replace(_sorted_out(rows, folders, age), images=images)
+
+
+def carry_out(project: Path, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
+    """Deletes what was agreed to, part by part. Interrupted, the rest is found again by the next plan."""
+    # In this order: rows first, so that no row ever points at files that are gone.
+    for number, runs in enumerate(_batches(agreed.runs)):
+        announce(f"runs: {number * BATCH} of {len(agreed.runs)} deleted")
+        in_one_shot(project, "migration", "runs", runs=runs, models=[], experiments=[])
+    if agreed.models or agreed.experiments:
+        announce("models and experiments")
+        in_one_shot(project, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
+    log.info("deleted %d runs, %d models, %d experiments", len(agreed.runs), len(agreed.models), len(agreed.experiments))
+    # A row may have been made since the question was asked.
+    known = _rows(settings.of_project(project), agreed.age).known
+    orphans = [orphan.name for orphan in agreed.orphans if not known & set(_ids(orphan.name))]
+    folders = [*agreed.folders, *orphans]
+    for number, some in enumerate(_batches(folders)):
+        announce(f"files: {number * BATCH} of {len(folders)} folders deleted")
+        in_one_shot(project, "bootstrap", "purge", prefixes=some)
+    log.info("deleted the files of %d folders, %d of them without a row", len(folders), len(orphans))
+    if agreed.expired:
+        announce("old versions")
+        removed = in_one_shot(project, "bootstrap", "expire", age=agreed.age.total_seconds())["removed"]
+        log.info("deleted %d old versions", removed)
+    docker = engine.connect()
+    for image in agreed.images:
+        announce("images")
+        docker.remove_image(image.id)
+    log.info("deleted %d images", len(agreed.images))
+
+
+def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
+    cutoff = (datetime.now(UTC) - age).timestamp()
+    runs = {run: folder for run, folder in rows.trashed_runs.items() if run not in rows.used}
+    models = {model: folder for model, folder in rows.trashed_models.items() if model not in rows.used}
+    theirs = {folder for folder in (*runs.values(), *models.values()) if folder in folders}
+    unknown = [folder for folder in folders.values() if folder.objects and _is_orphan(folder.name, rows)]
+    rest = [folder for folder in folders.values() if folder.name not in theirs]
+    orphans = tuple(folder for folder in unknown if folder.changed <= cutoff)
+    there = {name for name, folder in folders.items() if folder.objects}
+    ids_there = {each for name in there for each in _ids(name)}
+    return Plan(
+        age=age,
+        runs=tuple(sorted(runs)),
+        models=tuple(sorted(models)),
+        experiments=rows.trashed_experiments,
+        folders=tuple(sorted(theirs)),
+        folders_size=sum(folders[name].size + folders[name].old_size for name in theirs),
+        expired=sum(folder.expired for folder in rest if folder not in orphans),
+        expired_size=sum(folder.expired_size for folder in rest if folder not in orphans),
+        orphans=orphans,
+        kept=tuple(sorted({*rows.trashed_runs, *rows.trashed_models} & rows.used)),
+        young=len(unknown) - len(orphans),
+        missing=(
+            *(f"model {name} ({model})" for model, (name, folder) in rows.models.items() if folder not in there),
+            *(f"registered model {name}" for name, model in rows.versions.items() if model not in ids_there),
+        ),
+        foreign=folders[""].objects if "" in folders else 0,
+    )
+
+
+def _is_orphan(folder: str, rows: Rows) -> bool:
+    if folder == DOCTOR:
+        return True
+    return bool(_OURS.fullmatch(folder)) and not set(_ids(folder)) & (rows.known | rows.used)
+
+
+def _ids(text: str) -> list[str]:
+    """Ids of runs, models and traces in a folder's name or a model version's source."""
+    return re.findall(r"(?:m-|tr-)?[0-9a-f]{32}", text)
+
+
+_KNOWN = "SELECT run_uuid FROM runs UNION SELECT model_id FROM logged_models UNION SELECT request_id FROM trace_info"
+_VERSIONS = "SELECT name || ' version ' || version, concat_ws(' ', source, storage_location) FROM model_versions"
+_TRASHED_EXPERIMENTS = """
+    SELECT experiment_id, ARRAY(SELECT run_uuid FROM runs r WHERE r.experiment_id = e.experiment_id
+                                UNION SELECT model_id FROM logged_models m WHERE m.experiment_id = e.experiment_id)
+    FROM experiments e WHERE lifecycle_stage = 'deleted' AND last_update_time <= %s"""
+_TRASHED_RUNS = """
+    SELECT run_uuid, artifact_uri FROM runs
+    WHERE lifecycle_stage = 'deleted' AND (deleted_time <= %s OR experiment_id = ANY(%s))"""
+_TRASHED_MODELS = """
+    SELECT model_id, artifact_location FROM logged_models
+    WHERE lifecycle_stage = 'deleted' AND last_updated_timestamp_ms <= %s"""
+_MODELS = "SELECT model_id, name, artifact_location FROM logged_models WHERE lifecycle_stage = 'active' AND status = %s"
+
+
+def _rows(values: dict[str, str], age: timedelta) -> Rows:
+    cutoff = int((datetime.now(UTC) - age).timestamp() * 1000)
+    with _cursor(values) as ask:
+        versions = {name: _ids(sources) for name, sources in ask(_VERSIONS)}
+        used = frozenset(each for ids in versions.values() for each in ids)
+        # An experiment takes its runs and models with it: one that a registered model uses stays whole.
+        experiments = [row[0] for row in ask(_TRASHED_EXPERIMENTS, cutoff) if not used & set(row[1])]
+        return Rows(
+            known=frozenset(row[0] for row in ask(_KNOWN)),
+            used=used,
+            trashed_runs={run: _folder(uri) for run, uri in ask(_TRASHED_RUNS, cutoff, experiments)},
+            trashed_models={model: _folder(uri) for model, uri in ask(_TRASHED_MODELS, cutoff)},
+            trashed_experiments=tuple(map(str, experiments)),
+            models={model: (name, _folder(uri)) for model, name, uri in ask(_MODELS, READY)},
+            versions={name: ids[-1] for name, ids in versions.items() if ids},
+        )
+
+
+@contextmanager
+def _cursor(values: dict[str, str]) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    login = replace(settings.tracking_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
+    with postgres.connected(login, deadline=5) as connection, connection.cursor() as cursor:
+
+        def ask(statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
+            cursor.execute(statement, arguments)
+            return cursor.fetchall()
+
+        yield ask
+
+
+def _folder(uri: str) -> str:
+    """mlflow-artifacts:/1/models/m-…/artifacts is the folder 1/models/m-…/ of the bucket."""
+    return urlsplit(uri).path.strip("/").removesuffix("artifacts")
+
+
+def _batches(items: Collection[str]) -> Iterator[list[str]]:
+    listed = list(items)
+    return (listed[start : start + BATCH] for start in range(0, len(listed), BATCH))

@@ -1,0 +1,108 @@
+"""Jupyter: its token, a kernel, the folders, and what a notebook must not reach."""
+
+import json
+
+import urllib3
+
+from mlstack.errors import MlstackError
+from mlstack.host.doctor.check import check
+from mlstack.host.doctor.context import Subject
+from mlstack.host.doctor.stack import SERVICES
+
+REACH = "notebooks"
+WHY = "Notebooks run there."
+CREATED, DELETED, FORBIDDEN = 201, 204, 403
+
+_FOLDERS = """
+import os, pathlib, uuid
+for folder in ("/home/mlstack", "/home/mlstack/notebooks", os.environ["LOG_DIR"]):
+    probe = pathlib.Path(folder, f".doctor-{uuid.uuid4().hex}")
+    try:
+        probe.write_text("42")
+        probe.unlink()
+    except OSError as error:
+        print(f"{folder}: {error.strerror}")
+"""
+_WAYS = """
+import socket, sys, urllib.error, urllib.request
+try:
+    socket.create_connection(("postgres", 5432), 2).close()
+    print("the database")
+except OSError:
+    pass
+try:
+    urllib.request.urlopen(f"http://minio:9000/{sys.argv[1]}?list-type=2", timeout=5).close()
+    print("artifacts without a link")
+except OSError:
+    pass
+"""
+_SECRETS = """
+import os
+prefixes = ("AWS_", "MINIO_", "POSTGRES_", "PG", "MLFLOW_S3", "MLFLOW_ADMIN", "ACCOUNTS_", "READER_")
+print(*sorted(name for name in os.environ if name.startswith(prefixes)))
+"""
+
+
+@check(REACH, "Jupyter takes its token and no other", SERVICES["jupyter"])
+def token(subject: Subject) -> None:
+    if (status := _call(subject, "GET", "/api/kernels").status) != 200:  # noqa: PLR2004
+        raise MlstackError(
+            f"Jupyter refuses JUPYTER_TOKEN ({status}).", "Nobody can log in.", "make up starts it with the one of .env"
+        )
+    if (status := _call(subject, "GET", "/api/kernels", "nobody").status) != FORBIDDEN:
+        raise MlstackError(
+            f"Jupyter answers a wrong token with {status}.",
+            "Everybody on this machine can run code.",
+            "make up starts it as shipped",
+        )
+
+
+@check(REACH, "a kernel starts and ends", token)
+def kernel(subject: Subject) -> None:
+    started = _call(subject, "POST", "/api/kernels")
+    if started.status != CREATED:
+        raise MlstackError(f"no kernel starts ({started.status}): {started.data[:200]!r}", WHY, "make logs SERVICE=jupyter")
+    ended = _call(subject, "DELETE", f"/api/kernels/{json.loads(started.data)['id']}")
+    if ended.status != DELETED:
+        raise MlstackError(f"a kernel does not end ({ended.status}).", "It holds memory.", "docker compose restart jupyter")
+
+
+@check(REACH, "notebooks, home and logs can be written", SERVICES["jupyter"])
+def folders(subject: Subject) -> None:
+    if problems := subject.python_inside("jupyter", _FOLDERS).strip():
+        raise MlstackError(
+            f"Jupyter cannot write {'; '.join(problems.splitlines())}.",
+            "Notebooks cannot be saved, or logs are lost.",
+            f"sudo chown -R {subject.values['HOST_UID']} notebooks {subject.values['LOG_DIR']}",
+        )
+
+
+@check(REACH, "no way from notebooks to the data", SERVICES["jupyter"])
+def isolation(subject: Subject) -> None:
+    if reached := subject.python_inside("jupyter", _WAYS, subject.values["MINIO_BUCKET"]).splitlines():
+        raise MlstackError(
+            f"a notebook reaches {' and '.join(reached)}.",
+            "Notebooks run anybody's code.",
+            "keep jupyter out of the network data in docker-compose.yml (docker network disconnect), and take public policies"
+            " from the bucket in MinIO's console; then make up",
+        )
+    if names := subject.python_inside("jupyter", _SECRETS).split():
+        raise MlstackError(
+            f"Jupyter's environment holds {', '.join(names)}.",
+            "Notebooks run anybody's code.",
+            "take it out of docker-compose.yml, then make up",
+        )
+
+
+def _call(subject: Subject, method: str, path: str, token: str | None = None) -> urllib3.BaseHTTPResponse:
+    url = subject.url("JUPYTER_PORT")
+    header = {"Authorization": f"token {token or subject.values['JUPYTER_TOKEN']}"}
+    try:
+        return urllib3.request(method, url + path, headers=header, timeout=20, retries=False)
+    except urllib3.exceptions.HTTPError as error:
+        raise MlstackError(
+            f"Jupyter does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=jupyter"
+        ) from error
+
+
+CHECKS = (token, kernel, folders, isolation)

@@ -1,0 +1,70 @@
+"""This machine: engine, compose, room, clock, ports, and who else is at work."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from mlstack.errors import MlstackError
+from mlstack.host import lock, preflight
+from mlstack.host.doctor.check import Doubt, check
+from mlstack.host.doctor.context import Subject, skew
+
+REACH = "this machine"
+
+
+@check(REACH, "Docker engine, compose and buildx")
+def engine(subject: Subject) -> str:
+    """The script with which `make up` prepares the engine says what is wrong with it."""
+    script = subject.project / "scripts" / "engine.sh"
+    done = subprocess.run([script, "check"], cwd=subject.project, capture_output=True, text=True, check=False)
+    if done.returncode:
+        wrong, why, fix = (line.strip() for line in done.stderr.splitlines()[-3:])
+        raise MlstackError(wrong.removeprefix("mlstack: "), why, fix.removeprefix("Fix: "))
+    return f"Docker {subject.engine.info['ServerVersion']}"
+
+
+@check(REACH, "memory for Docker", engine)
+def memory(subject: Subject) -> None:
+    if problem := preflight.check_memory():
+        raise problem
+
+
+@check(REACH, "free disk where Docker keeps its data", engine)
+def disk(subject: Subject) -> None:
+    if problem := preflight.check_disk(subject.project, subject.limits.disk_gib):
+        raise problem
+
+
+@check(REACH, "room for more files", engine)
+def inodes(subject: Subject) -> None:
+    """A disk can have bytes left and no room for another file: MinIO keeps several a file."""
+    root = Path(subject.engine.info["DockerRootDir"])
+    place = root if root.exists() else subject.project
+    found = os.statvfs(place)
+    if found.f_files and found.f_favail < subject.limits.free_inodes:  # some file systems do not count them
+        raise MlstackError(
+            f"too few free inodes at {place}: expected at least {subject.limits.free_inodes}, found {found.f_favail}.",
+            "MinIO and Postgres cannot make another file there, however many bytes are free.",
+            "delete folders with very many small files (df -i shows the disk)",
+        )
+
+
+@check(REACH, "clock of the engine", engine)
+def clock(subject: Subject) -> str:
+    """The engine of Docker Desktop has a machine, and a clock, of its own: it falls behind when the laptop sleeps."""
+    return skew(
+        subject, "the Docker engine", subject.engine.time, "restart Docker (Docker Desktop), or set the clock: timedatectl"
+    )
+
+
+@check(REACH, "no other command is at work")
+def lock_is_free(subject: Subject) -> None:
+    if holder := lock.holder(subject.project):
+        raise Doubt(
+            f"another command is at work on this stack: {holder}.",
+            "What is found below may change.",
+            "make doctor, when it is done",
+        )
+
+
+CHECKS = (engine, memory, disk, inodes, clock, lock_is_free)

@@ -1,0 +1,118 @@
+"""MinIO, by doing: an object there and back with MLflow's own key, and what that key must not do."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from io import BytesIO
+
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from mlstack import settings
+from mlstack.errors import MlstackError
+from mlstack.host.doctor.check import check
+from mlstack.host.doctor.context import Subject, skew
+from mlstack.host.doctor.stack import SERVICES
+from mlstack.s3 import DOCTOR, client_for
+
+REACH = "storage"
+
+
+@check(REACH, "an object with MLflow's key", SERVICES["minio"])
+def round_trip(subject: Subject) -> str:
+    """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are tidied up at the end."""
+    content, name = os.urandom(10_000), f"{DOCTOR}{uuid.uuid4().hex}"
+    with _client(subject) as (client, bucket):
+        subject.has_written = True
+        client.put_object(bucket, name, BytesIO(content), len(content))
+        try:
+            answer = client.get_object(bucket, name)
+            read = answer.read()
+            answer.release_conn()
+        finally:
+            client.remove_object(bucket, name)
+        left = [found.object_name for found in client.list_objects(bucket, name)]
+    if read != content or left:
+        raise MlstackError(
+            "MinIO gave back other bytes, or kept a deleted object.", "Artifacts are not safe.", "make logs SERVICE=minio"
+        )
+    return "wrote, read and deleted"
+
+
+@check(REACH, "deleted objects can be had back", round_trip)
+def versions(subject: Subject) -> str:
+    name = f"{DOCTOR}{uuid.uuid4().hex}"
+    with _client(subject) as (client, bucket):
+        version = client.put_object(bucket, name, BytesIO(b"x"), 1).version_id
+        if not version:
+            client.remove_object(bucket, name)
+            raise MlstackError(
+                f"the bucket {bucket} keeps no versions.",
+                "What is deleted or overwritten there is gone.",
+                "make up switches them on",
+            )
+        try:
+            client.remove_object(bucket, name, version_id=version)
+        except S3Error as error:
+            if error.code != "AccessDenied":
+                raise
+            client.remove_object(bucket, name)
+            return "versions are kept"
+    raise MlstackError(
+        "MLflow's key could remove a version for good.",
+        "A mistake or a thief could delete artifacts beyond recovery.",
+        "make up sets its policy",
+    )
+
+
+@check(REACH, "MLflow's key opens its bucket alone", round_trip)
+def scope(subject: Subject) -> None:
+    with _client(subject) as (client, bucket):
+        others = [found.name for found in client.list_buckets() if found.name != bucket]
+    if others:
+        raise MlstackError(
+            f"MLflow's key also opens {', '.join(others)}.", "A key should open what it is for.", "make up sets its policy"
+        )
+
+
+@check(REACH, "clock of the storage", SERVICES["minio"])
+def clock(subject: Subject) -> str:
+    def read() -> float:
+        answer = urllib3.request("GET", f"{subject.url('MINIO_PORT')}/minio/health/live", timeout=5, retries=False)
+        return parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC).timestamp() + 0.5  # it has whole seconds
+
+    return skew(subject, "MinIO", read, "restart Docker (Docker Desktop), or set the clock: timedatectl")
+
+
+@contextmanager
+def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
+    keys = replace(settings.tracking_keys(subject.values), endpoint=f"127.0.0.1:{subject.port('MINIO_PORT')}")
+    try:
+        yield client_for(keys), keys.bucket
+    except S3Error as error:
+        causes = {
+            "InvalidAccessKeyId": ("MinIO does not know MLFLOW_S3_ACCESS_KEY_ID.", "make up makes the user with the key of .env"),
+            "SignatureDoesNotMatch": ("MinIO refuses MLFLOW_S3_SECRET_ACCESS_KEY.", "make up gives the user the key of .env"),
+            "AccessDenied": (
+                f"MinIO forbids MLflow's key what MLflow needs ({error.message})",
+                "make up sets the policy of MLflow's key",
+            ),
+            "NoSuchBucket": (f"the bucket {keys.bucket} is not there.", "make up makes it; make restore brings its objects back"),
+            "XMinioStorageFull": ("MinIO's disk is full.", "free some room: make gc, docker system df"),
+        }
+        wrong, fix = causes.get(error.code or "", (f"MinIO answers {error.code}: {error.message}", "make logs SERVICE=minio"))
+        raise MlstackError(wrong, "MLflow cannot keep artifacts.", fix) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise MlstackError(
+            f"MinIO does not answer at {keys.endpoint}: {type(error).__name__}.",
+            "MLflow cannot keep artifacts.",
+            "make logs SERVICE=minio",
+        ) from error
+
+
+CHECKS = (round_trip, versions, scope, clock)

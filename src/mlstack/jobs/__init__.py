@@ -1,0 +1,1 @@
+"""What runs in one-shot containers, with the owners' credentials."""

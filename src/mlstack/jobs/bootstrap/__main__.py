@@ -1,0 +1,41 @@
+"""The one-shots of docker-compose.yml: `python3 -m mlstack.jobs.bootstrap services`, `… tracking`, `… rekey` for a rotation."""
+
+import sys
+from dataclasses import replace
+
+from mlstack import settings
+from mlstack.errors import MlstackError
+from mlstack.jobs.bootstrap import log, minio, postgres
+from mlstack.postgres import DEADLINE, connected, turn
+from mlstack.settings import Keys, Login, Roles
+
+
+def services(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, deadline: float = DEADLINE) -> None:
+    """Roles, database, bucket, policy and user, with the owners' credentials."""
+    with turn(replace(owner, database="postgres"), deadline) as connection:
+        postgres.bootstrap(connection, owner, roles)
+        minio.bootstrap(owner_keys, user_keys, deadline)
+
+
+def main(step: str) -> int:
+    try:
+        if step == "services":
+            services(settings.database_owner(), settings.database_roles(), settings.storage_owner(), settings.tracking_keys())
+        elif step == "rekey":
+            from mlstack.jobs.bootstrap import encryption  # needs packages that only the image has
+
+            with turn(settings.tracking_login()) as rows:
+                encryption.rekey(rows, *settings.encryption())
+        else:
+            from mlstack.jobs.bootstrap import mlflow  # needs packages that only the image has
+
+            with turn(settings.tracking_login()) as rows, connected(settings.accounts_login()) as accounts:
+                mlflow.bootstrap(rows, accounts, settings.admin_account(), settings.notebook_account(), settings.reader_name())
+    except MlstackError as error:
+        log.error("%s %s Fix: %s", error.wrong, error.why, error.fix)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,195 @@
+"""MinIO: the bucket, and MLflow's user with a policy for it and nothing else."""
+
+import json
+from typing import Any
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException, S3Error
+from minio.minioadmin import MinioAdmin
+from minio.versioningconfig import VersioningConfig
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from mlstack.errors import MlstackError
+from mlstack.jobs.bootstrap import Outcome, report
+from mlstack.s3 import client_for
+from mlstack.settings import Keys
+
+DEADLINE = 120  # seconds
+_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
+
+
+def bootstrap(owner: Keys, user: Keys, deadline: float = DEADLINE) -> None:
+    """Brings the storage to the wanted state.
+
+    Raises MlstackError when it does not answer within `deadline` seconds, or refuses the owner's keys.
+    """
+    client, admin = client_for(owner), _admin_for(owner)
+    _wait(client, owner, deadline)
+    policy = f"mlflow-{owner.bucket}"
+    report(f"bucket {owner.bucket}", ensure_bucket(client, owner.bucket))
+    report(f"versioning of bucket {owner.bucket}", ensure_versioning(client, owner.bucket))
+    report(f"policy {policy}", ensure_policy(admin, policy, policy_for(owner.bucket)))
+    report("storage user of MLflow", ensure_user(admin, user))
+    report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
+    report("former storage users of MLflow", ensure_no_other(admin, policy, user.access_key))
+
+
+def policy_for(bucket: str) -> dict[str, Any]:
+    """What MLflow needs in its bucket, and no way to remove a version: what it deletes or overwrites can be had back."""
+    name = f"arn:aws:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketMultipartUploads"],
+                "Resource": [name],
+            },
+            {
+                "Effect": "Allow",
+                "Action": [
+                    "s3:AbortMultipartUpload",
+                    "s3:DeleteObject",
+                    "s3:GetObject",
+                    "s3:ListMultipartUploadParts",
+                    "s3:PutObject",
+                ],
+                "Resource": [f"{name}/*"],
+            },
+            # Not granting it is not enough: MinIO takes DeleteObject for both, and only minds an explicit refusal.
+            {"Effect": "Deny", "Action": ["s3:DeleteObjectVersion"], "Resource": [f"{name}/*"]},
+            # CVE-2026-41145: such a write is stored without a check of its signature. No client of ours sends one.
+            {
+                "Effect": "Deny",
+                "Action": ["s3:PutObject"],
+                "Resource": [f"{name}/*"],
+                "Condition": {"StringEquals": {"s3:x-amz-content-sha256": ["STREAMING-UNSIGNED-PAYLOAD-TRAILER"]}},
+            },
+            # Who has a link to write could name a source in a header, which no link can forbid: every object would be theirs
+            # to read, also where MLflow lets them see nothing. MLflow copies nothing itself.
+            {
+                "Effect": "Deny",
+                "Action": ["s3:PutObject"],
+                "Resource": [f"{name}/*"],
+                "Condition": {"Null": {"s3:x-amz-copy-source": [False]}},
+            },
+        ],
+    }
+
+
+def ensure_bucket(client: Minio, bucket: str) -> Outcome:
+    """The bucket exists and is ours."""
+    if client.bucket_exists(bucket):
+        return Outcome.ALREADY_THERE
+    try:
+        client.make_bucket(bucket)
+    except S3Error as error:
+        if error.code != "BucketAlreadyOwnedByYou":  # another bootstrap was faster
+            raise
+        return Outcome.ALREADY_THERE
+    return Outcome.CREATED
+
+
+def ensure_versioning(client: Minio, bucket: str) -> Outcome:
+    """Overwritten and deleted objects are kept as versions."""
+    if client.get_bucket_versioning(bucket).status == ENABLED:
+        return Outcome.ALREADY_THERE
+    client.set_bucket_versioning(bucket, VersioningConfig(ENABLED))
+    return Outcome.CREATED
+
+
+def ensure_policy(admin: MinioAdmin, name: str, document: dict[str, Any]) -> Outcome:
+    """The policy says exactly this."""
+    found = json.loads(admin.policy_list()).get(name)
+    if found is not None and _normalised(found) == _normalised(document):
+        return Outcome.ALREADY_THERE
+    admin.policy_add(name, policy=document)
+    return Outcome.CREATED if found is None else Outcome.CHANGED
+
+
+def ensure_user(admin: MinioAdmin, user: Keys) -> Outcome:
+    """A user with these keys."""
+    found = user.access_key in json.loads(admin.user_list())
+    if found and _accepts(user):
+        return Outcome.ALREADY_THERE
+    admin.user_add(user.access_key, user.secret_key)
+    return Outcome.CHANGED if found else Outcome.CREATED
+
+
+def ensure_attached(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
+    """The policy is the user's only one."""
+    attached = set(filter(None, json.loads(admin.user_info(access_key)).get("policyName", "").split(",")))
+    if attached == {policy}:
+        return Outcome.ALREADY_THERE
+    if others := sorted(attached - {policy}):
+        admin.detach_policy(others, user=access_key)
+    if policy not in attached:
+        admin.attach_policy([policy], user=access_key)
+    return Outcome.CHANGED if attached else Outcome.CREATED
+
+
+def ensure_no_other(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
+    """Nobody else has the policy: keys that .env no longer has open nothing."""
+    users: dict[str, dict[str, str]] = json.loads(admin.user_list())
+    former = [name for name, user in users.items() if name != access_key and policy in user.get("policyName", "").split(",")]
+    for name in former:
+        admin.user_remove(name)
+    return Outcome.CHANGED if former else Outcome.ALREADY_THERE
+
+
+def _admin_for(keys: Keys) -> MinioAdmin:
+    return MinioAdmin(endpoint=keys.endpoint, credentials=StaticProvider(keys.access_key, keys.secret_key), secure=False)
+
+
+def _accepts(user: Keys) -> bool:
+    """Whether the storage knows these keys; what they may do is the policy's matter."""
+    try:
+        client_for(user).bucket_exists(user.bucket)
+    except S3Error as error:
+        return error.code == "AccessDenied"
+    return True
+
+
+def _normalised(document: dict[str, Any]) -> list[str]:
+    """Statements in an order of their own: MinIO gives lists back in another one."""
+
+    def ordered(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: ordered(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return sorted((ordered(item) for item in value), key=json.dumps)
+        return value
+
+    return sorted(json.dumps(ordered(statement), sort_keys=True) for statement in document["Statement"])
+
+
+def _wait(client: Minio, owner: Keys, deadline: float) -> None:
+    retrying = Retrying(
+        retry=retry_if_exception(lambda error: not (isinstance(error, S3Error) and error.code in _REFUSED)),
+        stop=stop_after_delay(deadline),
+        wait=wait_fixed(1),
+        reraise=True,
+    )
+    try:
+        retrying(client.list_buckets)
+    except S3Error as error:
+        if error.code not in _REFUSED:
+            raise _silence(owner, deadline, error) from error
+        raise MlstackError(
+            f"MinIO refuses MINIO_ROOT_USER and MINIO_ROOT_PASSWORD ({error.code}).",
+            "The running MinIO was started with other values; nothing was changed or lost.",
+            "make up again starts MinIO with the values of .env",
+        ) from error
+    except (urllib3.exceptions.HTTPError, MinioAdminException) as error:
+        raise _silence(owner, deadline, error) from error
+
+
+def _silence(owner: Keys, deadline: float, error: Exception) -> MlstackError:
+    return MlstackError(
+        f"MinIO at {owner.endpoint} did not answer within {deadline:g} s: {error}",
+        "MLflow keeps artifacts there.",
+        "docker compose logs minio",
+    )

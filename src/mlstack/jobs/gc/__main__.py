@@ -1,0 +1,61 @@
+"""The part of a one-shot: `python3 -m mlstack.jobs.gc ACTION`, a request as JSON on stdin, the answer as JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from mlstack import settings
+from mlstack.errors import MlstackError
+from mlstack.jobs.gc import versions
+from mlstack.logger import get_logger
+from mlstack.s3 import client_for
+
+log = get_logger("mlstack.gc")
+
+
+def purge(request: Mapping[str, Any]) -> dict[str, int]:
+    """Whatever is and was under these prefixes."""
+    owner = settings.storage_owner()
+    return {"removed": sum(versions.purge(client_for(owner), owner.bucket, prefix) for prefix in request["prefixes"])}
+
+
+def survey(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What is in the bucket, by folder."""
+    owner = settings.storage_owner()
+    return [asdict(folder) for folder in versions.survey(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))]
+
+
+def expire(request: Mapping[str, Any]) -> dict[str, int]:
+    """Versions that were replaced or deleted long enough ago."""
+    owner = settings.storage_owner()
+    return {"removed": versions.expire(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))}
+
+
+def runs(request: Mapping[str, Any]) -> dict[str, int]:
+    """These runs, models and experiments of MLflow's trash."""
+    from mlstack.jobs.gc import runs as trash
+
+    with redirect_stdout(sys.stderr):  # MLflow names each one
+        trash.delete(request["runs"], request.get("models", []), request.get("experiments", []))
+    return {"removed": len(request["runs"])}
+
+
+ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {"survey": survey, "purge": purge, "expire": expire, "runs": runs}
+
+
+def main(action: str) -> int:
+    try:
+        answer = ACTIONS[action](json.load(sys.stdin))
+    except MlstackError as error:
+        log.error("%s %s Fix: %s", error.wrong, error.why, error.fix)  # noqa: TRY400 # a user's error has no traceback
+        return 1
+    json.dump(answer, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
