@@ -1,4 +1,8 @@
 # JupyterLab behind a loopback port. The token comes from JUPYTER_TOKEN, which Jupyter reads itself.
+import hashlib
+
+from jupyter_server.auth import IdentityProvider
+
 c = get_config()  # noqa: F821  (Jupyter puts it there)
 
 c.ServerApp.ip = "0.0.0.0"
@@ -9,7 +13,12 @@ c.ServerApp.open_browser = False
 c.ServerApp.root_dir = "/home/mlstack/notebooks"
 # Listening on all interfaces would switch the Host check off, and DNS rebinding with it on.
 c.ServerApp.allow_remote_access = False
-c.ServerApp.local_hostnames = ["localhost", "127.0.0.1", "jupyter"]
+c.ServerApp.local_hostnames = ["localhost", "127.0.0.1", "jupyter", "jupyter.localhost"]
+# A browser's login ends with the token that it was made with: Jupyter would keep the key of its cookies on the home volume.
+c.ServerApp.cookie_secret = hashlib.sha256(f"cookies of {IdentityProvider().token}".encode()).digest()
+# A password that is set in the page would outlive the token too.
+c.PasswordIdentityProvider.allow_password_change = False
+c.PasswordIdentityProvider.hashed_password = ""
 c.ServerApp.quit_button = False
 # Kernels talk to the server through sockets in the file system: no port that another container could reach.
 c.KernelManager.transport = "ipc"

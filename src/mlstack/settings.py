@@ -62,6 +62,9 @@ _bucket = _matches(
     "3 to 63 lower-case letters, digits, - and ., not like an IP address",
 )
 _id_number = _matches(r"[0-9]+", "a number")
+_switch = _matches("on|off", "on or off")
+_octet = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_network = _matches(rf"{_octet}(\.{_octet}){{2}}", "the first three numbers of IPv4 addresses, such as 10.213.87")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("COMPOSE_PROJECT_NAME", _matches(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")),
         Variable("HOST_UID", _id_number),
         Variable("HOST_GID", _id_number),
+        Variable("CLOSED_NETWORK", _network),
         Variable("CA_BUNDLE", _anything),
         Variable("POSTGRES_USER", _identifier),
         _secret("POSTGRES_PASSWORD"),
@@ -101,6 +105,8 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("MINIO_ROOT_USER", 3),
         _secret("MINIO_ROOT_PASSWORD"),
         Variable("MINIO_BUCKET", _bucket),
+        Variable("MINIO_CONSOLE_USER", _matches(r"[A-Za-z0-9._-]{3,}", "3 or more letters, digits, ., _ and -")),
+        _secret("MINIO_CONSOLE_PASSWORD"),
         Variable("MINIO_PORT", _port),
         Variable("MINIO_CONSOLE_PORT", _port),
         Variable("MLFLOW_PORT", _port),
@@ -109,7 +115,8 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("MLFLOW_TRACKING_PASSWORD", 12),
         Variable("MLFLOW_ADMIN_USERNAME", _account),
         _secret("MLFLOW_ADMIN_PASSWORD", 12),
-        Variable("MLFLOW_AUTH", _matches("on|off", "on or off")),
+        Variable("MLFLOW_AUTH", _switch),
+        Variable("MLFLOW_OUTBOUND", _switch),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),
         Variable("ACCOUNTS_DB_USER", _identifier),
@@ -127,6 +134,7 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         Variable("JUPYTER_PORT", _port),
         _secret("JUPYTER_TOKEN"),
+        Variable("JUPYTER_OUTBOUND", _switch),
         Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
         Variable("BACKUP_DIR", _anything),
         Variable("LOG_DIR", _anything),
@@ -141,7 +149,7 @@ VARIABLES: Mapping[str, Variable] = {
 # Roles with different rights: as one, the bootstrap would take from the one what the other must not have.
 _APART = (
     *combinations(("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER"), 2),
-    ("MINIO_ROOT_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
+    *combinations(("MINIO_ROOT_USER", "MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"), 2),
     ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
 )
 
@@ -327,6 +335,11 @@ def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
 def tracking_keys(values: Mapping[str, str | None] | None = None) -> Keys:
     """MLflow's own keys, which open one bucket."""
     return _keys("MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", values)
+
+
+def console_keys(values: Mapping[str, str | None] | None = None) -> Keys:
+    """The login for MinIO's web console, which reads the bucket."""
+    return _keys("MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD", values)
 
 
 @cache

@@ -58,7 +58,7 @@ OF_SERVICES = tuple(_of_services())
 
 def cut(stack: Stack, seconds: float) -> None:
     """Jupyter is taken out of the network that it shares with MLflow: no name, no route, open connections hang."""
-    network, container = f"{stack.clone.name}_work", stack.container("jupyter")
+    network, container = f"{stack.clone.name}_work-internal", stack.container("jupyter")
     stack.docker("network", "disconnect", network, container)
     time.sleep(seconds)
     stack.docker("network", "connect", "--alias", "jupyter", network, container)

@@ -66,9 +66,15 @@ def user_keys(built: Clone, minio: Service) -> Keys:
 
 
 @pytest.fixture(scope="session")
-def bootstrapped(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys) -> None:
+def console_keys(built: Clone, minio: Service) -> Keys:
+    """The console user's way into it."""
+    return keys(built, minio, "MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD")
+
+
+@pytest.fixture(scope="session")
+def bootstrapped(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     """Both services in the wanted state."""
-    services(owner, roles, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys, console_keys)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ class Service(DockerContainer):
             env=dict(config["environment"]),
             name=f"{NAME}-{os.getpid()}-{service}-{secrets.token_hex(3)}",
             network=network,
-            network_aliases=[service],
+            network_aliases=[service, *_aliases(config)],
             init=config.get("init", False),
             user=config.get("user"),
             read_only=config["read_only"],
@@ -84,6 +84,11 @@ class Service(DockerContainer):
         """Waits for a one-shot and returns its exit code."""
         code: int = self.wrapped.wait(timeout=180)["StatusCode"]
         return code
+
+
+def _aliases(config: dict[str, Any]) -> list[str]:
+    """Other names that the service has in one of its networks."""
+    return [alias for network in config["networks"].values() if network for alias in network.get("aliases", [])]
 
 
 def _data(config: dict[str, Any]) -> set[str]:

@@ -20,7 +20,7 @@ from tests.clone import Clone
 from tests.integration.conftest import keys, login, roles_of
 from tests.integration.service import Service
 
-STEPS = 14  # of database and storage together
+STEPS = 18  # of database and storage together
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,11 @@ def user_keys(built: Clone, minio: Service) -> Keys:
     return keys(built, minio, "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY")
 
 
+@pytest.fixture(scope="module")
+def console_keys(built: Clone, minio: Service) -> Keys:
+    return keys(built, minio, "MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD")
+
+
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
     """What the steps report, in order."""
@@ -77,7 +82,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 
 @pytest.mark.parametrize("steps", range(STEPS))
 def test_interrupted_after_any_step_it_goes_on(
-    steps: int, owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, monkeypatch: pytest.MonkeyPatch
+    steps: int, owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs first, on empty services, and is interrupted one step later each time."""
     done: list[Outcome] = []
@@ -91,27 +96,28 @@ def test_interrupted_after_any_step_it_goes_on(
     for module in (postgres_steps, minio_steps):
         monkeypatch.setattr(module, "report", report)
     with pytest.raises(KeyboardInterrupt):
-        services(owner, roles, owner_keys, user_keys)
+        services(owner, roles, owner_keys, user_keys, console_keys)
     # The step whose report was cut off last time had been done.
     assert done == [Outcome.ALREADY_THERE] * steps
 
 
 def test_a_second_time_changes_nothing(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
-    services(owner, roles, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys, console_keys)
     assert outcomes == [Outcome.ALREADY_THERE] * STEPS
 
 
-def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Keys) -> None:
+def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     newcomer = replace(owner, user="newcomer", password="a-password", database="newcomer_db")
     newcomers = Roles(newcomer, replace(newcomer, user="newcomers_accounts"), replace(newcomer, user="newcomers_reader"))
     newcomers_keys = replace(user_keys, access_key="newcomer", bucket="newcomer")
+    newcomers_console = replace(console_keys, access_key="newcomers-console", bucket="newcomer")
     errors: list[BaseException] = []
 
     def bootstrap_all() -> None:
         try:
-            services(owner, newcomers, replace(owner_keys, bucket="newcomer"), newcomers_keys)
+            services(owner, newcomers, replace(owner_keys, bucket="newcomer"), newcomers_keys, newcomers_console)
         except BaseException as error:  # noqa: BLE001 (a thread's error is the test's result)
             errors.append(error)
 
@@ -124,20 +130,20 @@ def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Key
 
 
 def test_new_secrets_in_the_environment_replace_the_old_ones(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     new_roles = Roles(*(replace(role, password="another-password") for role in (roles.tracking, roles.accounts, roles.reader)))
-    services(owner, new_roles, owner_keys, replace(user_keys, secret_key="another-secret"))
+    services(owner, new_roles, owner_keys, replace(user_keys, secret_key="another-secret"), console_keys)
     assert outcomes.count(Outcome.CHANGED) == 4
     with connected(new_roles.tracking, 5):
         pass
     with pytest.raises(MlstackError, match="refuses the password"):
         connected(roles.tracking, 5).__enter__()
-    services(owner, roles, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys, console_keys)
 
 
 def test_a_role_or_policy_that_grew_is_cut_back(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, outcomes: list[Outcome]
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute(f'ALTER ROLE "{roles.tracking.user}" SUPERUSER')
@@ -147,7 +153,7 @@ def test_a_role_or_policy_that_grew_is_cut_back(
         cursor.execute("GRANT ALL ON SCHEMA public TO PUBLIC")
         cursor.execute("ALTER SCHEMA accounts OWNER TO CURRENT_USER")
     minio_steps._admin_for(owner_keys).attach_policy(["readwrite"], user=user_keys.access_key)
-    services(owner, roles, owner_keys, user_keys)
+    services(owner, roles, owner_keys, user_keys, console_keys)
     assert outcomes.count(Outcome.CHANGED) == 6
     with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", (roles.tracking.user,))
@@ -181,10 +187,10 @@ def test_the_role_of_mlflow_owns_its_database(role: Login) -> None:
 
 
 def test_a_password_that_the_volume_does_not_know_is_explained(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError) as refused:
-        services(replace(owner, password="made-anew"), roles, owner_keys, user_keys)
+        services(replace(owner, password="made-anew"), roles, owner_keys, user_keys, console_keys)
     text = str(refused.value)
     assert "the volume keeps the old one" in text
     assert "Nothing was changed or lost" in text
@@ -194,15 +200,15 @@ def test_a_password_that_the_volume_does_not_know_is_explained(
     assert "made-anew" not in text
 
 
-def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, user_keys: Keys) -> None:
+def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
-        minio_steps.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys)
+        minio_steps.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys, console_keys)
 
 
 def test_a_service_that_does_not_answer_is_named_with_its_last_error(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError, match=r"Postgres at 127.0.0.1:1 did not answer within 1 s.*refused"):
-        services(replace(owner, host="127.0.0.1", port=1), roles, owner_keys, user_keys, deadline=1)
+        services(replace(owner, host="127.0.0.1", port=1), roles, owner_keys, user_keys, console_keys, deadline=1)
     with pytest.raises(MlstackError, match=r"MinIO at 127.0.0.1:1 did not answer within 1 s.*refused"):
-        minio_steps.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, deadline=1)
+        minio_steps.bootstrap(replace(owner_keys, endpoint="127.0.0.1:1"), user_keys, console_keys, deadline=1)

@@ -183,7 +183,7 @@ def without_versioning(clone: Clone) -> Iterator[None]:
 @contextmanager
 def disconnected(clone: Clone) -> Iterator[None]:
     """Jupyter where the name `mlflow` means nothing."""
-    network, container = f"{clone.name}_work", clone.compose("ps", "--quiet", "mlflow").strip()
+    network, container = f"{clone.name}_work-internal", clone.compose("ps", "--quiet", "mlflow").strip()
     docker("network", "disconnect", network, container)
     try:
         yield
@@ -194,7 +194,7 @@ def disconnected(clone: Clone) -> Iterator[None]:
 @contextmanager
 def let_in(clone: Clone) -> Iterator[None]:
     """Jupyter in the network of the data."""
-    network, container = f"{clone.name}_data", clone.compose("ps", "--quiet", "jupyter").strip()
+    network, container = f"{clone.name}_data-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "connect", network, container)
     try:
         yield
@@ -205,7 +205,7 @@ def let_in(clone: Clone) -> Iterator[None]:
 @contextmanager
 def cut_off(clone: Clone) -> Iterator[None]:
     """Jupyter without its way to the storage."""
-    network, container = f"{clone.name}_transfers", clone.compose("ps", "--quiet", "jupyter").strip()
+    network, container = f"{clone.name}_transfers-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "disconnect", network, container)
     try:
         yield

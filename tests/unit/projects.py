@@ -19,6 +19,7 @@ def new_project(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("docker-compose.yml", ".env.example"):
         shutil.copy2(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "compose", folder / "compose", dirs_exist_ok=True)
     env_file.ensure(folder)
     set_values(folder, COMPOSE_PROJECT_NAME=NAME)
     return folder

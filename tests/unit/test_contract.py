@@ -23,6 +23,7 @@ HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR"}
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}
 MLFLOW_LOGIN = {"MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", "POSTGRES_DB", "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD"}
 READER = {"READER_DB_USER", "READER_DB_PASSWORD"}
+CONSOLE = {"MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD"}
 MLFLOW_KEYS = {"MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", "MINIO_BUCKET"}
 DATABASE_OWNER = {"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"}
 STORAGE_OWNER = {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"}
@@ -30,7 +31,7 @@ NOTEBOOK_ACCOUNT = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 GIVEN = {
     "postgres": DATABASE_OWNER | {"POSTGRES_PORT", "POSTGRES_IMAGE"},
     "minio": STORAGE_OWNER | {"MINIO_PORT", "MINIO_CONSOLE_PORT", "MINIO_IMAGE"},
-    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | READER | {"MLFLOW_IMAGE"},
+    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | READER | CONSOLE | {"MLFLOW_IMAGE"},
     "migration": LOG_SETTINGS
     | MLFLOW_LOGIN
     | NOTEBOOK_ACCOUNT
@@ -50,6 +51,8 @@ GIVEN = {
     },
     "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
 }
+# They choose a block of compose/outbound.yml and are not values of their own.
+CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
 ONE_SHOTS = {"bootstrap", "migration"}
 LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 
@@ -57,7 +60,7 @@ LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 @pytest.fixture
 def config(project: Path) -> dict[str, Any]:
     """The compose file with a value for every variable by which it can be told from all others."""
-    marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES)}
+    marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
     numbers = {
         name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))
     }
@@ -68,7 +71,7 @@ def config(project: Path) -> dict[str, Any]:
 def variables_in(project: Path, part: object) -> set[str]:
     text = json.dumps(part)
     values = dotenv_values(project / ".env", interpolate=False)
-    return {name for name, value in values.items() if value and value in text}
+    return {name for name, value in values.items() if value and value in text and name not in CHOICES}
 
 
 def test_the_example_and_the_settings_have_the_same_keys() -> None:
@@ -125,7 +128,7 @@ def test_a_service_is_given_its_own_values_and_no_other(project: Path, config: d
 
 
 def test_every_value_is_given_to_somebody(project: Path, config: dict[str, Any]) -> None:
-    assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY
+    assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY - CHOICES
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,7 @@ def test_every_value_is_given_to_somebody(project: Path, config: dict[str, Any])
         ("POSTGRES_PASSWORD", {"postgres", "bootstrap"}),
         ("MINIO_ROOT_USER", {"minio", "bootstrap"}),
         ("MINIO_ROOT_PASSWORD", {"minio", "bootstrap"}),
+        ("MINIO_CONSOLE_PASSWORD", {"bootstrap"}),
         ("MLFLOW_ADMIN_PASSWORD", {"migration"}),
         ("JUPYTER_TOKEN", {"jupyter"}),
         ("MLFLOW_TRACKING_PASSWORD", {"jupyter", "migration"}),
@@ -282,6 +286,6 @@ def test_images_come_from_one_external_image() -> None:
         assert bases - stages == {"debian:trixie-slim"}, dockerfile
 
 
-def test_no_tag_floats() -> None:
+def test_no_image_is_tagged_latest() -> None:
     files = [ROOT / "docker-compose.yml", ROOT / ".env.example", *ROOT.glob("docker/*/Dockerfile"), *ROOT.glob("scripts/*")]
     assert [path.name for path in files if ":latest" in path.read_text()] == []

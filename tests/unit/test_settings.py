@@ -20,6 +20,7 @@ ANYTHING: tuple[list[str], list[str]] = (["x", "/a b/c"], [])
 SECRET = (["12345678", "with $ and #"], ["1234567", "x"])
 LONG_SECRET = (["123456789012"], ["12345678901"])
 SHORT_SECRET = (["abc"], ["ab"])
+SWITCH = (["on", "off"], ["ON", "true", "0"])
 IMAGE: tuple[list[str], list[str]] = (["", "postgres:17", "registry.example/a/b@sha256:00"], [])
 
 # Every variable: values that are good, values that are not.
@@ -27,6 +28,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
     "HOST_UID": NUMBER,
     "HOST_GID": NUMBER,
+    "CLOSED_NETWORK": (["10.200.0", "198.18.255"], ["10.200", "10.200.256", "10.200.0.0", "10.200.0/24", "10.200.01", "::1"]),
     "CA_BUNDLE": ANYTHING,
     "POSTGRES_USER": IDENTIFIER,
     "POSTGRES_PASSWORD": SECRET,
@@ -35,6 +37,8 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MINIO_ROOT_USER": SHORT_SECRET,
     "MINIO_ROOT_PASSWORD": SECRET,
     "MINIO_BUCKET": BUCKET,
+    "MINIO_CONSOLE_USER": (["console", "me.2"], ["me", "a b", "a/b"]),
+    "MINIO_CONSOLE_PASSWORD": SECRET,
     "MINIO_PORT": PORT,
     "MINIO_CONSOLE_PORT": PORT,
     "MLFLOW_PORT": PORT,
@@ -43,7 +47,8 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MLFLOW_TRACKING_PASSWORD": LONG_SECRET,
     "MLFLOW_ADMIN_USERNAME": ACCOUNT,
     "MLFLOW_ADMIN_PASSWORD": LONG_SECRET,
-    "MLFLOW_AUTH": (["on", "off"], ["ON", "true", "0"]),
+    "MLFLOW_AUTH": SWITCH,
+    "MLFLOW_OUTBOUND": SWITCH,
     "MLFLOW_DB_USER": IDENTIFIER,
     "MLFLOW_DB_PASSWORD": SECRET,
     "ACCOUNTS_DB_USER": IDENTIFIER,
@@ -57,6 +62,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": ([f"{'a-_9' * 10}abc="], ["a" * 44, "short="]),
     "JUPYTER_PORT": PORT,
     "JUPYTER_TOKEN": SECRET,
+    "JUPYTER_OUTBOUND": SWITCH,
     "JUPYTER_MEMORY": (["512m", "3g"], ["3", "3GB", "0g", "1.5g", "-1g"]),
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
@@ -96,6 +102,7 @@ def test_required_values_may_not_be_empty(name: str) -> None:
     [
         ("POSTGRES_USER", "MLFLOW_DB_USER"),
         ("MINIO_ROOT_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
+        ("MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"),
         ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
     ],
 )

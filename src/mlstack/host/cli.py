@@ -387,12 +387,20 @@ def _show_urls() -> None:
     # On a terminal the link logs in; in a file or a CI log there is no secret.
     token = f"?token={values['JUPYTER_TOKEN']}" if out.is_terminal else ""
     mlflow_login = "MLFLOW_TRACKING_USERNAME and _PASSWORD" if values["MLFLOW_AUTH"] == "on" else "open to everybody here"
+
+    def url(name: str, port: str) -> str:
+        # A browser sends a cookie of 127.0.0.1 to each of its ports: names keep the logins of the pages apart. Programs may
+        # not know these names, so that a file or a CI log has the address.
+        return f"http://{f'{name}.localhost' if out.is_terminal else '127.0.0.1'}:{values[port]}"
+
     places = (
-        ("JupyterLab", f"http://127.0.0.1:{values['JUPYTER_PORT']}/lab{token}", "JUPYTER_TOKEN"),
-        ("MLflow", f"http://127.0.0.1:{values['MLFLOW_PORT']}", mlflow_login),
-        ("MinIO", f"http://127.0.0.1:{values['MINIO_CONSOLE_PORT']}", "MINIO_ROOT_USER and _PASSWORD"),
+        ("JupyterLab", f"{url('jupyter', 'JUPYTER_PORT')}/lab{token}", "JUPYTER_TOKEN"),
+        ("MLflow", url("mlflow", "MLFLOW_PORT"), mlflow_login),
+        ("MinIO", url("minio", "MINIO_CONSOLE_PORT"), "MINIO_CONSOLE_USER and _PASSWORD, for reading"),
         ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "READER_DB_USER and _PASSWORD, for reading"),
     )
-    for place, url, login in places:
-        out.print(f"  [bold]{place:<11}[/] {url:<28} [dim]{login}[/]", soft_wrap=True)
+    for place, address, login in places:
+        out.print(f"  [bold]{place:<11}[/] {address:<28} [dim]{login}[/]", soft_wrap=True)
     out.print("The credentials are in .env, under these names.")
+    if out.is_terminal:
+        out.print("[dim]A browser that does not know *.localhost (older Safari) opens the same pages at 127.0.0.1.[/]")

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlstack import settings
 from mlstack.errors import MlstackError
@@ -38,6 +39,12 @@ def docker(*arguments: str) -> str:
 def compose(project: Path, *arguments: str) -> str:
     """The output of a docker compose command in this project. Raises MlstackError with compose's own words."""
     return _output(["docker", "compose", *arguments], cwd=project)
+
+
+def compose_config(project: Path) -> dict[str, Any]:
+    """The compose file as compose reads it. Raises MlstackError with compose's own words."""
+    config: dict[str, Any] = json.loads(compose(project, "config", "--format", "json"))
+    return config
 
 
 def attached(project: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:

@@ -96,6 +96,16 @@ class Container:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network of the engine, of any project; `project` is empty for one that compose did not make."""
+
+    id: str
+    name: str
+    project: str
+    subnets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Engine:
     """A Docker engine that answered."""
 
@@ -175,6 +185,29 @@ class Engine:
                 self.api.remove_image(image_id)
             except ImageNotFound:
                 return  # it went with a later one that was built on it
+
+    def networks(self) -> list[Network]:
+        """Every network of the engine. Raises MlstackError when the engine stops answering."""
+        with _explained():
+            listed = self.api.networks()
+        return [
+            Network(
+                id=each["Id"],
+                name=each["Name"],
+                project=(each["Labels"] or {}).get(PROJECT_LABEL, ""),
+                subnets=tuple(config["Subnet"] for config in each["IPAM"]["Config"] or () if config.get("Subnet")),
+            )
+            for each in listed
+        ]
+
+    def remove_network(self, network: Network) -> bool:
+        """Removes a network unless a container is in it; says whether it did."""
+        try:
+            with _explained():
+                self.api.remove_network(network.id)
+        except MlstackError:
+            return False
+        return True
 
     def _inspected(self, container_id: str) -> Container | None:
         try:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -30,6 +31,8 @@ _CA_BUNDLES = (
     "/etc/ssl/ca-bundle.pem",  # openSUSE
     "/etc/ssl/cert.pem",  # macOS
 )
+
+_CLOSED_NETWORKS = [f"10.{second}.{third}" for second in range(200, 240) for third in range(256)]
 
 _ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=([^\n]*)\s*")
 _REFERENCE = re.compile(rf"\$\{{({'|'.join(VARIABLES)})\}}")
@@ -243,9 +246,24 @@ def _owner(id_of_user: int, id_for_sudo: str) -> int:
     return id_of_user or int(settings.of_shell(id_for_sudo) or UID_FOR_ROOT)
 
 
+def _closed_network() -> str:
+    """A network that no route of this host leads to, far from the ranges that Docker, Kubernetes and most offices use."""
+    with suppress(OSError):
+        taken = _routed(Path("/proc/net/route").read_text(encoding="ascii"))
+        return secrets.choice([network for network in _CLOSED_NETWORKS if network not in taken])
+    return secrets.choice(_CLOSED_NETWORKS)
+
+
+def _routed(routes: str) -> set[str]:
+    """The first three numbers of every destination in the kernel's table, which has addresses in hexadecimal, last byte first."""
+    destinations = [bytes.fromhex(line.split()[1])[::-1] for line in routes.splitlines()[1:]]
+    return {".".join(map(str, address[:3])) for address in destinations}
+
+
 _DETECTORS: Mapping[str, Callable[[], str]] = {
     "HOST_UID": lambda: str(_owner(os.getuid(), "SUDO_UID")),
     "HOST_GID": lambda: str(_owner(os.getgid(), "SUDO_GID")),
+    "CLOSED_NETWORK": _closed_network,
     "CA_BUNDLE": _ca_bundle,
 }
 

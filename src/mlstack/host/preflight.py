@@ -10,7 +10,7 @@ import psutil
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file
+from mlstack.host import env_file, networks
 from mlstack.host.compose import docker
 
 GIB = 1024**3
@@ -34,7 +34,8 @@ def check(project: Path, *, will_build: bool) -> list[MlstackError]:
         ]
     values = settings.of_project(project)
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    return [problem for problem in (*check_ports(values), check_memory(), check_disk(project, expected_disk)) if problem]
+    problems = (*check_ports(values), networks.check(values), check_memory(), check_disk(project, expected_disk))
+    return [problem for problem in problems if problem]
 
 
 def check_env(project: Path) -> list[MlstackError]:
@@ -58,8 +59,8 @@ def _open_mlflow(values: Mapping[str, str]) -> list[str]:
     if values.get("MLFLOW_AUTH") != "off":
         return []
     return [
-        f"MLFLOW_AUTH=off: every user and every program of this machine may read, change and delete what is in MLflow, through"
-        f" port {values.get('MLFLOW_PORT')}"
+        f"MLFLOW_AUTH=off: any program on this machine may read, change and delete what is in MLflow, through port"
+        f" {values.get('MLFLOW_PORT')}, and, without the origin check, so may any page in your browser"
     ]
 
 

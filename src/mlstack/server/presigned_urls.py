@@ -138,7 +138,7 @@ def _storage(request: Request) -> Minio:
     host = request.url.hostname
     if host == "mlflow":
         return _client(settings.server_keys().endpoint)
-    if host in ("localhost", "127.0.0.1"):
+    if host in ("localhost", "127.0.0.1", "mlflow.localhost"):
         return _client(f"127.0.0.1:{settings.storage_port()}")
     raise HTTPException(404, f"There is no way to the storage from {host}.")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, preflight
+from mlstack.host import env_file, networks, preflight
 from mlstack.host.backup import stack, swap
 from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
 from mlstack.logger import get_logger
@@ -69,6 +69,9 @@ def build(project: Path) -> None:
     services = _built_here(project)
     if not services:
         return
+    sources = _sources()
+    if "minio" in services:
+        _refuse_unchecked_modules(sources)
     missing = _missing_images(project)
     if missing:
         log.info(
@@ -76,7 +79,7 @@ def build(project: Path) -> None:
         )
     log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
     transcript = log_dir / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
-    code = _run_build(project, services, transcript)
+    code = _run_build(project, services, sources, transcript)
     if code:
         lines = [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
         log.error("the build said:\n%s", "\n".join(lines[-SHOWN_LINES:]))
@@ -120,14 +123,14 @@ def prepare_folders(project: Path) -> None:
                     os.chown(path, uid, gid, follow_symlinks=False)
 
 
-def _run_build(project: Path, services: list[str], transcript: Path) -> int:
+def _run_build(project: Path, services: list[str], sources: Mapping[str, str], transcript: Path) -> int:
     """Builds into a transcript, with a sign of life now and then."""
     command = ["docker", "compose", "--progress", "plain", "build", *services]
     started = time.monotonic()
     transcript.parent.mkdir(parents=True, exist_ok=True)
     with transcript.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            command, cwd=project, env=settings.for_commands(**_sources()), stdout=file, stderr=subprocess.STDOUT
+            command, cwd=project, env=settings.for_commands(**sources), stdout=file, stderr=subprocess.STDOUT
         )
         while True:
             try:
@@ -163,6 +166,16 @@ def _sources() -> dict[str, str]:
     return sources
 
 
+def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
+    if sources["GOSUMDB"] == "off":
+        raise MlstackError(
+            "GOSUMDB is off in your shell or in Go's settings.",
+            "MinIO would be compiled from modules that nobody has checked: whoever serves them could change them.",
+            "go env -u GOSUMDB (or unset GOSUMDB); behind a proxy without sum.golang.org set GOPROXY to one that serves"
+            " /sumdb/sum.golang.org, or GOSUMDB='sum.golang.org https://…' to a mirror of it",
+        )
+
+
 def _answer(*command: str) -> str:
     """What a program of the host says, empty where there is no such program or setting."""
     if shutil.which(command[0]) is None:
@@ -177,6 +190,7 @@ def start(project: Path) -> None:
     if stack.try_data_services(project):
         swap.settle(stack.of_project(project))
     if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans") == 0:
+        networks.remove_unused(project)
         return
     # A container that was only created waits for one that is ill.
     ill = [container for container in containers(project) if not container.is_well and container.state != "created"]

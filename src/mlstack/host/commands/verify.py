@@ -42,6 +42,7 @@ def throw_away(project: Path, bucket: str) -> Iterator[Path]:
         other = Path(folder)
         for file in ("docker-compose.yml", ".env.example"):
             shutil.copy2(project / file, other / file)
+        shutil.copytree(project / "compose", other / "compose")
         ports = dict(zip(preflight.PORTS, map(str, preflight.free_ports(len(preflight.PORTS))), strict=True))
         env_file.ensure(other)
         env_file.change(other, COMPOSE_PROJECT_NAME=name, MINIO_BUCKET=bucket, LOG_DIR=str(other / "logs"), **ports, **images)

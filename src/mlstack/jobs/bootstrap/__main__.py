@@ -10,17 +10,25 @@ from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
 
-def services(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, deadline: float = DEADLINE) -> None:
-    """Roles, database, bucket, policy and user, with the owners' credentials."""
+def services(
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, *, deadline: float = DEADLINE
+) -> None:
+    """Roles, database, bucket, policies and users, with the owners' credentials."""
     with turn(replace(owner, database="postgres"), deadline) as connection:
         postgres.bootstrap(connection, owner, roles)
-        minio.bootstrap(owner_keys, user_keys, deadline)
+        minio.bootstrap(owner_keys, user_keys, console_keys, deadline)
 
 
 def main(step: str) -> int:
     try:
         if step == "services":
-            services(settings.database_owner(), settings.database_roles(), settings.storage_owner(), settings.tracking_keys())
+            services(
+                settings.database_owner(),
+                settings.database_roles(),
+                settings.storage_owner(),
+                settings.tracking_keys(),
+                settings.console_keys(),
+            )
         elif step == "rekey":
             from mlstack.jobs.bootstrap import encryption  # needs packages that only the image has
 

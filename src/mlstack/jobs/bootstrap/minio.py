@@ -1,4 +1,4 @@
-"""MinIO: the bucket, and MLflow's user with a policy for it and nothing else."""
+"""MinIO: the bucket, MLflow's user and the console's, each with a policy for the bucket and nothing else."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ DEADLINE = 120  # seconds
 _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
 
 
-def bootstrap(owner: Keys, user: Keys, deadline: float = DEADLINE) -> None:
+def bootstrap(owner: Keys, user: Keys, console: Keys, deadline: float = DEADLINE) -> None:
     """Brings the storage to the wanted state.
 
     Raises MlstackError when it does not answer within `deadline` seconds, or refuses the owner's keys.
@@ -35,6 +35,32 @@ def bootstrap(owner: Keys, user: Keys, deadline: float = DEADLINE) -> None:
     report("storage user of MLflow", ensure_user(admin, user))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
     report("former storage users of MLflow", ensure_no_other(admin, policy, user.access_key))
+    policy = f"console-{owner.bucket}"
+    report(f"policy {policy}", ensure_policy(admin, policy, console_policy_for(owner.bucket)))
+    report("user of MinIO's console", ensure_user(admin, console))
+    report(f"policy {policy} of that user", ensure_attached(admin, policy, console.access_key))
+    report("former users of MinIO's console", ensure_no_other(admin, policy, console.access_key))
+
+
+# A user may change its own password and make service accounts, which outlive a rotation, unless that is denied.
+_NO_ADMINISTRATION = {"Effect": "Deny", "Action": ["admin:*"]}
+
+
+def console_policy_for(bucket: str) -> dict[str, Any]:
+    """Lists and reads the bucket with its versions."""
+    name = f"arn:aws:s3:::{bucket}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Allow",
+                "Action": ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketVersions"],
+                "Resource": [name],
+            },
+            {"Effect": "Allow", "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": [f"{name}/*"]},
+            _NO_ADMINISTRATION,
+        ],
+    }
 
 
 def policy_for(bucket: str) -> dict[str, Any]:
@@ -76,6 +102,7 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 "Resource": [f"{name}/*"],
                 "Condition": {"Null": {"s3:x-amz-copy-source": [False]}},
             },
+            _NO_ADMINISTRATION,
         ],
     }
 
