@@ -1,0 +1,173 @@
+"""The networks of the shipped stack: who reaches whom, what has a way out, and who may look into MinIO."""
+
+import io
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import requests
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException, S3Error
+from minio.minioadmin import MinioAdmin
+
+from mlstack import settings
+from mlstack.host import networks
+from mlstack.host.compose import docker
+from mlstack.s3 import client_for
+from mlstack.settings import Keys
+from tests.clone import Clone, free_ports
+
+METADATA = "169.254.169.254"
+
+
+@pytest.fixture
+def console_keys(stack: Clone) -> Keys:
+    """The console user's way into MinIO, from this machine."""
+    return replace(settings.console_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
+
+
+def reaches(stack: Clone, service: str, host: str, port: int) -> bool:
+    """Whether a process in a service's container can open a connection. A one-shot is started for it."""
+    verb = ["run", "--rm", "--no-deps", "-T"] if service == "bootstrap" else ["exec", "-T"]
+    attempt = f"timeout 8 bash -c 'exec 3<>/dev/tcp/{host}/{port}' && echo connected"
+    command = ["docker", "compose", *verb, service, "bash", "-c", attempt]
+    done = subprocess.run(command, cwd=stack.folder, capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "connected"
+
+
+@contextmanager
+def listening_on_the_host(stack: Clone) -> Iterator[tuple[str, int]]:
+    """An address of the host outside the stack's closed networks, and a port where a program of the host listens."""
+    (port,) = free_ports(1)
+    address = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", f"{stack.name}_outbound-on").strip()
+    program = f"import http.server as h; h.ThreadingHTTPServer(('', {port}), h.SimpleHTTPRequestHandler).serve_forever()"
+    container = docker(
+        "run", "--detach", "--rm", "--init", "--network", "host", "--entrypoint", "python3",
+        stack.image("jupyter"), "-c", program,
+    ).strip()  # fmt: skip
+    try:
+        yield address, port
+    finally:
+        docker("rm", "--force", container)
+
+
+@pytest.mark.refusal
+def test_postgres_minio_mlflow_and_one_shots_reach_nothing_outside_the_stack(stack: Clone) -> None:
+    with listening_on_the_host(stack) as (address, port):
+        assert reaches(stack, "jupyter", address, port)  # its way out is on: somebody listens there
+        reached = [service for service in ("postgres", "minio", "mlflow", "bootstrap") if reaches(stack, service, address, port)]
+    assert reached == []
+
+
+@pytest.mark.refusal
+def test_the_metadata_address_leads_back_into_the_container_that_may_go_out(stack: Clone) -> None:
+    """Only a container's own address can be listened on. What a cloud answers there is then out of reach."""
+    listen = f"import socket; socket.create_server(('{METADATA}', 0)); print('own')"
+    assert stack.in_container("jupyter", "python3", "-c", listen).strip() == "own"
+    assert not reaches(stack, "jupyter", METADATA, 80)
+
+
+@pytest.mark.refusal
+def test_minios_console_is_closed_to_notebooks(stack: Clone) -> None:
+    container = stack.compose("ps", "--quiet", "minio").strip()
+    found = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    for host in ("minio", "minio-console", *(network["IPAddress"] for network in found.values())):
+        assert not reaches(stack, "jupyter", host, 9001), host
+    assert reaches(stack, "jupyter", "minio", 9000)
+    assert requests.get(f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/", timeout=10).status_code == 200
+
+
+@pytest.mark.refusal
+def test_the_consoles_user_reads_the_bucket_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
+    owner, bucket = client_for(owner_keys), console_keys.bucket
+    owner.put_object(bucket, "0/shown/x", io.BytesIO(b"shown"), 5)
+    if not owner.bucket_exists("another"):
+        owner.make_bucket("another")
+    console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
+    with requests.Session() as browser:
+        login = {"accessKey": console_keys.access_key, "secretKey": console_keys.secret_key}
+        assert browser.post(f"{console}/login", json=login, timeout=10).status_code == 204
+        assert [each["name"] for each in browser.get(f"{console}/buckets", timeout=10).json()["buckets"]] == [bucket]
+        assert browser.get(f"{console}/buckets/{bucket}/objects/download?prefix=0/shown/x", timeout=10).content == b"shown"
+        assert browser.delete(f"{console}/buckets/{bucket}/objects?prefix=0/shown/x", timeout=10).status_code == 403
+    client = client_for(console_keys)
+    for attempt in (
+        lambda: client.put_object(bucket, "0/forged", io.BytesIO(b"x"), 1),
+        lambda: client.remove_object(bucket, "0/shown/x"),
+        lambda: client.make_bucket("mine"),
+        lambda: list(client.list_objects("another")),
+    ):
+        with pytest.raises(S3Error, match="AccessDenied"):
+            attempt()
+    assert owner.get_object(bucket, "0/shown/x").data == b"shown"
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("user", ["keys", "console_keys"])
+def test_no_key_makes_another_or_changes_its_own_secret(user: str, request: pytest.FixtureRequest) -> None:
+    keys: Keys = request.getfixturevalue(user)
+    admin = MinioAdmin(endpoint=keys.endpoint, credentials=StaticProvider(keys.access_key, keys.secret_key), secure=False)
+    for attempt in (
+        lambda: admin.add_service_account(name="mine"),
+        lambda: admin.user_add(keys.access_key, keys.secret_key),
+    ):
+        with pytest.raises(MinioAdminException, match="AccessDenied"):
+            attempt()
+
+
+@pytest.mark.refusal
+def test_minio_lets_no_foreign_page_read_what_a_presigned_url_gives(keys: Keys) -> None:
+    client = client_for(keys)
+    client.put_object(keys.bucket, "0/read/x", io.BytesIO(b"read"), 4)
+    url = client.get_presigned_url("GET", keys.bucket, "0/read/x", expires=timedelta(minutes=1))
+    for origin in ("http://evil.example", "http://127.0.0.1:3000", "null"):
+        answer = requests.get(url, headers={"Origin": origin}, timeout=10)
+        assert "Access-Control-Allow-Origin" not in answer.headers, origin
+        asked = {"Origin": origin, "Access-Control-Request-Method": "PUT"}
+        assert "Access-Control-Allow-Origin" not in requests.options(url, headers=asked, timeout=10).headers, origin
+
+
+@pytest.mark.refusal
+def test_an_image_is_not_built_from_go_modules_that_nobody_checks(stack: Clone) -> None:
+    done = stack.make("up", GOSUMDB="off")
+    assert done.returncode != 0
+    assert "GOSUMDB is off" in done.stderr and "go env -u GOSUMDB" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["mlflow", "jupyter", "minio"])
+def test_each_page_opens_under_a_name_of_its_own(stack: Clone, name: str) -> None:
+    port = stack.values[{"mlflow": "MLFLOW_PORT", "jupyter": "JUPYTER_PORT", "minio": "MINIO_CONSOLE_PORT"}[name]]
+    for host in (f"{name}.localhost:{port}", f"localhost:{port}", f"127.0.0.1:{port}"):
+        account = settings.notebook_account(stack.values)
+        auth = (account.username, account.password) if name == "mlflow" else None
+        answer = requests.get(f"http://127.0.0.1:{port}/", headers={"Host": host}, auth=auth, timeout=30)
+        assert answer.status_code == 200, host
+
+
+def test_addresses_that_another_stack_has_are_named_with_a_way_out(stack: Clone) -> None:
+    assert networks.check(stack.values) is None
+    problem = networks.check(stack.values | {"COMPOSE_PROJECT_NAME": "another"})
+    assert problem and stack.name in problem.wrong and "CLOSED_NETWORK" in problem.fix
+
+
+@pytest.mark.refusal
+def test_outbound_connections_follow_env_and_ports_stay_open(stack: Clone) -> None:
+    """Last in this file: it restarts MLflow and Jupyter the other way round."""
+    stack.set(MLFLOW_OUTBOUND="on", JUPYTER_OUTBOUND="off")
+    done = stack.make("up")
+    assert done.returncode == 0, done.stderr
+    with listening_on_the_host(stack) as (address, port):
+        assert reaches(stack, "mlflow", address, port)
+        assert not reaches(stack, "jupyter", address, port)
+    assert not reaches(stack, "mlflow", METADATA, 80)
+    for name in ("MLFLOW_PORT", "JUPYTER_PORT"):
+        assert requests.get(f"http://127.0.0.1:{stack.values[name]}/health", timeout=30).status_code in (200, 404)
+    stack.in_container("jupyter", "python3", "-c", "import mlflow; mlflow.log_metric('a', 1)")
+    stack.set(MLFLOW_OUTBOUND="off")
+    assert stack.make("up").returncode == 0
+    left = docker("network", "ls", "--filter", f"label=com.docker.compose.project={stack.name}", "--format", "{{.Name}}").split()
+    assert f"{stack.name}_outbound-on" not in left
