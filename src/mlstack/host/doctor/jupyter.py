@@ -84,7 +84,7 @@ def isolation(subject: Subject) -> None:
             f"a notebook reaches {' and '.join(reached)}.",
             "Notebooks run anybody's code.",
             "keep jupyter out of the network data in docker-compose.yml (docker network disconnect), and take public policies"
-            " from the bucket in MinIO's console; then make up",
+            " from the bucket with the owner's keys; then make up",
         )
     if names := subject.python_inside("jupyter", _SECRETS).split():
         raise MlstackError(
