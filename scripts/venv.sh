@@ -7,12 +7,16 @@ cd "$(dirname "$0")/.."
 
 # Made last: a venv whose making was interrupted, or is older than its lock, is made again.
 readonly MARK=.venv/mlstack.lock
-locked_by() { cat "requirements/$1.txt" pyproject.toml; } # the second for the entry points that MLflow looks for
+# pyproject.toml for the entry points that MLflow looks for; the folder because a venv works in its own place alone:
+# in a copied or renamed project it would run the code of the first one, on the first one's stack.
+locked_by() { cat "requirements/$1.txt" pyproject.toml && pwd -P; }
 is_current() { locked_by "$1" | cmp -s - "$MARK"; }
 set=${1:-host}
 is_current "$set" && exit 0
 # The checks' packages hold those of the commands: a developer's venv is not reduced by the next command.
 if [ "$set" = host ] && is_current check; then exit 0; fi
+
+if [ -e "$MARK" ] && [ "$(tail -n 1 "$MARK")" != "$(pwd -P)" ]; then rm -rf .venv; fi # made in another folder
 
 readonly UV_VENV=.venv/uv
 uv=$(command -v uv || true)
