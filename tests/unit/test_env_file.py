@@ -460,3 +460,20 @@ def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
 
 def test_no_key_of_the_example_is_unknown(project: Path) -> None:
     assert env_file.unknown_keys(project) == []
+
+
+# ---- addresses of the closed networks ----------------------------------------------------------
+
+
+def test_closed_network_is_none_that_a_route_of_the_host_leads_to() -> None:
+    routes = "Iface\tDestination\tGateway\nbr0\t0028C80A\t00000000\neth0\t00000000\t010200C0\n"
+    assert env_file._routed(routes) == {"10.200.40", "0.0.0"}
+    assert env_file._closed_network() not in env_file._routed(Path("/proc/net/route").read_text())
+
+
+def test_closed_network_is_kept_once_it_is_chosen(tmp_path: Path) -> None:
+    project = new_project(tmp_path / "project")
+    before = (project / ".env").read_text()
+    env_file.ensure(project)
+    assert (project / ".env").read_text() == before
+    assert "CLOSED_NETWORK=10.2" in before
