@@ -471,8 +471,7 @@ def test_closed_network_is_none_that_a_route_of_the_host_leads_to() -> None:
     assert env_file._closed_network() not in env_file._routed(Path("/proc/net/route").read_text())
 
 
-def test_closed_network_is_kept_once_it_is_chosen(tmp_path: Path) -> None:
-    project = new_project(tmp_path / "project")
+def test_closed_network_is_kept_once_it_is_chosen(project: Path) -> None:
     before = (project / ".env").read_text()
     env_file.ensure(project)
     assert (project / ".env").read_text() == before
