@@ -62,7 +62,12 @@ def who_gets_in(stack: Clone, values: dict[str, str]) -> dict[str, bool]:
         "reader": roles.reader,
     }
     found = {name: accepts(replace(login, host="127.0.0.1", port=port)) for name, login in logins.items()}
-    for name, keys in (("storage owner", settings.storage_owner(values)), ("storage user", settings.tracking_keys(values))):
+    every_key = {
+        "storage owner": settings.storage_owner(values),
+        "storage user": settings.tracking_keys(values),
+        "console user": settings.console_keys(values),
+    }
+    for name, keys in every_key.items():
         found[name] = _opens(client_for(replace(keys, endpoint=f"127.0.0.1:{values['MINIO_PORT']}")), keys.bucket)
     for account in (admin, notebook):
         url = f"http://127.0.0.1:{values['MLFLOW_PORT']}/api/2.0/mlflow/experiments/get?experiment_id=0"

@@ -126,7 +126,8 @@ def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
         "minio": {"MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"},
         "bootstrap": {
             "POSTGRES_PASSWORD", "MLFLOW_DB_PASSWORD", "ACCOUNTS_DB_PASSWORD", "READER_DB_PASSWORD",
-            "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
+            "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", "MINIO_CONSOLE_PASSWORD",
+            "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY",
         },
         "migration": {"MLFLOW_DB_PASSWORD", "ACCOUNTS_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_TRACKING_PASSWORD"},
         "mlflow": {
