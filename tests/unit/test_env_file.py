@@ -69,11 +69,11 @@ def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
     assert len(set(secrets)) == 5 * len(SECRETS)
 
 
-def test_root_is_an_ordinary_user_in_the_containers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_is_a_user_in_the_containers_that_nobody_is(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "getgid", lambda: 0)
     env_file.ensure(bare)
-    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "1000", "HOST_GID": "1000"}
+    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "60712", "HOST_GID": "60712"}
 
 
 def test_under_sudo_files_belong_to_the_user_who_called_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,12 @@ SECRET_BYTES = 16
 PRIVATE = 0o600
 # What a rotation writes first, and .env becomes last.
 NEXT = ".env.next"
-# Who is root on the host is this user in the containers: none of them runs as root.
-UID_FOR_ROOT = 1000
+# Who is root on the host is this user in the containers: none of them runs as root, or as somebody who is there
+# (docs/adr/0013). It is the user of Jupyter's image. Until version 0.1 it was the first person of most machines.
+UID_FOR_ROOT = 60712
+_UID_OF_A_PERSON = "1000"
+# No .env from before UID_FOR_ROOT changed has this key.
+_NEWER = "MINIO_BUCKET_QUOTA"
 _CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -43,10 +47,11 @@ class Changes:
     created: bool = False
     added: tuple[str, ...] = ()
     made_private: bool = False
+    changed_owner: bool = False
 
 
 def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambda name: None) -> Changes:
-    """Writes `.env`, or adds the keys that it lacks; never changes a value that is there.
+    """Writes `.env`, or adds the keys that it lacks; never changes a value that is there, but for root's old HOST_UID.
 
     `generated_is_lost` is asked before a secret is made: it says why a fresh one cannot work, if so, and nothing is written.
     Raises MlstackError then, and when the file cannot be read or written.
@@ -70,11 +75,37 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
                 "put the old .env back; start empty with make reset; or make this a second stack with a name and ports of its"
                 " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
             )
+    if changed_owner := present is not None and _names_a_person(path, bindings):
+        bindings = [_with_uid_for_root(binding) for binding in bindings]
     text = _filled(example) if present is None else _completed(bindings, example, missing)
     made_private = present is not None and _make_private(path)
     if text != present:
         _write(path, text)
-    return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=made_private)
+    return Changes(
+        created=present is None,
+        added=tuple(missing) if present is not None else (),
+        made_private=made_private,
+        changed_owner=changed_owner,
+    )
+
+
+def _names_a_person(path: Path, bindings: Sequence[Binding]) -> bool:
+    """Whether an older version wrote for root the uid of the first person of most machines."""
+    found = {binding.key: binding.value for binding in bindings}
+    is_roots = _owner(os.getuid(), "SUDO_UID") == UID_FOR_ROOT and _uid_of(path) == 0
+    return is_roots and _NEWER not in found and {found.get("HOST_UID"), found.get("HOST_GID")} == {_UID_OF_A_PERSON}
+
+
+def _with_uid_for_root(binding: Binding) -> Binding:
+    if binding.key not in ("HOST_UID", "HOST_GID"):
+        return binding
+    text = binding.original.string
+    before = text[: len(text) - len(text.lstrip())]
+    return binding._replace(original=binding.original._replace(string=f"{before}{binding.key}={UID_FOR_ROOT}\n"))
+
+
+def _uid_of(path: Path) -> int:
+    return path.stat().st_uid
 
 
 def begin_rotation(project: Path) -> None:

@@ -10,23 +10,32 @@ from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
 
-def services(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, deadline: float = DEADLINE) -> None:
-    """Roles, database, bucket, policy and user, with the owners' credentials."""
+def services(
+    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, *, quota: int = 0, deadline: float = DEADLINE
+) -> None:
+    """Roles, database, bucket, policy and user, with the owners' credentials. `quota` is the bucket's, in bytes."""
     with turn(replace(owner, database="postgres"), deadline) as connection:
         postgres.bootstrap(connection, owner, roles)
-        minio.bootstrap(owner_keys, user_keys, deadline)
+        minio.bootstrap(owner_keys, user_keys, quota=quota, deadline=deadline)
 
 
 def main(step: str) -> int:
     try:
         if step == "services":
-            services(settings.database_owner(), settings.database_roles(), settings.storage_owner(), settings.tracking_keys())
+            services(
+                settings.database_owner(),
+                settings.database_roles(),
+                settings.storage_owner(),
+                settings.tracking_keys(),
+                quota=settings.bucket_quota(),
+            )
         elif step == "rekey":
             from mlstack.jobs.bootstrap import encryption  # needs packages that only the image has
 
             with turn(settings.tracking_login()) as rows:
                 encryption.rekey(rows, *settings.encryption())
         else:
+            settings.publish_secrets()  # libpq looks in the environment
             from mlstack.jobs.bootstrap import mlflow  # needs packages that only the image has
 
             with turn(settings.tracking_login()) as rows, connected(settings.accounts_login()) as accounts:
