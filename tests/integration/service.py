@@ -35,6 +35,7 @@ class Service(DockerContainer):
             cap_drop=config["cap_drop"],
             security_opt=config["security_opt"],
             mem_limit=config["mem_limit"],
+            memswap_limit=config["memswap_limit"],
             pids_limit=config["pids_limit"],
             mounts=[Mount(target, source=None) for target in _data(config) - {at for _, at, _ in options.get("volumes", [])}],
             **options,
