@@ -29,7 +29,6 @@ class Service(DockerContainer):
             name=f"{NAME}-{os.getpid()}-{service}-{secrets.token_hex(3)}",
             network=network,
             network_aliases=[service],
-            init=config.get("init", False),
             user=config.get("user"),
             read_only=config["read_only"],
             cap_drop=config["cap_drop"],
