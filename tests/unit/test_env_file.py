@@ -105,6 +105,13 @@ def test_roots_old_uid_is_replaced_once_and_nothing_else(old: Path) -> None:
     assert owner_in(old) == {"1000"}
 
 
+def test_roots_old_uid_is_not_read_back_from_containers(old: Path) -> None:
+    (old / ".env").unlink()
+    assert env_file.ensure(old, known={"HOST_UID": "1000", "HOST_GID": "1000", "POSTGRES_PORT": "1234"}).changed_owner
+    assert owner_in(old) == {"60712"}
+    assert settings.of_project(old)["POSTGRES_PORT"] == "1234"
+
+
 def test_the_uid_of_a_person_stays(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env_file, "_uid_of", lambda path: 1000)  # root looks after a person's project
     assert not env_file.ensure(old).changed_owner

@@ -80,8 +80,10 @@ def ensure(
                 "put the old .env back; start empty with make reset; or make this a second stack with a name and ports of its"
                 " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
             )
-    if changed_owner := present is not None and _names_a_person(path, bindings):
+    before = known or {} if present is None else {binding.key or "": binding.value or "" for binding in bindings}
+    if changed_owner := _names_a_person(before, path):
         bindings = [_with_uid_for_root(binding) for binding in bindings]
+        known = {name: value for name, value in (known or {}).items() if name not in ("HOST_UID", "HOST_GID")}
     text = _filled(example, known) if present is None else _completed(bindings, example, missing, known)
     made_private = present is not None and _make_private(path)
     if text != present:
@@ -94,11 +96,10 @@ def ensure(
     )
 
 
-def _names_a_person(path: Path, bindings: Sequence[Binding]) -> bool:
+def _names_a_person(values: Mapping[str, str], path: Path) -> bool:
     """Whether an older version wrote for root the uid of the first person of most machines."""
-    found = {binding.key: binding.value for binding in bindings}
     is_roots = _owner(os.getuid(), "SUDO_UID") == UID_FOR_ROOT and _uid_of(path) == 0
-    return is_roots and _NEWER not in found and {found.get("HOST_UID"), found.get("HOST_GID")} == {_UID_OF_A_PERSON}
+    return is_roots and _NEWER not in values and {values.get("HOST_UID"), values.get("HOST_GID")} == {_UID_OF_A_PERSON}
 
 
 def _with_uid_for_root(binding: Binding) -> Binding:
@@ -110,7 +111,8 @@ def _with_uid_for_root(binding: Binding) -> Binding:
 
 
 def _uid_of(path: Path) -> int:
-    return path.stat().st_uid
+    """The owner of a file, or of the folder where it will be."""
+    return (path if path.exists() else path.parent).stat().st_uid
 
 
 def begin_rotation(project: Path) -> None:
