@@ -1,4 +1,4 @@
-"""What the environment says, checked. Nothing else in mlstack reads the environment.
+"""What the environment says, checked. Nothing else in mlstack reads the environment, or the files of secrets that it names.
 
 On the host the values come from `.env` under whatever the shell sets, as in docker compose; in a container from compose.
 """
@@ -21,6 +21,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # What .env.example writes where a value has to be made.
 GENERATED, DETECTED = "<generated>", "<detected>"
+
+# How the names of secrets are recognised, also those that are not the stack's own (AWS_SECRET_ACCESS_KEY, PGPASSWORD).
+_SECRET = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
 
 Check = Callable[[str], str | None]
 
@@ -107,6 +110,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("MINIO_BUCKET", _bucket),
         Variable("MINIO_CONSOLE_USER", _matches(r"[A-Za-z0-9._-]{3,}", "3 or more letters, digits, ., _ and -")),
         _secret("MINIO_CONSOLE_PASSWORD"),
+        Variable("MINIO_BUCKET_QUOTA", _matches(r"[1-9][0-9]{0,5}[mgt]", "a size such as 500m, 500g or 5t"), optional=True),
         Variable("MINIO_PORT", _port),
         Variable("MINIO_CONSOLE_PORT", _port),
         Variable("MLFLOW_PORT", _port),
@@ -167,7 +171,7 @@ def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIAB
 
 def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[str, str]:
     """The values of these variables. Raises SettingsError naming every one that is missing or wrong."""
-    values = os.environ if values is None else values
+    values = _given() if values is None else values
     if wrong := complaints(values, names):
         raise SettingsError(wrong)
     return {name: values[name] or "" for name in names}
@@ -237,8 +241,35 @@ def for_commands(**more: str) -> dict[str, str]:
 
 def secret_values() -> set[str]:
     """The secrets that this process was given, for the logger to hide."""
-    pattern = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
-    return {value for name, value in os.environ.items() if pattern.search(name) and len(value) >= 8}  # noqa: PLR2004
+    given = _given().items()
+    return {value for name, value in given if _SECRET.search(name) and not name.endswith("_FILE") and len(value) >= 8}  # noqa: PLR2004
+
+
+def publish_secrets() -> None:
+    """Puts the secrets that are in files into this process' environment, for libraries that look nowhere else.
+
+    They do not show in /proc/<pid>/environ; but a program that this process starts would be given them.
+    """
+    publish(_in_files())
+
+
+def _given() -> Mapping[str, str]:
+    """The environment, with the secrets that the container's entrypoint has moved to files (docker/take-secrets)."""
+    return {**os.environ, **_in_files()}
+
+
+def _in_files() -> dict[str, str]:
+    paths = {name: path for name, path in os.environ.items() if name.endswith("_FILE") and _SECRET.search(name)}
+    return {name.removesuffix("_FILE"): text for name, path in paths.items() if (text := _text(path))}
+
+
+@cache
+def _text(path: str) -> str:
+    """What a file holds; nothing where it cannot be read, so that its variable is missing."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 # What MLflow's server encrypts with.
@@ -346,14 +377,21 @@ def console_keys(values: Mapping[str, str | None] | None = None) -> Keys:
 def server_keys() -> Keys:
     """The same keys inside MLflow's server, which has them under the names that boto3 reads."""
     names = {"MLFLOW_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
-    given = {name: os.environ.get(other) for name, other in names.items()} | {"MINIO_BUCKET": os.environ.get("MINIO_BUCKET")}
-    return replace(tracking_keys(given), endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
+    given = _given()
+    values = {name: given.get(other) for name, other in names.items()} | {"MINIO_BUCKET": given.get("MINIO_BUCKET")}
+    return replace(tracking_keys(values), endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
 
 
 @cache
 def storage_port() -> int:
     """The storage's port on this machine."""
     return int(read("MINIO_PORT")["MINIO_PORT"])
+
+
+def bucket_quota() -> int:
+    """What the bucket may hold at most, in bytes; 0 where that is not limited."""
+    text = read("MINIO_BUCKET_QUOTA")["MINIO_BUCKET_QUOTA"]
+    return int(text[:-1]) * 1024 ** ("mgt".index(text[-1]) + 2) if text else 0
 
 
 def admin_account(values: Mapping[str, str | None] | None = None) -> Account:
@@ -370,7 +408,8 @@ def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
 
 def encryption() -> tuple[Encryption, Encryption]:
     """The keys of before a rotation and those of after it."""
-    following = {name: os.environ.get(f"NEXT_{name}") for name in ENCRYPTION}
+    given = _given()
+    following = {name: given.get(f"NEXT_{name}") for name in ENCRYPTION}
     before, after = read(*ENCRYPTION), read(*ENCRYPTION, values=following)
     return Encryption(*(before[name] for name in ENCRYPTION)), Encryption(*(after[name] for name in ENCRYPTION))
 

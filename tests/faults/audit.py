@@ -5,7 +5,6 @@ python3 audit.py RUN MODEL PREFIX [forget]: prints one JSON object; `forget` del
 
 import hashlib
 import json
-import os
 import sys
 from typing import Any
 
@@ -13,14 +12,12 @@ import psycopg2
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 
+from mlstack import settings
+
 
 def rows(statement: str, *values: str) -> list[Any]:
-    connection = psycopg2.connect(
-        host="postgres",
-        user=os.environ["POSTGRES_USER"],
-        password=os.environ["POSTGRES_PASSWORD"],
-        dbname=os.environ["POSTGRES_DB"],
-    )
+    owner = settings.database_owner()
+    connection = psycopg2.connect(host=owner.host, user=owner.user, password=owner.password, dbname=owner.database)
     with connection, connection.cursor() as cursor:
         cursor.execute(statement, values)
         return cursor.fetchall()
@@ -36,10 +33,9 @@ def checksum(storage: Minio, bucket: str, name: str) -> str:
 
 
 def main(run: str, model: str, prefix: str, *forget: str) -> None:
-    storage = Minio(
-        "minio:9000", access_key=os.environ["MINIO_ROOT_USER"], secret_key=os.environ["MINIO_ROOT_PASSWORD"], secure=False
-    )
-    bucket = os.environ["MINIO_BUCKET"]
+    keys = settings.storage_owner()
+    storage = Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False)
+    bucket = keys.bucket
     found = [item.object_name for item in storage.list_objects(bucket, prefix, recursive=True)]
     stored = {
         "points": rows("SELECT key, value, timestamp, step FROM metrics WHERE run_uuid = %s", run),

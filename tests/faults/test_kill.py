@@ -118,7 +118,7 @@ def sql(stack: Stack, statements: str) -> None:
 def tamper(stack: Stack, statement: str) -> None:
     """As the owner of the storage."""
     program = (
-        "import io, os; from minio import Minio; bucket = os.environ['MINIO_BUCKET'];"
-        "storage = Minio('minio:9000', os.environ['MINIO_ROOT_USER'], os.environ['MINIO_ROOT_PASSWORD'], secure=False);"
+        "import io; from mlstack import s3, settings; keys = settings.storage_owner(); bucket = keys.bucket;"
+        "storage = s3.client_for(keys);"
     )
     stack.compose("run", "--rm", "--no-deps", "--no-TTY", "bootstrap", "python3", "-c", program + statement)

@@ -20,8 +20,8 @@ services:
   mlflow: { mem_limit: 3g }
 volumes:
   postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=1536m,uid=999,gid=999,mode=1777" } }
-  minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=5g,uid=1000,gid=1000" } }
-  spool: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=256m,uid=1000,gid=1000,mode=1777" } }
+  minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=5g,uid=60710,gid=60710" } }
+  spool: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=256m,uid=60711,gid=60711,mode=1777" } }
 """
 
 

@@ -50,7 +50,7 @@ def test_it_is_the_fixed_release_and_not_a_development_build(minio: Service) -> 
 
 
 def test_it_runs_as_a_user_of_its_own(minio: Service) -> None:
-    assert minio.run("id", "-u") == "1000\n"
+    assert minio.run("id", "-u") == "60710\n"
 
 
 @pytest.mark.parametrize("size", [0, 1, 17 * MIB], ids=["empty", "one byte", "several parts"])

@@ -31,7 +31,14 @@ NOTEBOOK_ACCOUNT = {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
 GIVEN = {
     "postgres": DATABASE_OWNER | {"POSTGRES_PORT", "POSTGRES_IMAGE"},
     "minio": STORAGE_OWNER | {"MINIO_PORT", "MINIO_CONSOLE_PORT", "MINIO_IMAGE"},
-    "bootstrap": LOG_SETTINGS | DATABASE_OWNER | STORAGE_OWNER | MLFLOW_LOGIN | MLFLOW_KEYS | READER | CONSOLE | {"MLFLOW_IMAGE"},
+    "bootstrap": LOG_SETTINGS
+    | DATABASE_OWNER
+    | STORAGE_OWNER
+    | MLFLOW_LOGIN
+    | MLFLOW_KEYS
+    | READER
+    | CONSOLE
+    | {"MLFLOW_IMAGE", "MINIO_BUCKET_QUOTA"},
     "migration": LOG_SETTINGS
     | MLFLOW_LOGIN
     | NOTEBOOK_ACCOUNT
@@ -232,6 +239,25 @@ def test_a_container_has_no_right_that_it_does_not_need(config: dict[str, Any], 
     assert found["security_opt"] == ["no-new-privileges:true"]
     assert found["read_only"] is True
     assert not [mount for mount in found.get("volumes", []) if "docker.sock" in mount["source"]]
+
+
+@pytest.mark.parametrize("service", GIVEN)
+def test_a_container_does_not_swap_beyond_its_limit(config: dict[str, Any], service: str) -> None:
+    assert config["services"][service]["memswap_limit"] == config["services"][service]["mem_limit"]
+
+
+@pytest.mark.parametrize("service", LONG_RUNNING)
+def test_a_healthcheck_runs_without_secrets(config: dict[str, Any], service: str) -> None:
+    found = config["services"][service]
+    _, program, *arguments = found["healthcheck"]["test"]
+    without = arguments[1::2] if arguments[0] == "-u" else found["environment"]
+    assert program == "env" and arguments[0] in ("-i", "-u")
+    assert {name for name in found["environment"] if "PASSWORD" in name or "SECRET" in name or "TOKEN" in name} <= set(without)
+
+
+def test_the_first_process_of_a_container_is_one_without_secrets(config: dict[str, Any]) -> None:
+    """Docker's own init would keep the whole environment: the images have one that is started after the secrets are taken."""
+    assert not [name for name, service in config["services"].items() if service.get("init")]
 
 
 def test_the_limits_fit_a_laptop_with_8_gib(project: Path) -> None:

@@ -69,11 +69,59 @@ def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
     assert len(set(secrets)) == 5 * len(SECRETS)
 
 
-def test_root_is_an_ordinary_user_in_the_containers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_is_a_user_in_the_containers_that_nobody_is(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "getgid", lambda: 0)
     env_file.ensure(bare)
-    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "1000", "HOST_GID": "1000"}
+    assert settings.read("HOST_UID", "HOST_GID", values=settings.of_project(bare)) == {"HOST_UID": "60712", "HOST_GID": "60712"}
+
+
+@pytest.fixture
+def old(bare: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of root whose .env comes from a version in which root's uid in the containers was 1000."""
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(os, "getgid", lambda: 0)
+    monkeypatch.setattr(env_file, "_uid_of", lambda path: 0)
+    env_file.ensure(bare)
+    env_file.change(bare, HOST_UID="1000", HOST_GID="1000")
+    (bare / ".env").write_text(without(bare, "MINIO_BUCKET_QUOTA"))
+    return bare
+
+
+def owner_in(project: Path) -> set[str]:
+    return {settings.of_project(project)[name] for name in ("HOST_UID", "HOST_GID")}
+
+
+def test_roots_old_uid_is_replaced_once_and_nothing_else(old: Path) -> None:
+    before = settings.of_project(old)
+    assert env_file.ensure(old).changed_owner
+    assert owner_in(old) == {"60712"}
+    after = settings.of_project(old)
+    assert {name: value for name, value in after.items() if before.get(name) != value}.keys() == {
+        "HOST_UID", "HOST_GID", "MINIO_BUCKET_QUOTA",
+    }  # fmt: skip
+    env_file.change(old, HOST_UID="1000", HOST_GID="1000")  # by choice, from now on
+    assert not env_file.ensure(old).changed_owner
+    assert owner_in(old) == {"1000"}
+
+
+def test_roots_old_uid_is_not_read_back_from_containers(old: Path) -> None:
+    (old / ".env").unlink()
+    assert env_file.ensure(old, known={"HOST_UID": "1000", "HOST_GID": "1000", "POSTGRES_PORT": "1234"}).changed_owner
+    assert owner_in(old) == {"60712"}
+    assert settings.of_project(old)["POSTGRES_PORT"] == "1234"
+
+
+def test_the_uid_of_a_person_stays(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_file, "_uid_of", lambda path: 1000)  # root looks after a person's project
+    assert not env_file.ensure(old).changed_owner
+    assert owner_in(old) == {"1000"}
+
+
+def test_the_uid_of_whoever_calls_sudo_stays(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "1000")
+    assert not env_file.ensure(old).changed_owner
+    assert owner_in(old) == {"1000"}
 
 
 def test_under_sudo_files_belong_to_the_user_who_called_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

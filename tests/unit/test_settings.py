@@ -1,3 +1,4 @@
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MINIO_BUCKET": BUCKET,
     "MINIO_CONSOLE_USER": (["console", "me.2"], ["me", "a b", "a/b"]),
     "MINIO_CONSOLE_PASSWORD": SECRET,
+    "MINIO_BUCKET_QUOTA": (["", "500m", "2g", "5t"], ["0g", "500", "500G", "1.5t", "-1g", "9999999g"]),
     "MINIO_PORT": PORT,
     "MINIO_CONSOLE_PORT": PORT,
     "MLFLOW_PORT": PORT,
@@ -275,3 +277,30 @@ def test_secrets_for_the_logger_are_those_of_the_environment(monkeypatch: pytest
     monkeypatch.setenv("HARMLESS", "value-of-HARMLESS")
     secrets = {f"value-of-{name}" for name, variable in VARIABLES.items() if variable.secret}
     assert settings.secret_values() - before == secrets | {"value-of-AWS"}
+
+
+def test_a_secret_in_a_file_is_read_published_and_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("POSTGRES_PASSWORD", "of-the-owner"), ("AWS_SECRET_ACCESS_KEY", "of-the-server")):
+        (tmp_path / name).write_text(value)
+        monkeypatch.setenv(name, "")  # so that it is removed at the end
+        monkeypatch.delenv(name)
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / name))
+    assert settings.read("POSTGRES_PASSWORD") == {"POSTGRES_PASSWORD": "of-the-owner"}
+    assert {"of-the-owner", "of-the-server"} <= settings.secret_values()
+    assert str(tmp_path / "POSTGRES_PASSWORD") not in settings.secret_values()  # where it is may be logged
+    assert "AWS_SECRET_ACCESS_KEY" not in os.environ
+    settings.publish_secrets()
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "of-the-server"
+
+
+def test_a_secret_whose_file_cannot_be_read_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POSTGRES_PASSWORD", raising=False)
+    monkeypatch.setenv("POSTGRES_PASSWORD_FILE", str(tmp_path / "none"))
+    with pytest.raises(SettingsError, match="POSTGRES_PASSWORD is missing or empty"):
+        settings.read("POSTGRES_PASSWORD")
+
+
+@pytest.mark.parametrize(("text", "size"), [("", 0), ("500m", 500 * 1024**2), ("2g", 2 * 1024**3), ("1t", 1024**4)])
+def test_a_quota_is_a_number_of_bytes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIO_BUCKET_QUOTA", text)
+    assert settings.bucket_quota() == size

@@ -29,6 +29,7 @@ CONNECTIONS = 8
 BLOCK = 256 * 1024  # bytes; larger ones leave the processor's cache
 LONGEST_PAUSE = 10  # seconds between two attempts: who waits longer finds a storage that has been back for long
 PASSING = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+BUCKET_IS_FULL = b"XMinioAdminBucketQuotaExceeded"
 # For the first call to the storage alone: who has a way to it on the same machine has an answer in milliseconds.
 SOON = urllib3.Timeout(connect=2, read=5)
 
@@ -210,4 +211,10 @@ def _check(answer: urllib3.BaseHTTPResponse) -> None:
         raise Refused(said)
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in PASSING:
         raise Again(said)
+    if code and code[1] == BUCKET_IS_FULL:
+        raise MlstackError(
+            "the bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows.",
+            "This artifact was not stored; what is there stays.",
+            "delete runs or models and run make gc, or raise MINIO_BUCKET_QUOTA in .env and run make up",
+        )
     raise MlstackError(f"{said}.", "It will not take or give this artifact.", "check the name of the file")

@@ -169,6 +169,15 @@ class Engine:
                 return False
         return bool(current != used["Image"])
 
+    def user(self, image: str) -> str:
+        """The user that an image runs as, as its Dockerfile names it; empty where it names none or there is no such image."""
+        with _explained():
+            try:
+                found: str = self.api.inspect_image(image)["Config"]["User"]
+            except ImageNotFound:
+                return ""
+        return found
+
     def unused_images(self, project_name: str) -> list[dict[str, Any]]:
         """Images that were built for this project, have lost their name to a newer one, and no container was made from."""
         with _explained():

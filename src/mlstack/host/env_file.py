@@ -23,8 +23,12 @@ SECRET_BYTES = 16
 PRIVATE = 0o600
 # What a rotation writes first, and .env becomes last.
 NEXT = ".env.next"
-# Who is root on the host is this user in the containers: none of them runs as root.
-UID_FOR_ROOT = 1000
+# Who is root on the host is this user in the containers: none of them runs as root, or as somebody who is there
+# (docs/adr/0013). It is the user of Jupyter's image. Until version 0.1 it was the first person of most machines.
+UID_FOR_ROOT = 60712
+_UID_OF_A_PERSON = "1000"
+# No .env from before UID_FOR_ROOT changed has this key.
+_NEWER = "MINIO_BUCKET_QUOTA"
 _CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
@@ -46,12 +50,13 @@ class Changes:
     created: bool = False
     added: tuple[str, ...] = ()
     made_private: bool = False
+    changed_owner: bool = False
 
 
 def ensure(
     project: Path, generated_is_lost: Callable[[str], str | None] = lambda name: None, known: Mapping[str, str] | None = None
 ) -> Changes:
-    """Writes `.env`, or adds the keys that it lacks; never changes a value that is there.
+    """Writes `.env`, or adds the keys that it lacks; never changes a value that is there, but for root's old HOST_UID.
 
     `known` has values that a missing key gets instead of a fresh one.
 
@@ -78,11 +83,39 @@ def ensure(
                 "put the old .env back; start empty with make reset; or make this a second stack with a name and ports of its"
                 " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
             )
+    before = known or {} if present is None else {binding.key or "": binding.value or "" for binding in bindings}
+    if changed_owner := _names_a_person(before, path):
+        bindings = [_with_uid_for_root(binding) for binding in bindings]
+        known = {name: value for name, value in (known or {}).items() if name not in ("HOST_UID", "HOST_GID")}
     text = _filled(example, known) if present is None else _completed(bindings, example, missing, known)
     made_private = present is not None and _make_private(path)
     if text != present:
         _write(path, text)
-    return Changes(created=present is None, added=tuple(missing) if present is not None else (), made_private=made_private)
+    return Changes(
+        created=present is None,
+        added=tuple(missing) if present is not None else (),
+        made_private=made_private,
+        changed_owner=changed_owner,
+    )
+
+
+def _names_a_person(values: Mapping[str, str], path: Path) -> bool:
+    """Whether an older version wrote for root the uid of the first person of most machines."""
+    is_roots = _owner(os.getuid(), "SUDO_UID") == UID_FOR_ROOT and _uid_of(path) == 0
+    return is_roots and _NEWER not in values and {values.get("HOST_UID"), values.get("HOST_GID")} == {_UID_OF_A_PERSON}
+
+
+def _with_uid_for_root(binding: Binding) -> Binding:
+    if binding.key not in ("HOST_UID", "HOST_GID"):
+        return binding
+    text = binding.original.string
+    before = text[: len(text) - len(text.lstrip())]
+    return binding._replace(original=binding.original._replace(string=f"{before}{binding.key}={UID_FOR_ROOT}\n"))
+
+
+def _uid_of(path: Path) -> int:
+    """The owner of a file, or of the folder where it will be."""
+    return (path if path.exists() else path.parent).stat().st_uid
 
 
 def begin_rotation(project: Path) -> None:

@@ -5,6 +5,9 @@ import gc
 
 def main() -> None:
     gc.disable()  # everything that is imported stays; launcher.py sets it going again
+    from mlstack import settings
+
+    settings.publish_secrets()  # MLflow, boto3 and libpq look in the environment
     from mlstack.server import launcher
 
     launcher.main()

@@ -6,7 +6,12 @@ for a repository that says it makes them. This one does not say so (docs/adr/000
 presigned_urls.py makes URLs that clients reach.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mlflow.entities import FileInfo
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
@@ -19,10 +24,12 @@ class ProxiedS3ArtifactRepository(ArtifactRepository):
         self._s3 = S3ArtifactRepository(artifact_uri, tracking_uri=tracking_uri, registry_uri=registry_uri)
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        self._s3.log_artifact(local_file, artifact_path)
+        with _quota_explained():
+            self._s3.log_artifact(local_file, artifact_path)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        self._s3.log_artifacts(local_dir, artifact_path)
+        with _quota_explained():
+            self._s3.log_artifacts(local_dir, artifact_path)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
         found: list[FileInfo] = self._s3.list_artifacts(path)
@@ -33,3 +40,17 @@ class ProxiedS3ArtifactRepository(ArtifactRepository):
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
         self._s3.delete_artifacts(artifact_path)
+
+
+@contextmanager
+def _quota_explained() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if "XMinioAdminBucketQuotaExceeded" not in str(error):  # boto3 has several classes for it, by the way of the upload
+            raise
+        raise MlflowException(
+            "The bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows. Fix: delete runs or models and run make gc, or"
+            " raise MINIO_BUCKET_QUOTA in .env and run make up.",
+            BAD_REQUEST,
+        ) from error

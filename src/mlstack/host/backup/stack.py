@@ -13,6 +13,7 @@ from minio.error import MinioException
 from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host.compose import attached, compose, containers
+from mlstack.host.volumes import give_to_services
 from mlstack.settings import Keys, Login
 
 DATA_SERVICES = ("postgres", "minio")
@@ -96,6 +97,7 @@ def require_running(project: Path) -> None:
 
 def try_data_services(project: Path) -> bool:
     """Whether database and storage became healthy."""
+    give_to_services(project)
     return attached(project, "up", "--detach", "--wait", "--no-build", "--no-deps", *DATA_SERVICES) == 0
 
 

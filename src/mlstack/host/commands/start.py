@@ -45,6 +45,12 @@ def prepare_env(project: Path) -> None:
         log.info("wrote .env with fresh secrets, readable by you alone")
     if changes.added:
         log.info("added to .env: %s", ", ".join(changes.added))
+    if changes.changed_owner:
+        log.warning(
+            "HOST_UID was 1000, a person on most machines, who could read what Jupyter holds: now it is %d, which nobody has,"
+            " and notebooks/, logs and volumes are given to it",
+            env_file.UID_FOR_ROOT,
+        )
     if changes.made_private:
         log.warning(".env could be read by others: now by you alone (0600)")
 

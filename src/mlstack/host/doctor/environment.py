@@ -68,7 +68,7 @@ def certificates(subject: Subject) -> None:
 
 @check(REACH, "notebooks/ and the log folder are writable", env)
 def folders(subject: Subject) -> None:
-    """The containers' user writes there: the user of this machine, or 1000 where that is root."""
+    """The containers' user writes there: the user of this machine, or 60712 where that is root."""
     owner = int(subject.values["HOST_UID"])
     for folder in (subject.project / "notebooks", settings.log_dir(subject.values["LOG_DIR"], subject.project)):
         if not folder.exists():

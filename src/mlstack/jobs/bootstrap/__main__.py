@@ -11,12 +11,19 @@ from mlstack.settings import Keys, Login, Roles
 
 
 def services(
-    owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, *, deadline: float = DEADLINE
+    owner: Login,
+    roles: Roles,
+    owner_keys: Keys,
+    user_keys: Keys,
+    console_keys: Keys,
+    *,
+    quota: int = 0,
+    deadline: float = DEADLINE,
 ) -> None:
-    """Roles, database, bucket, policies and users, with the owners' credentials."""
+    """Roles, database, bucket, policies and users, with the owners' credentials. `quota` is the bucket's, in bytes."""
     with turn(replace(owner, database="postgres"), deadline) as connection:
         postgres.bootstrap(connection, owner, roles)
-        minio.bootstrap(owner_keys, user_keys, console_keys, deadline)
+        minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
 
 
 def main(step: str) -> int:
@@ -28,6 +35,7 @@ def main(step: str) -> int:
                 settings.storage_owner(),
                 settings.tracking_keys(),
                 settings.console_keys(),
+                quota=settings.bucket_quota(),
             )
         elif step == "rekey":
             from mlstack.jobs.bootstrap import encryption  # needs packages that only the image has
@@ -35,6 +43,7 @@ def main(step: str) -> int:
             with turn(settings.tracking_login()) as rows:
                 encryption.rekey(rows, *settings.encryption())
         else:
+            settings.publish_secrets()  # libpq looks in the environment
             from mlstack.jobs.bootstrap import mlflow  # needs packages that only the image has
 
             with turn(settings.tracking_login()) as rows, connected(settings.accounts_login()) as accounts:

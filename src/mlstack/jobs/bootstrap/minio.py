@@ -21,8 +21,8 @@ DEADLINE = 120  # seconds
 _REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
 
 
-def bootstrap(owner: Keys, user: Keys, console: Keys, deadline: float = DEADLINE) -> None:
-    """Brings the storage to the wanted state.
+def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadline: float = DEADLINE) -> None:
+    """Brings the storage to the wanted state. `quota` is what the bucket may hold, in bytes, 0 for no limit.
 
     Raises MlstackError when it does not answer within `deadline` seconds, or refuses the owner's keys.
     """
@@ -31,6 +31,7 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, deadline: float = DEADLINE
     policy = f"mlflow-{owner.bucket}"
     report(f"bucket {owner.bucket}", ensure_bucket(client, owner.bucket))
     report(f"versioning of bucket {owner.bucket}", ensure_versioning(client, owner.bucket))
+    report(f"quota of bucket {owner.bucket}", ensure_quota(admin, owner.bucket, quota))
     report(f"policy {policy}", ensure_policy(admin, policy, policy_for(owner.bucket)))
     report("storage user of MLflow", ensure_user(admin, user))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
@@ -126,6 +127,15 @@ def ensure_versioning(client: Minio, bucket: str) -> Outcome:
         return Outcome.ALREADY_THERE
     client.set_bucket_versioning(bucket, VersioningConfig(ENABLED))
     return Outcome.CREATED
+
+
+def ensure_quota(admin: MinioAdmin, bucket: str, size: int) -> Outcome:
+    """The bucket takes no more than this many bytes; 0 is no limit."""
+    found = json.loads(admin.bucket_quota_get(bucket)).get("quota", 0)
+    if found == size:
+        return Outcome.ALREADY_THERE
+    admin.bucket_quota_set(bucket, size)
+    return Outcome.CHANGED if found else Outcome.CREATED
 
 
 def ensure_policy(admin: MinioAdmin, name: str, document: dict[str, Any]) -> Outcome:

@@ -10,6 +10,7 @@ def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
 
     `mlflow gc` on a command line takes an empty list for "all of them", so its function is called, which does not.
     """
+    settings.publish_secrets()  # libpq looks in the environment
     account = settings.admin_account()
     settings.publish({"MLFLOW_TRACKING_USERNAME": account.username, "MLFLOW_TRACKING_PASSWORD": account.password})
     import mlflow
