@@ -25,9 +25,10 @@ err = Console(stderr=True, highlight=False)
 PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
-Yes = Annotated[bool, typer.Option("--yes", envvar="YES", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", envvar="JSON", help="For scripts.")]
-OlderThan = Annotated[str, typer.Option(envvar="OLDER_THAN", help="Leave alone what is younger: 30d, 12h.")]
+# No option has a variable of the environment: `export YES=1`, long forgotten, would answer every question.
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
+OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 12h.")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
 Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
@@ -59,10 +60,12 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop everything. All data stays."""
+    from mlstack.host import folders
     from mlstack.host.compose import attached
 
     with _alone("make down"):
         _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
+        folders.tidy(PROJECT)
     out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
 
 
@@ -255,9 +258,9 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
 @app.command()
 def logs(service: Service = None) -> None:
     """Follow the logs of all services, or of one."""
-    from mlstack.host.compose import attached
+    from mlstack.host.compose import followed_logs
 
-    _check(attached(PROJECT, "logs", "--follow", "--tail", "100", *([service] if service else [])), "the logs could not be read.")
+    _check(followed_logs(PROJECT, service, typer.echo), "the logs could not be read.")
 
 
 @app.command()

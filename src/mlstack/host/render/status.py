@@ -24,7 +24,7 @@ def _services(status: Status) -> Table:
             f"[{colour}]{escape(state)}[/]",
             span(service.uptime) if service.uptime is not None else "",
             _memory(service) if is_up else "",
-            (service.version or UNKNOWN) if service.url else "",
+            escape(service.version or UNKNOWN) if service.url else "",
             service.url or "",
         )
     return table
