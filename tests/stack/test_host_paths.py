@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from mlstack.host.compose import volumes
+from mlstack.host.doctor import State, diagnose, tidying
+from mlstack.host.doctor.mlflow import JUPYTER, STEPS
+from mlstack.s3 import client_for
+from mlstack.settings import Keys, Login
 from tests.clone import Clone
+from tests.stack.conftest import rows
 
 # Names that a host command would give its logs and build transcripts during the next minutes, in every folder that a
 # notebook can name from its log folder: links to a file of the host's user.
@@ -138,6 +143,39 @@ def test_a_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clo
         attempt = f"cd /home/mlstack/notebooks && (mv {name} aside || rm -rf {name} || echo x >{name}/x)"
         with pytest.raises(Exception, match="failed"):
             stack.in_container("jupyter", "bash", "-c", attempt)
+
+
+# A package that Python loads in every program of the notebooks' user, and that answers in the doctor's place.
+IMPOSTOR = """
+import json, os, sys
+if sys.argv[:1] == ["-"] and "MLFLOW_TRACKING_URI" in os.environ:
+    answer = {{"errors": {{}}, "run": {run!r}, "left": [{run!r}], "folder": {folder!r}}}
+    answer |= dict.fromkeys(("server", "client", "rows", "artifact", "direct"), "fine") | {{"links": False}}
+    print(json.dumps(answer), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize("folder", ["", "0/"])
+def test_a_package_cannot_have_the_doctor_delete_a_run_for_good(stack: Clone, keys: Keys, role: Login, folder: str) -> None:
+    program = (
+        "import mlflow; run = mlflow.start_run(); mlflow.log_metric('loss', 1); mlflow.log_text('kept', 'kept.txt');"
+        "mlflow.end_run(); client = mlflow.MlflowClient(); id = run.info.run_id; client.set_tag(id, 'mlstack.doctor', '1');"
+        "client.delete_run(id); print(id)"
+    )
+    run = stack.in_container("jupyter", "python3", "-c", program).split()[-1]
+    place = stack.in_container("jupyter", "python3", "-c", "import site; print(site.getusersitepackages())").strip()
+    impostor = IMPOSTOR.format(run=run, folder=folder)
+    stack.in_container("jupyter", "bash", "-c", 'mkdir -p "$1" && printf %s "$2" >"$1/usercustomize.py"', "-", place, impostor)
+    try:
+        results = {result.name: result for result in diagnose(stack.folder)}
+    finally:
+        stack.in_container("jupyter", "rm", f"{place}/usercustomize.py")
+    assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the impostor was heard
+    assert run in results[tidying.runs.name].cause
+    assert (run,) in rows(role, "SELECT run_uuid FROM runs")
+    assert client_for(keys).stat_object(keys.bucket, f"0/{run}/artifacts/kept.txt").size == 4
 
 
 @pytest.mark.refusal
