@@ -18,7 +18,7 @@ import pytest
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
-from mlstack.host import folders
+from mlstack.host import folders, preflight
 from mlstack.host.backup import manifest
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.lock import held
@@ -158,6 +158,27 @@ def test_prepare_refuses_by_name_what_is_in_the_place_of_a_folder(
         folders.prepare(prepared)
     assert str(prepared / place) in refused.value.wrong
     assert str(prepared / place) in refused.value.fix
+
+
+@pytest.mark.refusal
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("LOG_DIR", "notebooks"),
+        ("LOG_DIR", "./notebooks/logs"),
+        ("LOG_DIR", "link"),
+        ("BACKUP_DIR", "notebooks/backups"),
+        ("BACKUP_DIR", "logs/jupyter"),
+    ],
+)
+def test_a_folder_of_the_host_inside_one_of_a_container_is_refused(project: Path, name: str, folder: str) -> None:
+    (project / "notebooks").mkdir()
+    (project / "link").symlink_to(project / "notebooks")
+    assert preflight.check_env(project) == []
+    set_values(project, **{name: folder})
+    (problem,) = preflight.check_env(project)
+    assert problem.wrong.startswith(f"{name}={folder} is inside {project}/")
+    assert f"set {name}" in problem.fix
 
 
 def test_prepare_copes_with_a_tree_without_end(prepared: Path) -> None:
