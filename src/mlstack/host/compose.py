@@ -10,6 +10,8 @@ from pathlib import Path
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted
 
+_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also where it is told to use no escapes
+
 
 @dataclass(frozen=True)
 class Container:
@@ -75,7 +77,8 @@ def followed_logs(project: Path, service: str | None, show: Callable[[str], obje
     with subprocess.Popen(command, cwd=project, env=settings.for_commands(), stdout=subprocess.PIPE) as process:
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         for line in process.stdout:
-            show(quoted(line.decode(errors="backslashreplace").removesuffix("\n")))
+            text = line.removeprefix(_CLEAR_LINE).removesuffix(b"\n").decode(errors="backslashreplace")
+            show(quoted(text))
     return process.returncode
 
 
