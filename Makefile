@@ -70,13 +70,13 @@ test-faults: ## Every fault, with a client at work (25 minutes; REPORT=1 writes 
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test-faults.sh
 
 test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and had back (25 minutes)
-	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
+	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
-	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}
+	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}
 
-lint: ## ruff and mypy
-	@scripts/venv.sh && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+check: ## Style, types, walls, linters and unit tests; needs no Docker
+	@scripts/check.sh
 
 lock: ## Renew the hash-locked requirements (needs uv)
 	@scripts/lock.sh

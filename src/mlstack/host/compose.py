@@ -12,6 +12,10 @@ from mlstack.errors import MlstackError, quoted
 
 _CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also where it is told to use no escapes
 
+# Compose's labels on what it makes: the stack's name, and the folder that it was started from.
+PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
+SERVICE_LABEL = "com.docker.compose.service"
+
 
 @dataclass(frozen=True)
 class Container:
