@@ -371,7 +371,7 @@ def _show_backups() -> None:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, found.versions["mlflow"] or "?")
+        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, escape(found.versions["mlflow"] or "?"))
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
@@ -382,12 +382,12 @@ def _show_backups() -> None:
 def _show_exchange(there: Mapping[str, int], coming: Mapping[str, int]) -> None:
     table = Table("", "now, will be lost", "in the backup", title="make restore replaces")
     for what in {**coming, **there}:
-        table.add_row(what, str(there.get(what, 0)), str(coming.get(what, 0)))
+        table.add_row(escape(what), str(there.get(what, 0)), str(coming.get(what, 0)))
     out.print(table)
 
 
 def _show_counts(counts: Mapping[str, int]) -> None:
-    out.print("  " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    out.print("  " + ", ".join(f"{count:,} {escape(what)}" for what, count in counts.items()))
 
 
 def _show_urls() -> None:

@@ -129,8 +129,8 @@ def status(project: Path) -> Status:
         problem=None,
         services=tuple(_service(container, values, answers, versions) for container in _expected(containers)),
         volumes=tuple(Volume(volume, *(answers.get(f"size {volume}") or (None, False))) for volume in sorted(volumes)),
-        schema=schema,
-        schema_is_of=made_by,
+        schema=schema and quoted(schema),
+        schema_is_of=made_by and quoted(made_by),
         backup=backup,
     )
 

@@ -32,7 +32,7 @@ COUNTED: Mapping[str, str] = {
     "aliases": "registered_model_aliases",
     "accounts": "users",
 }
-MARK = re.compile(r"migrated by MLflow (\S+)")
+MARK = re.compile(r"migrated by MLflow ([\w.+-]+)")
 # What says where artifacts are. A server that hands them through itself does not name the bucket there.
 _LOCATED = ("experiments", "runs", "model_versions", "logged_models", "trace_tags")
 # A row as text must not depend on how a server or a session is configured.
