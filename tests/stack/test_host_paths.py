@@ -137,6 +137,7 @@ def test_a_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clo
             (folder / ".git/HEAD").unlink()
         subprocess.run(["git", "status"], cwd=folder, env=os.environ | trusted, capture_output=True, check=False)
         assert not witness.exists(), layout
+    assert "mine" in stack.in_container("jupyter", "bash", "-c", "touch notebooks/mine && find notebooks")  # no error
     for name in (".git", ".hg", ".idea", ".vscode", "HEAD"):
         assert list((folder / name).iterdir()) == [], name
         assert (folder / name).stat().st_uid == owner

@@ -21,7 +21,8 @@ LOGGING = ("bootstrap", "migration", "jupyter")
 # What programs of the host run code from when somebody merely enters or opens the folder. docker-compose.yml covers them with
 # empty read-only folders in Jupyter's container. HEAD: without it no folder is a Git repository by its own files.
 COVERED = (".git", ".hg", ".idea", ".vscode", "HEAD")
-PRIVATE = 0o700
+# A cover takes the mode of the folder under it: Jupyter's user must be able to list it.
+PRIVATE, READABLE = 0o700, 0o755
 _DEEPEST = 100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -35,13 +36,13 @@ def prepare(project: Path) -> None:
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
     with _opened(project / "notebooks") as notebooks:
         for name in COVERED:
-            _make(notebooks, name, project / "notebooks")
+            _make(notebooks, name, project / "notebooks", READABLE)
         give(notebooks, uid, gid)
     logs = settings.log_dir(values["LOG_DIR"], project)
     with _opened(logs) as descriptor:
         _keep_private(descriptor, project)
         for name in LOGGING:
-            _make(descriptor, name, logs)
+            _make(descriptor, name, logs, PRIVATE)
             with _opened(name, descriptor) as folder:
                 give(folder, uid, gid)
 
@@ -82,9 +83,11 @@ def _give_content(folder: int, uid: int, gid: int, levels: int) -> None:
                 _give_content(inner, uid, gid, levels - 1)
 
 
-def _make(parent: int, name: str, shown: Path) -> None:
+def _make(parent: int, name: str, shown: Path, mode: int) -> None:
     with suppress(FileExistsError):
-        os.mkdir(name, PRIVATE, dir_fd=parent)
+        os.mkdir(name, mode, dir_fd=parent)
+        with _opened(name, parent) as made:
+            os.fchmod(made, mode)  # whatever the umask is
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         raise MlstackError(
             f"{shown / name} is not a folder.",
