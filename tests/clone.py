@@ -46,9 +46,13 @@ class Clone:
         return compose(self.folder, *arguments)
 
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it."""
+        """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it.
+
+        YES goes on its command line, where alone it counts.
+        """
+        answer = [f"YES={environment.pop('YES')}"] if "YES" in environment else []
         return subprocess.run(
-            ["make", *targets],
+            ["make", *targets, *answer],
             cwd=self.folder,
             env=users_environment() | environment,
             stdin=subprocess.DEVNULL,

@@ -24,3 +24,5 @@ c.ServerApp.quit_button = False
 c.KernelManager.transport = "ipc"
 # Deleting means deleting: a trash folder would fill the home volume unseen.
 c.FileContentsManager.delete_to_trash = False
+# HEAD is only a cover (docker-compose.yml); the others are Jupyter's own defaults.
+c.ContentsManager.hide_globs = ["HEAD", "__pycache__", "*.pyc", "*.pyo", ".DS_Store", "*~"]

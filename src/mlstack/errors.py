@@ -1,12 +1,24 @@
-"""The error a user reads."""
+"""The error a user reads, and text from elsewhere made safe to show."""
+
+from collections.abc import Iterable
 
 
 class MlstackError(Exception):
-    """What is wrong, why it matters, and the command or variable that fixes it."""
+    """What is wrong, why it matters, and the command or variable that fixes it: three lines, whatever is quoted in them."""
 
     def __init__(self, wrong: str, why: str, fix: str) -> None:
-        super().__init__(wrong)
-        self.wrong, self.why, self.fix = wrong, why, fix
+        self.wrong, self.why, self.fix = quoted(wrong), quoted(why), quoted(fix)
+        super().__init__(self.wrong)
 
     def __str__(self) -> str:
         return f"{self.wrong}\n{self.why}\nFix: {self.fix}"
+
+
+def quoted(text: str) -> str:
+    """Text that a container or a file may have chosen, in one line that forges no other and steers no terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def quoted_lines(lines: Iterable[str]) -> str:
+    """Several such lines, each marked so that none looks like one of ours."""
+    return "\n".join(f"  | {quoted(line)}" for line in lines)

@@ -1,13 +1,15 @@
-"""One logger for scripts, containers and notebooks: a file a process, and the stream.
+"""One logger for scripts, containers and notebooks: a file for each process, and the stream.
 
 from mlstack.logger import get_logger
 log = get_logger(__name__)
 """
 
 import logging
+import os
 import sys
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
+from io import TextIOWrapper
 from pathlib import Path
 
 from mlstack import settings
@@ -16,9 +18,12 @@ from mlstack.settings import LOG_DIR, LOG_LEVEL
 FILE_FORMAT = "%(asctime)s | %(name)s | %(filename)s:%(lineno)d | %(funcName)s | %(levelname)s | %(message)s"
 STREAM_FORMAT = "%(asctime)s | %(filename)s:%(lineno)d | %(levelname)s | %(message)s"
 
+FILE_NAME = "%Y%m%d_%H%M%S.log"
+_SECONDS = 3600  # how far from its own second a file may have to go for a name that is free
+
 _lock = threading.Lock()
 _started = datetime.now().astimezone()
-_files: dict[Path, logging.Handler | None] = {}
+_files: dict[Path, logging.Handler] = {}
 _streams: list[logging.Handler] = []
 
 
@@ -44,11 +49,58 @@ class _Stream(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
 
-def get_logger(name: str, log_dir: str | Path = LOG_DIR, log_level: str = LOG_LEVEL) -> logging.Logger:
-    """The logger of this name, writing to `{log_dir}/%Y%m%d_%H%M%S.log` (the time the process started) and to stderr.
+class _File(logging.FileHandler):
+    """Makes its file with the first line: a process that logs nothing leaves none."""
 
-    Called again it is the same logger with the same handlers. Where `log_dir` cannot be written it warns once and
-    goes on with the stream alone. Raises SettingsError for an unknown level.
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / FILE_NAME, encoding="utf-8", delay=True)
+        self._folder = folder
+        self._is_broken = False
+        self.setFormatter(_Hiding(FILE_FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._is_broken:
+            return
+        if self.stream is None:
+            try:
+                self.stream = create(self._folder, FILE_NAME, _started)
+            except OSError:
+                self._is_broken = True
+                logging.getLogger(record.name).warning(
+                    "LOG_DIR %s cannot be written: logging to the stream only. Fix: chown or chmod it, or set LOG_DIR.",
+                    self._folder,
+                )
+                return
+        super().emit(record)
+
+
+def create(folder: Path, name: str, time: datetime) -> TextIOWrapper:
+    """Makes a file that its user alone may read. `name` is a pattern of strftime, for `time` or the next second that is free.
+
+    It never opens what is there already and follows no link: nobody who may write in the folder chooses where the text goes.
+    Raises OSError.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for second in range(_SECONDS):
+        path = folder / f"{time + timedelta(seconds=second):{name}}"
+        try:
+            # Appending: a reader of the same file, or a forked process, does not move the place of the next line.
+            return open(path, "x+", encoding="utf-8", errors="backslashreplace", opener=_private)
+        except FileExistsError:
+            continue
+    raise FileExistsError(f"every name for the next {_SECONDS} s is taken in {folder}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+
+
+def get_logger(name: str, log_dir: str | Path = LOG_DIR, log_level: str = LOG_LEVEL) -> logging.Logger:
+    """The logger of this name, writing to `{log_dir}/%Y%m%d_%H%M%S.log` and to stderr.
+
+    The file is named after the time the process started, or the next second if another process has that name. Called again
+    it is the same logger with the same handlers. Where `log_dir` cannot be written it warns once and continues with the
+    stream alone. Raises SettingsError for an unknown level.
     """
     level = settings.log_level(log_level)
     with _lock:
@@ -57,18 +109,13 @@ def get_logger(name: str, log_dir: str | Path = LOG_DIR, log_level: str = LOG_LE
         # Handlers of parents (Jupyter and pytest have some on the root) would print every line again.
         logger.propagate = False
         folder = settings.log_dir(log_dir)
-        first_time = folder not in _files
-        if first_time:
-            _files[folder] = _file_handler(folder)
-        wanted = [handler for handler in (_stream_handler(), _files[folder]) if handler]
+        if folder not in _files:
+            _files[folder] = _File(folder)
+        wanted = [_stream_handler(), _files[folder]]
         for handler in [handler for handler in logger.handlers if handler not in wanted]:
             logger.removeHandler(handler)
         for handler in wanted:
             logger.addHandler(handler)  # adds nothing twice
-    if first_time and _files[folder] is None:
-        logger.warning(
-            "LOG_DIR %s cannot be written: logging to the stream only. Fix: chown or chmod it, or set LOG_DIR.", folder
-        )
     return logger
 
 
@@ -78,14 +125,3 @@ def _stream_handler() -> logging.Handler:
         handler.setFormatter(_Hiding(STREAM_FORMAT))
         _streams.append(handler)
     return _streams[0]
-
-
-def _file_handler(folder: Path) -> logging.Handler | None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Opened for appending: processes that start in the same second share a file, line by line.
-        handler = logging.FileHandler(folder / f"{_started:%Y%m%d_%H%M%S}.log", encoding="utf-8")
-    except OSError:
-        return None
-    handler.setFormatter(_Hiding(FILE_FORMAT))
-    return handler

@@ -564,7 +564,7 @@ def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
     shown = {
         "docker logs": stack.compose("logs", "--no-color"),
         "processes": "".join(docker("top", container, "-eo", "pid,args") for container in containers),
-        "files": "".join(path.read_text() for path in (stack.folder / "logs").glob("*.log")),
+        "files": "".join(path.read_text() for path in (stack.folder / "logs").rglob("*.log")),
     }
     assert all(shown.values())
     assert {place: name for place, text in shown.items() for name in SECRETS if stack.values[name] in text} == {}

@@ -109,7 +109,7 @@ def test_artifacts_are_the_same_straight_and_through_mlflow_in_a_notebook_and_on
 
 def test_files_that_a_notebook_writes_belong_to_the_user_of_the_host(stack: Clone) -> None:
     stack.in_container("jupyter", "touch", "notebooks/mine.txt", "/logs/mine.log")
-    for path in (stack.folder / "notebooks/mine.txt", stack.folder / "logs/mine.log"):
+    for path in (stack.folder / "notebooks/mine.txt", stack.folder / "logs/jupyter/mine.log"):
         assert path.stat().st_uid == int(stack.values["HOST_UID"])
 
 

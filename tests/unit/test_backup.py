@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
         (folder / artifact.path).write_bytes(CONTENT[artifact.key])
     (folder / manifest.DUMP).write_bytes(b"a dump")
     (folder / manifest.OBJECTS_LIST).write_text("".join(artifact.as_line() for artifact in artifacts))
-    files = {name: manifest.sha256_of(folder / name) for name in (manifest.DUMP, manifest.OBJECTS_LIST)}
+    files = {name: manifest.sha256_of(folder, name) for name in (manifest.DUMP, manifest.OBJECTS_LIST)}
     manifest.write(
         folder,
         Manifest(
@@ -91,7 +91,7 @@ def test_no_line_of_the_list_leads_out_of_the_backup(folder: Path) -> None:
     )
     (folder / manifest.OBJECTS_LIST).write_text(line + "\n")
     found = manifest.read_manifest(folder)
-    files = {**found.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder / manifest.OBJECTS_LIST)}
+    files = {**found.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder, manifest.OBJECTS_LIST)}
     manifest.write(folder, replace(found, files=files))
     with pytest.raises(MlstackError, match="not a checksum"):
         manifest.read(folder)

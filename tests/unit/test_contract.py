@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from mlstack import client
-from mlstack.host import preflight
+from mlstack import client, settings
+from mlstack.host import folders, preflight
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.unit.projects import ROOT, compose_config, set_values
 
@@ -284,6 +284,21 @@ def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str
     }
     assert config["volumes"].keys() == {source for source, _ in volumes}
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
+    covers = {f"/home/mlstack/notebooks/{name}:ro,size=4k,mode=555" for name in folders.COVERED}
+    assert set(config["services"]["jupyter"]["tmpfs"]) == covers
+
+
+def test_each_container_has_a_log_folder_that_no_other_has_and_the_host_does_not_write_in(
+    project: Path, config: dict[str, Any]
+) -> None:
+    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
+    found = {
+        name: mount["source"]
+        for name, service in config["services"].items()
+        for mount in service.get("volumes", [])
+        if mount["target"] == "/logs"
+    }
+    assert found == {name: str(log_dir / name) for name in folders.LOGGING}
 
 
 def test_notebooks_have_no_way_to_the_database_and_meet_the_storage_alone(config: dict[str, Any]) -> None:

@@ -212,10 +212,10 @@ def test_certificates_that_are_gone(ready: Path) -> None:
     assert_failed(result_of(Subject(ready), environment.certificates), "CA_BUNDLE=/nonexistent.pem is not there", "/dev/null")
 
 
-@pytest.mark.parametrize("name", ["notebooks", "logs"])
+@pytest.mark.parametrize("name", ["notebooks", "logs/jupyter"])
 def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> None:
     folder = ready / name
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     set_values(ready, HOST_UID=str(folder.stat().st_uid + 1))
     assert_failed(result_of(Subject(ready), environment.folders), f"{folder} belongs to uid", "sudo chown -R")

@@ -225,7 +225,7 @@ for number in range(200):
 """
 
 
-def test_processes_that_start_in_the_same_second_share_a_file_and_lose_no_line(tmp_path: Path) -> None:
+def test_processes_that_start_in_the_same_second_each_have_a_file_and_lose_no_line(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
             python(WRITER, str(tmp_path), letter), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -242,7 +242,7 @@ def test_processes_that_start_in_the_same_second_share_a_file_and_lose_no_line(t
         assert writer.wait() == 0
         assert writer.stdout is not None
         writer.stdout.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["20300101_000000.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"20300101_00000{second}.log" for second in range(4)]
     lines = [line.split(" | ")[-1] for line in written(tmp_path).splitlines()]
     expected = [f"<{letter} {number} {letter * (number * 100)}>" for letter in "abcd" for number in range(200)]
     assert sorted(lines) == sorted(expected)

@@ -250,7 +250,7 @@ def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch:
     monkeypatch.setattr(settings, "PROJECT", project)
     set_values(project, LOG_DIR=folder)
     mounts = compose_config(project)["services"]["jupyter"]["volumes"]
-    assert {mount["source"] for mount in mounts if mount["target"] == "/logs"} == {str(settings.log_dir(folder))}
+    assert {mount["source"] for mount in mounts if mount["target"] == "/logs"} == {str(settings.log_dir(folder) / "jupyter")}
 
 
 @pytest.mark.parametrize(

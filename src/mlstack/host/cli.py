@@ -25,9 +25,10 @@ err = Console(stderr=True, highlight=False)
 PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
-Yes = Annotated[bool, typer.Option("--yes", envvar="YES", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", envvar="JSON", help="For scripts.")]
-OlderThan = Annotated[str, typer.Option(envvar="OLDER_THAN", help="Leave alone what is younger: 30d, 12h.")]
+# No option has a variable of the environment: `export YES=1`, long forgotten, would answer every question.
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
+OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 12h.")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
 Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
@@ -67,10 +68,12 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop everything. All data stays."""
+    from mlstack.host import folders
     from mlstack.host.compose import attached
 
     with _alone("make down"):
         _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
+        folders.tidy(PROJECT)
     out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
 
 
@@ -263,9 +266,9 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
 @app.command()
 def logs(service: Service = None) -> None:
     """Follow the logs of all services, or of one."""
-    from mlstack.host.compose import attached
+    from mlstack.host.compose import followed_logs
 
-    _check(attached(PROJECT, "logs", "--follow", "--tail", "100", *([service] if service else [])), "the logs could not be read.")
+    _check(followed_logs(PROJECT, service, typer.echo), "the logs could not be read.")
 
 
 @app.command()
@@ -368,7 +371,7 @@ def _show_backups() -> None:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, found.versions["mlflow"] or "?")
+        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, escape(found.versions["mlflow"] or "?"))
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
@@ -379,12 +382,12 @@ def _show_backups() -> None:
 def _show_exchange(there: Mapping[str, int], coming: Mapping[str, int]) -> None:
     table = Table("", "now, will be lost", "in the backup", title="make restore replaces")
     for what in {**coming, **there}:
-        table.add_row(what, str(there.get(what, 0)), str(coming.get(what, 0)))
+        table.add_row(escape(what), str(there.get(what, 0)), str(coming.get(what, 0)))
     out.print(table)
 
 
 def _show_counts(counts: Mapping[str, int]) -> None:
-    out.print("  " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    out.print("  " + ", ".join(f"{count:,} {escape(what)}" for what, count in counts.items()))
 
 
 def _show_urls() -> None:

@@ -3,13 +3,15 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlstack import settings
-from mlstack.errors import MlstackError
+from mlstack.errors import MlstackError, quoted
+
+_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also where it is told to use no escapes
 
 # Compose's labels on what it makes: the stack's name, and the folder that it was started from.
 PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
@@ -77,6 +79,18 @@ def last_lines(container: Container, count: int) -> list[str]:
     """The end of what a container wrote, on either stream."""
     command = ["docker", "logs", "--tail", str(count), container.name]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout.splitlines()
+
+
+def followed_logs(project: Path, service: str | None, show: Callable[[str], object]) -> int:
+    """Shows each line that the containers write, until they end or Ctrl-C, and returns compose's exit code."""
+    _require_docker()
+    command = ["docker", "compose", "--ansi", "never", "logs", "--follow", "--tail", "100", "--", *([service] if service else [])]
+    with subprocess.Popen(command, cwd=project, env=settings.for_commands(), stdout=subprocess.PIPE) as process:
+        assert process.stdout  # noqa: S101 - a pipe, as asked for
+        for line in process.stdout:
+            text = line.removeprefix(_CLEAR_LINE).removesuffix(b"\n").decode(errors="backslashreplace")
+            show(quoted(text))
+    return process.returncode
 
 
 def volumes(name: str) -> list[str]:

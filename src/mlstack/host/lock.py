@@ -11,7 +11,10 @@ from typing import TextIO
 
 import psutil
 
+from mlstack import settings
 from mlstack.errors import MlstackError
+
+PRIVATE = 0o600
 
 
 @contextmanager
@@ -46,11 +49,29 @@ def holder(project: Path) -> str:
 
 
 def _opened(path: Path) -> TextIO:
+    """The lock's file, which the project's owner alone may open: whoever can read it could hold it for ever."""
     try:
-        return path.open("a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115
     except OSError as error:
-        raise MlstackError(
-            f"the lock cannot be taken: {error}.",
-            "One command at a time may change a stack.",
-            f"make {path} yours (chown), or delete it",
-        ) from error
+        raise _not_ours(path, str(error)) from error
+    found, project = os.fstat(file.fileno()), path.parent.stat()
+    if settings.is_root():
+        os.fchown(file.fileno(), project.st_uid, project.st_gid)  # after sudo make, still the user's
+    elif found.st_uid != os.geteuid():
+        file.close()
+        raise _not_ours(path, f"{path} belongs to uid {found.st_uid}")
+    if found.st_mode & 0o077:
+        os.fchmod(file.fileno(), PRIVATE)
+    return file
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
+
+
+def _not_ours(path: Path, reason: str) -> MlstackError:
+    return MlstackError(
+        f"the lock cannot be taken: {reason}.",
+        "One command at a time may change a stack, and whoever owns its lock could stop them all.",
+        f"delete {path} (nothing is lost with it)",
+    )

@@ -10,7 +10,7 @@ import psutil
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, networks
+from mlstack.host import env_file, folders, networks
 from mlstack.host.compose import docker
 
 GIB = 1024**3
@@ -41,8 +41,27 @@ def check(project: Path, *, will_build: bool) -> list[MlstackError]:
 def check_env(project: Path) -> list[MlstackError]:
     """Everything that is wrong with `.env`."""
     why = "The stack would not start, or not as you mean it."
-    return [
+    wrong = [
         MlstackError(f"{problem}.", why, "edit .env (.env.example explains each key)") for problem in env_file.problems(project)
+    ]
+    return wrong or _folders_in_reach(project)
+
+
+def _folders_in_reach(project: Path) -> list[MlstackError]:
+    """Folders of the host's own files that are inside one that a container writes in."""
+    values = settings.of_project(project)
+    logs = settings.log_dir(values["LOG_DIR"], project).resolve()
+    mounted = [(project / "notebooks").resolve(), *(logs / name for name in folders.LOGGING)]
+    places = {"LOG_DIR": logs, "BACKUP_DIR": (project / Path(values["BACKUP_DIR"]).expanduser()).resolve()}
+    return [
+        MlstackError(
+            f"{name}={values[name]} is inside {folder}, where a container writes.",
+            "A package in a notebook could choose which files the commands of this machine write to.",
+            f"set {name} in .env to another folder",
+        )
+        for name, place in places.items()
+        for folder in mounted
+        if place.is_relative_to(folder)
     ]
 
 

@@ -20,14 +20,16 @@ from typing import Any
 import psycopg2
 
 from mlstack import settings
-from mlstack.errors import MlstackError
+from mlstack.errors import MlstackError, quoted
 from mlstack.host import engine
+from mlstack.host.backup.manifest import opened
 from mlstack.host.engine import Container, Engine, Mount
 from mlstack.host.preflight import PORTS
 
 # Seconds that a source has to answer. Sizes are counted for a little less, so that they can say how far they got.
 PATIENCE, COUNTING = 0.8, 0.5
 BACKUP_NAME = "%Y%m%dT%H%M%SZ"
+MANIFEST_BYTES = 16 * 1024 * 1024  # of which there are a few thousand in a manifest that mlstack wrote
 
 # Where each long-running service is found on this machine, and where it says its version if it does so over HTTP.
 ADDRESSES: Mapping[str, str] = {
@@ -127,8 +129,8 @@ def status(project: Path) -> Status:
         problem=None,
         services=tuple(_service(container, values, answers, versions) for container in _expected(containers)),
         volumes=tuple(Volume(volume, *(answers.get(f"size {volume}") or (None, False))) for volume in sorted(volumes)),
-        schema=schema,
-        schema_is_of=made_by,
+        schema=schema and quoted(schema),
+        schema_is_of=made_by and quoted(made_by),
         backup=backup,
     )
 
@@ -139,10 +141,11 @@ def last_backup(project: Path) -> Backup | None:
         if not _is_backup_name(folder.parent.name):
             continue
         try:
-            manifest = json.loads(folder.read_text(encoding="utf-8"))
+            with opened(folder.parent, folder.name) as file:
+                manifest = json.loads(file.read(MANIFEST_BYTES))
             created = datetime.fromisoformat(manifest["created"]).astimezone(UTC)
             size = int(manifest["bytes"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise MlstackError(
                 f"the manifest of the last backup cannot be read: {error}.",
                 "It says what the backup holds.",
@@ -280,6 +283,6 @@ def _service(
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,
         # What the service says, or, where asking takes longer than a moment (MinIO), what its image says.
-        version=versions.get(container.service) or container.version.partition("T")[0] or None,
+        version=quoted(versions.get(container.service) or "") or container.version.partition("T")[0] or None,
         url=ADDRESSES[container.service].format_map(values) if is_long_running and container.is_running else None,
     )

@@ -20,13 +20,20 @@ from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from mlstack.errors import MlstackError
-from mlstack.host.backup.manifest import CHUNK, OBJECTS, Advance, Artifact, path_of, sha256_of
+from mlstack.host.backup.manifest import (
+    CHUNK,
+    KEPT_HEADERS,
+    METADATA,
+    OBJECTS,
+    Advance,
+    Artifact,
+    opened,
+    path_of,
+    sha256_of,
+)  # fmt: skip
 from mlstack.host.backup.stack import CONNECTIONS
 
 PART = 16 * 1024 * 1024  # of a large upload; two are in memory at once, for each connection
-# The headers that belong to an object and not to the answer that brings it.
-_KEPT = ("content-type", "content-encoding", "content-disposition", "content-language", "cache-control")
-_METADATA = "x-amz-meta-"
 # What tells one content of a key from another.
 Identity = tuple[str, str, str, int]
 
@@ -105,18 +112,18 @@ class Copy:
         """A file of an earlier backup, linked; read whole first, so that damage does not travel from backup to backup."""
         origin, target = source / artifact.path, self._folder / artifact.path
         try:
-            if sha256_of(origin, self._advance) != artifact.sha256:
+            if sha256_of(source, artifact.path, self._advance) != artifact.sha256:
                 return None
-        except FileNotFoundError:
+        except OSError:  # missing, or something else in its place: it is read from the bucket again
             return None
         if origin != target:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(origin, target)
+                os.link(origin, target, follow_symlinks=False)
             except FileExistsError:
                 pass
             except OSError:  # a file system without hard links, or a link too many
-                self._placed(target, lambda file: shutil.copyfileobj(origin.open("rb"), file, CHUNK))
+                self._placed(target, lambda file: shutil.copyfileobj(opened(source, artifact.path), file, CHUNK))
         return artifact
 
     def _fetched(self, version: Version) -> Artifact:
@@ -160,7 +167,7 @@ class Copy:
         part.replace(target)
         with self._lock:
             self.new_bytes += received
-        kept = {name: value for name, value in headers.items() if name in _KEPT or name.startswith(_METADATA)}
+        kept = {name: value for name, value in headers.items() if name in KEPT_HEADERS or name.startswith(METADATA)}
         return Artifact(version.key, version.version, version.etag, version.size, digest.hexdigest(), kept)
 
     def _placed(self, target: Path, fill: Callable[[Any], object]) -> None:
@@ -180,7 +187,7 @@ def upload(client: Minio, bucket: str, folder: Path, artifacts: Iterable[Artifac
             raise InterruptedError
         metadata: dict[str, str | list[str] | tuple[str]] = dict(artifact.headers)
         content_type = str(metadata.pop("content-type", "application/octet-stream"))
-        with (folder / artifact.path).open("rb") as file:
+        with opened(folder, artifact.path) as file:
             client.put_object(
                 bucket, artifact.key, file, artifact.size, content_type, metadata, part_size=PART, num_parallel_uploads=2
             )  # fmt: skip

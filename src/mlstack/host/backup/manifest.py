@@ -1,5 +1,8 @@
 """What a backup holds, and whether that is still what was written.
 
+Whoever made a backup chose every byte of it: nothing in it is believed before it is checked, and no file is opened through a
+link or waited for.
+
 backups/20261124T065000Z/
   manifest.json         versions, counts, checksums
   manifest.json.sha256  its own checksum, for `sha256sum --check`
@@ -8,15 +11,19 @@ backups/20261124T065000Z/
   objects/ab/abcd…      the bytes, named by their SHA-256: no key ever becomes a file name
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from mlstack.errors import MlstackError
 
@@ -30,6 +37,11 @@ WORKERS = 4
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
+# What mlstack writes is far below these; a file that is larger was made to fill the memory.
+_LARGEST_MANIFEST, _LONGEST_LINE, _LONGEST_KEY = 16 * 1024 * 1024, 64 * 1024, 1024
+# The headers that belong to an object and not to the answer that brings it.
+KEPT_HEADERS = ("content-type", "content-encoding", "content-disposition", "content-language", "cache-control")
+METADATA = "x-amz-meta-"
 
 Advance = Callable[[int], None]
 
@@ -114,14 +126,16 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a backup. Raises MlstackError when it is missing, damaged, or of a newer mlstack."""
     content = _content(folder, MANIFEST)
     try:
-        found = json.loads(content)
-        written_as = int(found["format"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = _parsed(content)
+        written_as = _typed(int, found["format"], "format") if isinstance(found, dict) else 0
+    except (ValueError, KeyError) as error:
         raise damaged(folder, [f"{MANIFEST} is not what was written: {error}"]) from error
     if written_as > FORMAT:
+        versions = found.get("versions")
+        by = versions.get("mlstack") if isinstance(versions, dict) else None
         raise MlstackError(
-            f"{folder / MANIFEST} is in format {written_as}, written by mlstack"
-            f" {found.get('versions', {}).get('mlstack', 'of a newer version')}; this one reads up to format {FORMAT}.",
+            f"{folder / MANIFEST} is in format {written_as}, written by mlstack {by or 'of a newer version'}; this one reads up"
+            f" to format {FORMAT}.",
             "Nothing was changed: an older mlstack cannot tell whether it would restore everything.",
             "update mlstack (git pull), then the same command",
         )
@@ -129,47 +143,58 @@ def read_manifest(folder: Path) -> Manifest:
     if hashlib.sha256(content).hexdigest() != expected:
         raise damaged(folder, [f"{MANIFEST} does not have the checksum in {CHECKSUM}"])
     try:
-        return _manifest(found)
-    except (KeyError, TypeError) as error:
+        return _sound_manifest(_typed(Manifest, found, "it"))
+    except ValueError as error:
         raise damaged(folder, [f"{MANIFEST} is not what mlstack writes: {error}"]) from error
 
 
 def read(folder: Path) -> Backup:
     """A backup with the list of its artifacts. Raises MlstackError when either is missing or damaged."""
     manifest = read_manifest(folder)
-    content = _content(folder, OBJECTS_LIST)
-    if hashlib.sha256(content).hexdigest() != manifest.files[OBJECTS_LIST]:
-        raise damaged(folder, [f"{OBJECTS_LIST} does not have its checksum"])
+    digest = hashlib.sha256()
     try:
-        return Backup(folder, manifest, tuple(artifacts_in(content.decode().splitlines())))
-    except (ValueError, TypeError) as error:
+        with opened(folder, OBJECTS_LIST) as file:
+            artifacts = _of_different_keys(artifacts_in(_lines(file, digest.update)))
+    except FileNotFoundError:
+        raise damaged(folder, [f"{OBJECTS_LIST} is missing"]) from None
+    except OSError as error:
+        raise damaged(folder, [f"{OBJECTS_LIST} cannot be read: {error.strerror}"]) from error
+    except ValueError as error:
         raise damaged(folder, [f"{OBJECTS_LIST} is not what mlstack writes: {error}"]) from error
+    if digest.hexdigest() != manifest.files[OBJECTS_LIST]:
+        raise damaged(folder, [f"{OBJECTS_LIST} does not have its checksum"])
+    return Backup(folder, manifest, artifacts)
 
 
 def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:
-    """The artifacts of an objects.jsonl."""
+    """The artifacts of an objects.jsonl. Raises ValueError for a line that mlstack does not write."""
     for line in lines:
-        artifact = Artifact(**json.loads(line))
-        if not _SHA256.fullmatch(artifact.sha256):
-            raise ValueError(f"not a checksum: {artifact.sha256}")
-        yield artifact
+        yield _sound_artifact(_typed(Artifact, _parsed(line), "a line"))
 
 
 def check(backup: Backup, advance: Advance) -> None:
     """Reads every file of a backup. Raises MlstackError naming those that are missing or not what was written."""
     expected = {DUMP: backup.manifest.files[DUMP]}
     expected |= {artifact.path: artifact.sha256 for artifact in backup.artifacts}
-    used_by = {artifact.path: artifact.key for artifact in backup.artifacts}
+    used_by: dict[str, list[Artifact]] = {}
+    for artifact in backup.artifacts:
+        used_by.setdefault(artifact.path, []).append(artifact)
 
     def complaint(name: str) -> str | None:
-        what = f"{name} (artifact {used_by[name]})" if name in used_by else name
+        users = used_by.get(name, [])
+        what = f"{name} (artifact {users[0].key})" if users else name
         try:
-            found = sha256_of(backup.folder / name, advance)
+            with opened(backup.folder, name) as file:
+                size = os.fstat(file.fileno()).st_size
+                found = _digest(file, advance)
         except FileNotFoundError:
             return f"{what} is missing"
         except OSError as error:
             return f"{what} cannot be read: {error.strerror}"
-        return None if found == expected[name] else f"{what} does not have its checksum"
+        if found != expected[name]:
+            return f"{what} does not have its checksum"
+        wrong = next((artifact for artifact in users if artifact.size != size), None)
+        return f"{name} has {size} bytes, and not {wrong.size} as the line of {wrong.key} says" if wrong else None
 
     pool = ThreadPoolExecutor(WORKERS)
     try:
@@ -180,13 +205,41 @@ def check(backup: Backup, advance: Advance) -> None:
         raise damaged(backup.folder, complaints)
 
 
-def sha256_of(path: Path, advance: Advance = lambda _: None) -> str:
-    """The checksum of a file."""
+def opened(folder: Path, name: str) -> BinaryIO:
+    """A file of a backup, to be read. Raises OSError unless it is a regular file in folders that are no links.
+
+    A pipe in its place would be waited for, a device could do anything, and a link shows another file.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in name.split("/"):
+            _require(os.stat(part, dir_fd=descriptor, follow_symlinks=False), stat.S_IFREG, stat.S_IFDIR)
+            inner = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        _require(os.fstat(descriptor), stat.S_IFREG)
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _require(found: os.stat_result, *kinds: int) -> None:
+    if stat.S_IFMT(found.st_mode) not in kinds:
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+def sha256_of(folder: Path, name: str, advance: Advance = lambda _: None) -> str:
+    """The checksum of a file of a backup. Raises OSError as `opened` does."""
+    with opened(folder, name) as file:
+        return _digest(file, advance)
+
+
+def _digest(file: BinaryIO, advance: Advance) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            advance(len(chunk))
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+        advance(len(chunk))
     return digest.hexdigest()
 
 
@@ -202,13 +255,86 @@ def damaged(folder: Path, complaints: list[str]) -> MlstackError:
 
 def _content(folder: Path, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        with opened(folder, name) as file:
+            content = file.read(_LARGEST_MANIFEST + 1)
     except FileNotFoundError:
         raise damaged(folder, [f"{name} is missing"]) from None
     except OSError as error:
         raise damaged(folder, [f"{name} cannot be read: {error.strerror}"]) from error
+    if len(content) > _LARGEST_MANIFEST:
+        raise damaged(folder, [f"{name} is larger than {_LARGEST_MANIFEST} bytes"])
+    return content
 
 
-def _manifest(found: dict[str, Any]) -> Manifest:
-    tables = {name: Table(**table) for name, table in found.pop("tables").items()}
-    return Manifest(**found, tables=tables)
+def _lines(file: BinaryIO, read: Callable[[bytes], object]) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE} bytes")
+        read(line)
+        yield line.decode()
+
+
+# ---- what came out of a file, as what it should be: each of these raises ValueError -------------
+
+
+def _parsed(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _typed(kind: Any, value: Any, place: str) -> Any:
+    """A value of JSON as the type that it should have."""
+    if is_dataclass(kind):
+        types, needed = _fields(kind)  # type: ignore[arg-type]
+        if not isinstance(value, dict) or not needed <= value.keys() <= types.keys():
+            raise ValueError(f"{place} has other fields than {', '.join(types)}")
+        return kind(**{name: _typed(types[name], item, name) for name, item in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is Mapping:
+        _, kind_of_value = get_args(kind)
+        return {name: _typed(kind_of_value, item, place) for name, item in _typed(dict, value, place).items()}
+    kinds = get_args(kind) or (kind,)
+    if type(value) not in kinds or (type(value) is int and value < 0):
+        raise ValueError(f"{place} is not of the type {' or '.join(each.__name__ for each in kinds)}")
+    return value
+
+
+@cache
+def _fields(kind: type[Any]) -> tuple[dict[str, Any], set[str]]:
+    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    return get_type_hints(kind), needed
+
+
+def _sound_manifest(manifest: Manifest) -> Manifest:
+    if manifest.time.tzinfo is None:
+        raise ValueError("created has no time zone")
+    if lacking := [name for name in (DUMP, OBJECTS_LIST) if not _SHA256.fullmatch(manifest.files.get(name, ""))]:
+        raise ValueError(f"it has no checksum of {', '.join(lacking)}")
+    if lacking := [name for name in ("mlflow", "postgres") if name not in manifest.versions]:
+        raise ValueError(f"it has no version of {', '.join(lacking)}")
+    shown = [*manifest.versions.values(), *manifest.counts, *manifest.owners, *manifest.tables, manifest.bucket]
+    if odd := [text for text in shown if text is not None and (len(text) > _LONGEST_KEY or not text.isprintable())]:
+        raise ValueError(f"it has an impossible name: {odd[0][:80]}")
+    return manifest
+
+
+def _of_different_keys(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    by_key: dict[str, Artifact] = {}
+    for artifact in artifacts:
+        if artifact.key in by_key:
+            raise ValueError(f"it has the key {artifact.key[:80]} twice")
+        by_key[artifact.key] = artifact
+    return tuple(by_key.values())
+
+
+def _sound_artifact(artifact: Artifact) -> Artifact:
+    if not _SHA256.fullmatch(artifact.sha256):
+        raise ValueError(f"not a checksum: {artifact.sha256[:80]}")
+    parts = artifact.key.removesuffix("/").split("/")  # a folder that an S3 client made ends with /
+    if any(part in ("", ".", "..") for part in parts) or "\0" in artifact.key or len(artifact.key.encode()) > _LONGEST_KEY:
+        raise ValueError(f"no bucket can hold a key like {artifact.key[:80]}")
+    for name, value in artifact.headers.items():
+        if not (name in KEPT_HEADERS or name.startswith(METADATA)) or re.search(r"[\r\n\0]", name + value):
+            raise ValueError(f"{artifact.key[:80]} has a header that no object has: {name[:80]}")
+    return artifact

@@ -16,7 +16,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack import postgres, settings
 from mlstack.errors import MlstackError
-from mlstack.host.backup.manifest import CHUNK, Advance, Table
+from mlstack.host.backup.manifest import CHUNK, Advance, Table, opened
 from mlstack.host.backup.stack import Stack
 
 DEADLINE = 60  # seconds
@@ -32,7 +32,7 @@ COUNTED: Mapping[str, str] = {
     "aliases": "registered_model_aliases",
     "accounts": "users",
 }
-MARK = re.compile(r"migrated by MLflow (\S+)")
+MARK = re.compile(r"migrated by MLflow ([\w.+-]+)")
 # What says where artifacts are. A server that hands them through itself does not name the bucket there.
 _LOCATED = ("experiments", "runs", "model_versions", "logged_models", "trace_tags")
 # A row as text must not depend on how a server or a session is configured.
@@ -167,7 +167,7 @@ def load(stack: Stack, path: Path, name: str, advance: Advance) -> None:
         "pg_restore", "--username", stack.owner.user, "--dbname", name, "--role", stack.mlflow_role,
         "--no-owner", "--no-privileges", "--exit-on-error",
     ]  # fmt: skip
-    with path.open("rb") as file, _in_postgres(stack, *command, wrong="the dump could not be loaded") as process:
+    with opened(path.parent, path.name) as file, _in_postgres(stack, *command, wrong="the dump could not be loaded") as process:
         assert process.stdin  # noqa: S101 - a pipe, as asked for
         while chunk := file.read(CHUNK):
             process.stdin.write(chunk)
@@ -185,7 +185,7 @@ def names_bucket(image: str, path: Path, bucket: str) -> bool:
         "docker", "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
         "--data-only", "--file=-", *(f"--table={table}" for table in _LOCATED),
     ]  # fmt: skip
-    with path.open("rb") as file, _running(command, "the dump could not be read", stdin=file) as process:
+    with opened(path.parent, path.name) as file, _running(command, "the dump could not be read", stdin=file) as process:
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         found = [line for line in process.stdout if place.search(line)]
     return bool(found)

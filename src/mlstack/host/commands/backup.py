@@ -101,7 +101,7 @@ def _taken(project: Path, keep: int | None) -> Taken:
         tables=described.tables,
         files={
             manifest.DUMP: checksum,
-            manifest.OBJECTS_LIST: manifest.sha256_of(work / manifest.OBJECTS_LIST),
+            manifest.OBJECTS_LIST: manifest.sha256_of(work, manifest.OBJECTS_LIST),
         },
     )
     manifest.write(work, finished)
@@ -166,6 +166,7 @@ def _prepared(backups: Path) -> Path:
         backups.mkdir(parents=True, exist_ok=True)
         for leftover in backups.glob(f"{REMOVED}*"):
             _remove(leftover)
+        _keep_only_content(work)
         (work / manifest.OBJECTS).mkdir(parents=True, exist_ok=True)
         for part in (work / manifest.OBJECTS).glob(".part-*"):
             part.unlink()
@@ -174,6 +175,17 @@ def _prepared(backups: Path) -> Path:
             f"the folder of the backups cannot be written: {error}.", "Nothing was backed up.", f"check {backups} (BACKUP_DIR)"
         ) from error
     return work
+
+
+def _keep_only_content(work: Path) -> None:
+    """What an interrupted backup left is its journal and its objects. Anything else could lead what is written elsewhere."""
+    if work.is_symlink():
+        work.unlink()
+    for folder, folders, files in os.walk(work, topdown=False):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            is_content = path.parent != work or path.name in (JOURNAL, manifest.OBJECTS)
+            if path.is_symlink() or not (is_content and (path.is_file() or path.is_dir())):
+                _remove(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _known(backups: Path, work: Path) -> dict[Identity, tuple[Artifact, Path]]:

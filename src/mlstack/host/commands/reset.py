@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host import folders
 from mlstack.host.compose import attached, docker, volumes
 
 # What losing a volume costs, as the comments in docker-compose.yml say it.
@@ -52,3 +53,4 @@ def reset(project: Path) -> None:
         raise MlstackError(
             "the stack could not be deleted whole.", "Some containers or volumes are left.", "see above, then make reset again"
         )
+    folders.tidy(project)

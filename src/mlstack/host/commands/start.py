@@ -1,6 +1,5 @@
 """`make up`: from whatever is there to a healthy stack."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,13 +7,14 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from mlstack import settings
-from mlstack.errors import MlstackError
-from mlstack.host import env_file, networks, preflight, recovery
+from mlstack.errors import MlstackError, quoted, quoted_lines
+from mlstack.host import env_file, folders, networks, preflight, recovery
 from mlstack.host.backup import stack, swap
 from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
-from mlstack.logger import get_logger
+from mlstack.logger import create, get_logger
 
 log = get_logger("mlstack.start")
 
@@ -43,6 +43,7 @@ def prepare_env(project: Path) -> None:
         )
     elif changes.created:
         log.info("wrote .env with fresh secrets, readable by you alone")
+        folders.close_notebooks(project)
     if changes.added:
         log.info("added to .env: %s", ", ".join(changes.added))
     if changes.changed_owner:
@@ -74,7 +75,7 @@ def check(project: Path) -> None:
         log.warning("%s", warning)
     if problems := preflight.check(project, will_build=bool(_missing_images(project))):
         raise ExceptionGroup("refused", problems)
-    prepare_folders(project)
+    folders.prepare(project)
 
 
 def build(project: Path) -> None:
@@ -91,18 +92,18 @@ def build(project: Path) -> None:
             "building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling MinIO", ", ".join(missing)
         )
     log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
-    transcript = log_dir / f"build_{datetime.now().astimezone():%Y%m%d_%H%M%S}.txt"
-    code = _run_build(project, services, sources, transcript)
+    with create(log_dir, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
+        code = _run_build(project, services, sources, transcript)
+        lines = [line for line in _text(transcript).splitlines() if line.strip()]
     if code:
-        lines = [line for line in transcript.read_text(encoding="utf-8").splitlines() if line.strip()]
-        log.error("the build said:\n%s", "\n".join(lines[-SHOWN_LINES:]))
+        log.error("the build said:\n%s", quoted_lines(lines[-SHOWN_LINES:]))
         raise MlstackError(
             "an image could not be built (its last lines are above).",
             _why(lines),
-            f"the whole transcript is {transcript}; then make up again",
+            f"the whole transcript is {transcript.name}; then make up again",
         )
     if not missing:
-        transcript.unlink()
+        Path(transcript.name).unlink()
 
 
 def _lost(project: Path, name: str) -> str | None:
@@ -124,32 +125,23 @@ def _missing_images(project: Path) -> list[str]:
     return [service for service in _built_here(project) if not docker("image", "ls", "--quiet", f"{name}-{service}").strip()]
 
 
-def prepare_folders(project: Path) -> None:
-    """The two mounted folders belong to the user whom the containers run as; Docker would make them root's."""
-    values = settings.of_project(project)
-    uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
-    for folder in (project / "notebooks", settings.log_dir(values["LOG_DIR"], project)):
-        folder.mkdir(parents=True, exist_ok=True)
-        if settings.is_root():  # anybody else owns what they cloned
-            for path in (folder, *folder.rglob("*")):
-                if path.lstat().st_uid != uid:
-                    os.chown(path, uid, gid, follow_symlinks=False)
-
-
-def _run_build(project: Path, services: list[str], sources: Mapping[str, str], transcript: Path) -> int:
+def _run_build(project: Path, services: list[str], sources: Mapping[str, str], transcript: TextIO) -> int:
     """Builds into a transcript, with a sign of life now and then."""
     command = ["docker", "compose", "--progress", "plain", "build", *services]
     started = time.monotonic()
-    transcript.parent.mkdir(parents=True, exist_ok=True)
-    with transcript.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=project, env=settings.for_commands(**sources), stdout=file, stderr=subprocess.STDOUT
-        )
-        while True:
-            try:
-                return process.wait(timeout=HEARTBEAT)
-            except subprocess.TimeoutExpired:
-                log.info("building, %d s: %s", time.monotonic() - started, _in_progress(transcript))
+    process = subprocess.Popen(
+        command, cwd=project, env=settings.for_commands(**sources), stdout=transcript, stderr=subprocess.STDOUT
+    )
+    while True:
+        try:
+            return process.wait(timeout=HEARTBEAT)
+        except subprocess.TimeoutExpired:
+            log.info("building, %d s: %s", time.monotonic() - started, _in_progress(_text(transcript)))
+
+
+def _text(transcript: TextIO) -> str:
+    transcript.seek(0)
+    return transcript.read()
 
 
 def _why(lines: list[str]) -> str:
@@ -160,12 +152,11 @@ def _why(lines: list[str]) -> str:
     return "The stack cannot start without it."
 
 
-def _in_progress(transcript: Path) -> str:
+def _in_progress(text: str) -> str:
     """The steps that have begun and not ended: compiling MinIO is one, and says nothing for minutes."""
-    text = transcript.read_text(encoding="utf-8")
     begun = re.findall(r"^#(\d+) \[([^\]]+)\]", text, re.MULTILINE)
     ended = set(re.findall(r"^#(\d+) (?:DONE|CACHED|ERROR|CANCELED)", text, re.MULTILINE))
-    return ", ".join(dict.fromkeys(name for number, name in begun if number not in ended)) or "storing the images"
+    return ", ".join(dict.fromkeys(quoted(name) for number, name in begun if number not in ended)) or "storing the images"
 
 
 def _sources() -> dict[str, str]:
@@ -208,7 +199,7 @@ def start(project: Path) -> None:
     # A container that was only created waits for one that is ill.
     ill = [container for container in containers(project) if not container.is_well and container.state != "created"]
     for container in ill:
-        log.error("%s: %s\n%s", container.service, container.status, "\n".join(_last_words(container)))
+        log.error("%s: %s\n%s", container.service, container.status, quoted_lines(_last_words(container)))
     names = " ".join(container.service for container in ill)
     raise MlstackError(
         f"not every service became healthy: {names or 'docker compose says why, above'}.",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, preflight
+from mlstack.host import env_file, folders, preflight
 from mlstack.host.backup import log, stack
 from mlstack.host.backup.manifest import Backup
-from mlstack.host.commands import restore, start
+from mlstack.host.commands import restore
 from mlstack.host.compose import attached, compose
 
 
@@ -46,7 +46,7 @@ def throw_away(project: Path, bucket: str) -> Iterator[Path]:
         ports = dict(zip(preflight.PORTS, map(str, preflight.free_ports(len(preflight.PORTS))), strict=True))
         env_file.ensure(other)
         env_file.change(other, COMPOSE_PROJECT_NAME=name, MINIO_BUCKET=bucket, LOG_DIR=str(other / "logs"), **ports, **images)
-        start.prepare_folders(other)
+        folders.prepare(other)
         try:
             _remove(other)  # what a killed verification left
             yield other

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mlstack.errors import MlstackError
+from mlstack.errors import MlstackError, quoted
 from mlstack.host.doctor.context import Subject
 
 
@@ -86,7 +86,7 @@ def run(subject: Subject, checks: Sequence[Check], announce: Callable[[Check], N
 
 def _result(each: Check, subject: Subject) -> Result:
     try:
-        return Result(each.reach, each.name, State.OK, note=each.examine(subject) or "")
+        return Result(each.reach, each.name, State.OK, note=quoted(each.examine(subject) or ""))
     except MlstackError as error:
         state = State.DOUBTFUL if isinstance(error, Doubt) else State.FAILED
         return Result(each.reach, each.name, state, cause=error.wrong, why=error.why, fix=error.fix)
@@ -105,7 +105,7 @@ def _result(each: Check, subject: Subject) -> Result:
             each.reach,
             each.name,
             State.FAILED,
-            cause=f"{type(error).__name__}: {error}",
+            cause=quoted(f"{type(error).__name__}: {error}"),
             why="The doctor does not know this one.",
             fix="make logs may say more",
         )

@@ -34,8 +34,8 @@ class Subject:
     project: Path
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], float] = time.time
-    runs: list[str] = field(default_factory=list)  # that checks logged, to be removed without a trace
-    artifacts: list[str] = field(default_factory=list)  # folders of the bucket, likewise
+    named: set[str] = field(default_factory=set)  # runs that checks say they logged, to be removed if they are a doctor's
+    artifacts: list[str] = field(default_factory=list)  # folders of the bucket, of such runs
     has_written: bool = False  # objects of its own, likewise
     seen: dict[str, str | MlstackError] = field(default_factory=dict)
 
@@ -76,12 +76,9 @@ class Subject:
         return found
 
     def visit(self, place: str, program: Callable[[], str]) -> dict[str, Any]:
-        """What a user's code did in a place; the run that it logged is noted, to be removed."""
+        """What a user's code did in a place; the runs that it names are noted, to be removed if a doctor made them."""
         found: dict[str, Any] = json.loads(self.once(place, program))
-        if found["run"] and found["run"] not in self.runs:
-            self.runs.append(found["run"])
-            self.runs += found.get("left", [])
-            self.artifacts += [found["folder"]] if "folder" in found else []
+        self.named |= {name for name in (found["run"], *found.get("left", [])) if isinstance(name, str)}
         return found
 
     def port(self, name: str) -> int:

@@ -10,6 +10,7 @@ from mlstack.host import env_file, preflight
 from mlstack.host.doctor.check import Doubt, check
 from mlstack.host.doctor.context import Subject
 from mlstack.host.doctor.machine import engine
+from mlstack.host.folders import LOGGING
 
 REACH = "settings"
 
@@ -66,11 +67,12 @@ def certificates(subject: Subject) -> None:
         )
 
 
-@check(REACH, "notebooks/ and the log folder are writable", env)
+@check(REACH, "notebooks/ and the log folders are writable", env)
 def folders(subject: Subject) -> None:
     """The containers' user writes there: the user of this machine, or 60712 where that is root."""
     owner = int(subject.values["HOST_UID"])
-    for folder in (subject.project / "notebooks", settings.log_dir(subject.values["LOG_DIR"], subject.project)):
+    logs = settings.log_dir(subject.values["LOG_DIR"], subject.project)
+    for folder in (subject.project / "notebooks", *(logs / name for name in LOGGING)):
         if not folder.exists():
             continue  # make up makes it
         found = folder.stat()

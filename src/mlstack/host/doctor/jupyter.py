@@ -73,7 +73,7 @@ def folders(subject: Subject) -> None:
         raise MlstackError(
             f"Jupyter cannot write {'; '.join(problems.splitlines())}.",
             "Notebooks cannot be saved, or logs are lost.",
-            f"sudo chown -R {subject.values['HOST_UID']} notebooks {subject.values['LOG_DIR']}",
+            f"sudo chown -R {subject.values['HOST_UID']} notebooks {subject.values['LOG_DIR']}/jupyter",
         )
 
 

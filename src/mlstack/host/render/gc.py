@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from mlstack.errors import quoted
 from mlstack.host.commands.gc import Plan
 from mlstack.host.render import size
 
@@ -44,6 +45,6 @@ def _counted(count: int, what: str) -> list[str]:
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:
-    shown = [f"  {escape(name)}" for name in names[:SHOWN]]
+    shown = [f"  {escape(quoted(name))}" for name in names[:SHOWN]]
     rest = [f"  and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return [title, *shown, *rest] if names else []

@@ -25,7 +25,7 @@ def _services(status: Status) -> Table:
             f"[{colour}]{escape(state)}[/]",
             span(service.uptime) if service.uptime is not None else "",
             _memory(service) if is_up else "",
-            (service.version or UNKNOWN) if service.url else "",
+            escape(service.version or UNKNOWN) if service.url else "",
             service.url or "",
         )
     return table
@@ -41,8 +41,8 @@ def _facts(status: Status) -> Table:
     if status.volumes:
         table.add_row("[dim]volumes[/]", ", ".join(_volume(volume, status.project) for volume in status.volumes))
     if status.schema or not status.is_down:
-        made_by = f" ({status.schema_is_of})" if status.schema_is_of else ""
-        table.add_row("[dim]schema[/]", f"{status.schema or UNKNOWN}{made_by}")
+        made_by = f" ({escape(status.schema_is_of)})" if status.schema_is_of else ""
+        table.add_row("[dim]schema[/]", f"{escape(status.schema or UNKNOWN)}{made_by}")
     backup = status.backup
     last = f"{backup.folder}, {size(backup.size)}, {span(backup.age)} old" if backup else "none yet: make backup"
     table.add_row("[dim]backup[/]", last)
