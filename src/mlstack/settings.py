@@ -129,6 +129,7 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("JUPYTER_TOKEN"),
         Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
         Variable("BACKUP_DIR", _anything),
+        _secret("BACKUP_KEY", 32),
         Variable("LOG_DIR", _anything),
         Variable("LOG_LEVEL", _level),
         Variable("POSTGRES_IMAGE", _anything, optional=True),
@@ -229,7 +230,7 @@ def for_commands(**more: str) -> dict[str, str]:
 
 def secret_values() -> set[str]:
     """The secrets that this process was given, for the logger to hide."""
-    pattern = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
+    pattern = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|BACKUP_KEY|ROOT_USER")
     return {value for name, value in os.environ.items() if pattern.search(name) and len(value) >= 8}  # noqa: PLR2004
 
 
@@ -249,13 +250,14 @@ class Encryption:
 
 @dataclass(frozen=True)
 class Login:
-    """A way into a database."""
+    """A way into a database. `options` are settings of the session, as libpq takes them."""
 
     user: str
     password: str = field(repr=False)
     database: str
     host: str = "postgres"
     port: int = 5432
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ class Roles:
     """The roles in MLflow's database beside the server's owner."""
 
     tracking: Login
-    """Owns the database and MLflow's tables."""
+    """Owns MLflow's tables."""
     accounts: Login
     """Owns the schema of MLflow's accounts, and sees no other table."""
     reader: Login
@@ -290,12 +292,12 @@ class Account:
 
 
 def database_owner(values: Mapping[str, str | None] | None = None) -> Login:
-    """The owner of the database server, for the bootstrap only."""
-    return _login("POSTGRES_USER", "POSTGRES_PASSWORD", values)
+    """The owner of the database server. No name in its sessions leads to what another role made (docs/adr/0017)."""
+    return replace(_login("POSTGRES_USER", "POSTGRES_PASSWORD", values), options="-csearch_path=pg_catalog")
 
 
 def tracking_login(values: Mapping[str, str | None] | None = None) -> Login:
-    """MLflow's own role, which owns MLflow's database and nothing else."""
+    """MLflow's own role, which owns MLflow's tables and nothing else."""
     return _login("MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", values)
 
 
