@@ -110,8 +110,8 @@ def test_settings_that_a_login_gave_itself_end_with_the_next_bootstrap(bootstrap
     reader = roles.reader
     before = run(inside, "SELECT setrole, setdatabase, setconfig FROM pg_db_role_setting ORDER BY 1, 2")
     run(
-        reader,
-        f"SET default_transaction_read_only = off; ALTER ROLE {reader.user} SET statement_timeout = 1;"
+        replace(reader, options="-cdefault_transaction_read_only=off"),
+        f"ALTER ROLE {reader.user} SET statement_timeout = 1;"
         f" ALTER ROLE {reader.user} IN DATABASE {reader.database} SET search_path = pg_catalog;"
         f" ALTER ROLE {reader.user} PASSWORD 'another-password'",
     )
