@@ -11,7 +11,7 @@ from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file, preflight
 from mlstack.host.backup import manifest, signature
-from mlstack.host.commands import backup, start
+from mlstack.host.commands import start
 from mlstack.host.compose import attached
 from mlstack.logger import get_logger
 
@@ -76,7 +76,7 @@ def _change_owner(values: dict[str, str], fresh: dict[str, str]) -> None:
 
 def _sign_backups(project: Path, values: dict[str, str], fresh: dict[str, str]) -> None:
     """The backups that this stack signed carry its new signature."""
-    for folder in manifest.folders(backup.folder(project)):
+    for folder in manifest.folders(settings.backup_dir(project)):
         try:
             if signature.is_authentic(folder, values["BACKUP_KEY"]):
                 signature.sign(folder, fresh["BACKUP_KEY"])
