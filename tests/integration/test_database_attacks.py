@@ -69,7 +69,8 @@ def test_mlflows_login_makes_nothing_but_its_tables(roles: Roles, statement: str
 @pytest.mark.parametrize(
     "statement",
     ["SELECT lo_creat(-1)", "SELECT lo_create(0)", "SELECT lo_from_bytea(0, 'x')", "SELECT lo_import('/etc/passwd')",
-     "CREATE TEMPORARY TABLE mine (x int)"],
+     "CREATE TEMPORARY TABLE mine (x int)", "CREATE TABLE public.mine (x int)", "DELETE FROM runs",
+     "INSERT INTO experiments (name) VALUES ('mine')"],
 )  # fmt: skip
 def test_the_reader_stores_nothing(roles: Roles, statement: str) -> None:
     denied(replace(roles.reader, options="-cdefault_transaction_read_only=off"), statement)

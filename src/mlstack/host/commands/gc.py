@@ -144,7 +144,8 @@ def _changed(project: Path, age: timedelta) -> list[str]:
     """
     bucket = settings.of_project(project)["MINIO_BUCKET"]
     # As a name on the disk, an object that ends in / has this suffix instead.
-    find = ("find", f"/data/{bucket}", "-name", "xl.meta", "-newermt", f"-{age.total_seconds():.0f} seconds", "-printf", "%P\\0")
+    since = f"-{age.total_seconds():.0f} seconds"
+    find = ("find", f"/data/{bucket}", "-ignore_readdir_race", "-name", "xl.meta", "-newermt", since, "-printf", "%P\\0")
     listed = compose(project, "exec", "--no-TTY", "minio", *find).split("\0")
     return [name.removesuffix("/xl.meta").replace("__XLDIR__", "/") for name in listed if name]
 
