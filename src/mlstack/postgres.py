@@ -12,22 +12,35 @@ from mlstack.errors import MlstackError
 from mlstack.settings import Login
 
 DEADLINE = 120  # seconds
+ACCOUNTS_SCHEMA = "accounts"  # of MLflow's accounts; its tracking tables are in public
 # Any number does, as long as it is always the same.
 LOCK = 0x6D6C7374
+TURN = 300  # seconds that a migration waits for the one before it
 # The password was right, and there is no right to enter the database, or no database yet.
-_NO_ENTRY = ("permission denied for database", "does not exist", "not currently accepting connections")
+_NO_ENTRY = (
+    "permission denied for database",
+    "does not exist",
+    "not currently accepting connections",
+    "too many connections for role",
+)
 _REFUSED = ("password authentication failed", "no password supplied")
 
 
 @contextmanager
-def turn(login: Login, deadline: float = DEADLINE) -> Iterator[Connection]:
-    """A connection whose holder is alone: two bootstraps at once take turns.
+def turn(login: Login, deadline: float = DEADLINE, patience: float = TURN) -> Iterator[Connection]:
+    """A connection whose holder is alone: two bootstraps at once take turns. No role of a reader or an account can take one.
 
-    Raises MlstackError when the server does not answer within `deadline` seconds, or refuses the password.
+    Raises MlstackError when the server does not answer within `deadline` seconds or refuses the password, and when somebody
+    else keeps the turn for `patience` seconds.
     """
     with connected(login, deadline) as connection:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+            cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{patience:g}s",))
+            try:
+                cursor.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+            except psycopg2.errors.LockNotAvailable as error:
+                raise _busy(connection, patience) from error
+            cursor.execute("SET lock_timeout = 0")
         yield connection
 
 
@@ -49,8 +62,9 @@ def accepts(login: Login) -> bool:
     """
     try:
         psycopg2.connect(
-            host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database, connect_timeout=5
-        ).close()
+            host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database, connect_timeout=5,
+            options=login.options,
+        ).close()  # fmt: skip
     except psycopg2.OperationalError as error:
         if not _is_refused(error) and not any(
             text in str(error) for text in _NO_ENTRY
@@ -87,6 +101,7 @@ def _connect(login: Login, deadline: float) -> Connection:
             password=login.password,
             dbname=login.database,
             connect_timeout=5,
+            options=login.options,
         )
     except psycopg2.OperationalError as error:
         raise (_refusal(login) if _is_refused(error) else _silence(login, deadline, error)) from error
@@ -97,7 +112,8 @@ def _refusal(login: Login) -> MlstackError:
     return MlstackError(
         f"Postgres refuses the password of {login.user}: .env was changed or made anew, and the volume keeps the old one.",
         "Nothing was changed or lost.",
-        "put the old POSTGRES_USER and POSTGRES_PASSWORD back into .env; or give the database the new password with"
+        "make up, which sets every password but the owner's; for the owner's,"
+        " put the old POSTGRES_USER and POSTGRES_PASSWORD back into .env; or give the database the new password with"
         f" docker compose exec postgres psql -U {login.user} -d postgres -c '\\password'; or start empty with make reset",
     )
 
@@ -107,4 +123,20 @@ def _silence(login: Login, deadline: float, error: BaseException) -> MlstackErro
         f"Postgres at {login.host}:{login.port} did not answer within {deadline:g} s: {str(error).strip()}",
         "MLflow keeps runs and models there.",
         "docker compose logs postgres",
+    )
+
+
+def _busy(connection: Connection, patience: float) -> MlstackError:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT format('%%s, process %%s, since %%s', usename, pid, to_char(backend_start, 'HH24:MI:SS'))"
+            " FROM pg_locks JOIN pg_stat_activity USING (pid)"
+            " WHERE locktype = 'advisory' AND granted AND classid = 0 AND objid = %s AND datname = current_database()",
+            (LOCK,),
+        )
+        holders = "; ".join(holder for (holder,) in cursor.fetchall())
+    return MlstackError(
+        f"another bootstrap or migration did not end within {patience:g} s (role {holders or 'unknown'}).",
+        "Two at once would change the same tables.",
+        "wait for it; or docker compose restart postgres ends it, then make up",
     )

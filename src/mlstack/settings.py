@@ -23,7 +23,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 GENERATED, DETECTED = "<generated>", "<detected>"
 
 # How the names of secrets are recognised, also those that are not the stack's own (AWS_SECRET_ACCESS_KEY, PGPASSWORD).
-_SECRET = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|ROOT_USER")
+_SECRET = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY|BACKUP_KEY|ROOT_USER")
 
 Check = Callable[[str], str | None]
 
@@ -141,6 +141,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("JUPYTER_OUTBOUND", _switch),
         Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
         Variable("BACKUP_DIR", _anything),
+        _secret("BACKUP_KEY", 32),
         Variable("LOG_DIR", _anything),
         Variable("LOG_LEVEL", _level),
         Variable("POSTGRES_IMAGE", _anything, optional=True),
@@ -288,13 +289,14 @@ class Encryption:
 
 @dataclass(frozen=True)
 class Login:
-    """A way into a database."""
+    """A way into a database. `options` are settings of the session, as libpq takes them."""
 
     user: str
     password: str = field(repr=False)
     database: str
     host: str = "postgres"
     port: int = 5432
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,7 @@ class Roles:
     """The roles in MLflow's database beside the server's owner."""
 
     tracking: Login
-    """Owns the database and MLflow's tables."""
+    """Owns MLflow's tables."""
     accounts: Login
     """Owns the schema of MLflow's accounts, and sees no other table."""
     reader: Login
@@ -329,12 +331,12 @@ class Account:
 
 
 def database_owner(values: Mapping[str, str | None] | None = None) -> Login:
-    """The owner of the database server, for the bootstrap only."""
-    return _login("POSTGRES_USER", "POSTGRES_PASSWORD", values)
+    """The owner of the database server. No name in its sessions leads to what another role made (docs/adr/0017)."""
+    return replace(_login("POSTGRES_USER", "POSTGRES_PASSWORD", values), options="-csearch_path=pg_catalog")
 
 
 def tracking_login(values: Mapping[str, str | None] | None = None) -> Login:
-    """MLflow's own role, which owns MLflow's database and nothing else."""
+    """MLflow's own role, which owns MLflow's tables and nothing else."""
     return _login("MLFLOW_DB_USER", "MLFLOW_DB_PASSWORD", values)
 
 

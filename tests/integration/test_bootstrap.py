@@ -20,7 +20,7 @@ from tests.clone import Clone
 from tests.integration.conftest import keys, login, roles_of
 from tests.integration.service import Service
 
-STEPS = 18  # of database and storage together
+STEPS = 19  # of database and storage together
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
         cursor.execute(statement)
 
 
-def test_the_role_of_mlflow_owns_its_database(role: Login) -> None:
+def test_the_role_of_mlflow_makes_tables_in_its_schema(role: Login) -> None:
     with connected(role, 5) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE mine (x int)")
         cursor.execute("DROP TABLE mine")

@@ -24,6 +24,7 @@ from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
+from mlstack.postgres import connected
 from tests.clone import Clone
 from tests.stack.program import admin, everything, fill, finished, started
 from tests.stack.test_stack import at_a_terminal
@@ -78,8 +79,9 @@ def newest(clone: Clone) -> Path:
 
 def state(clone: Clone) -> tuple[object, object]:
     """Everything that a restore could change: every table, and every object with its bytes' checksum."""
-    with postgres.connected(stack.of_project(clone.folder)) as connection:
-        tables = postgres.tables(connection)
+    target = stack.of_project(clone.folder)
+    with postgres.connected(target) as connection:
+        tables = postgres.tables(target, connection)
     client, name = storage(clone)
     return tables, {key: (found.etag, found.size) for key, found in bucket.current(client, name).items()}
 
@@ -110,7 +112,7 @@ def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> 
     assert found["versions"]["mlflow"] == "3.17.2"
     assert found["versions"]["postgres"].startswith("17.")
     assert found["versions"]["minio"].startswith("RELEASE.")
-    data = [first.folder / "database.dump", *(first.folder / "objects").rglob("?" * 64)]
+    data = [*(first.folder / name for name in first.manifest.dumps), *(first.folder / "objects").rglob("?" * 64)]
     assert found["bytes"] == sum(path.stat().st_size for path in data)
     checked = subprocess.run(["sha256sum", "--check", "manifest.json.sha256"], cwd=first.folder, capture_output=True, check=False)
     assert checked.returncode == 0
@@ -123,7 +125,7 @@ def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, f
     client, name = storage(full)
     client.put_object(name, "new/one", *content("new" * 1000))
     second = taken(full)
-    dump = (second.folder / manifest.DUMP).stat().st_size
+    dump = sum((second.folder / name).stat().st_size for name in second.manifest.dumps)
     assert second.manifest.new_bytes == dump + 3000
     by_key = {artifact.key: artifact for artifact in first.artifacts}
     shared = [artifact for artifact in second.artifacts if artifact.key in by_key]
@@ -155,7 +157,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
 
     def write() -> None:
         nonlocal written
-        with postgres.connected(target) as connection, connection.cursor() as cursor:
+        with connected(target.tracking) as connection, connection.cursor() as cursor:
             while not stop.is_set():
                 client.put_object(name, f"pair/{written}", *content(f"pair {written}"))
                 cursor.execute("INSERT INTO pairs VALUES (%s)", (written,))
@@ -166,7 +168,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
                     client.remove_object(name, key)
                 written += 1
 
-    with postgres.connected(target) as connection, connection.cursor() as cursor:
+    with connected(target.tracking) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE pairs (number int)")
         writer = threading.Thread(target=write)
         writer.start()
@@ -219,7 +221,8 @@ def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> 
     assert "going on with a backup that was interrupted" in done.stderr
     found = manifest.read(newest(full))
     whole = sum({artifact.sha256: artifact.size for artifact in found.artifacts}.values())
-    assert copied >= 10 and found.manifest.new_bytes - (found.folder / manifest.DUMP).stat().st_size < whole
+    dumps = sum((found.folder / name).stat().st_size for name in found.manifest.dumps)
+    assert copied >= 10 and found.manifest.new_bytes - dumps < whole
     manifest.check(found, lambda _: None)
     assert not work.exists()
     for number in range(30):
@@ -315,8 +318,8 @@ def flip_the_list(folder: Path) -> str:
 
 
 def newer_format(folder: Path) -> str:
-    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 1', b'"format": 2'))
-    return "manifest.json is in format 2"
+    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 2', b'"format": 3'))
+    return "manifest.json is in format 3"
 
 
 def newer_mlflow(folder: Path) -> str:
@@ -469,8 +472,14 @@ def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full:
     made = full.make("env", **same, **other)
     assert made.returncode == 0, made.stderr
     shutil.rmtree(full.folder / "backups")
-    done = full.make("restore", BACKUP=str(tmp_path / "carried"))  # an empty stack: nothing to ask
+    done = full.make("restore", BACKUP=str(tmp_path / "carried"))
+    assert done.returncode != 0
+    assert "is not signed by this stack" in done.stderr
+    assert f"make restore BACKUP={tmp_path / 'carried'} YES=1, if you mean it" in done.stderr
+    # With the key of the stack that made it there is nothing to ask: this one is empty.
+    done = full.make("restore", BACKUP=str(tmp_path / "carried"), BACKUP_KEY=old["BACKUP_KEY"])
     assert done.returncode == 0, done.stderr
+    assert "not signed" not in done.stderr
     assert everything(full) == seen
     client, name = storage(full)
     assert client.stat_object(name, "odd/UPPER").metadata["x-amz-meta-note"] == "kept"
@@ -498,7 +507,7 @@ def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
 def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: Clone) -> None:
     """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
-    with postgres.connected(stack.of_project(full.folder)) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
             " VALUES (77, 'of old', %s, 'active', 'default')", (place,),

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +96,15 @@ def wait_until(is_so: Callable[[], bool], timeout: float) -> None:
 
 
 def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
-    owner = stack.of_project(clone.folder).owner
-    with connected(replace(owner, database=clone.values["POSTGRES_DB"]), 30) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall()
 
 
 def all_tables(clone: Clone) -> dict[str, object]:
-    with connected(stack.of_project(clone.folder)) as connection:
-        return dict(postgres.tables(connection))
+    target = stack.of_project(clone.folder)
+    with postgres.connected(target) as connection:
+        return dict(postgres.tables(target, connection))
 
 
 def leftovers(clone: Clone) -> list[str]:
@@ -117,14 +116,14 @@ def leftovers(clone: Clone) -> list[str]:
 
 def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
-    with connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr
     assert "The stack is as it was before: same images, same data." in done.stderr
     assert "Traceback" not in done.stderr.rpartition("going back")[2]
-    with connected(stack.of_project(clone.folder)) as connection, connection.cursor() as cursor:
+    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE logged_models")
     assert all_tables(clone) == rows_before
     assert leftovers(clone) == []

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.backup import manifest
+from mlstack.host.backup import manifest, signature
 from mlstack.host.backup.manifest import Artifact, Manifest, Table
-from mlstack.host.commands import backup
+from mlstack.host.commands import backup, rotate
 
 CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
 
@@ -127,3 +128,38 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB")])
 def test_sizes_are_for_people(count: int, shown: str) -> None:
     assert backup.in_units(count) == shown
+
+
+def test_is_authentic_another_key_or_a_changed_manifest_is_not(folder: Path) -> None:
+    assert not signature.is_authentic(folder, "a key")  # older backups have no signature
+    signature.sign(folder, "a key")
+    assert signature.is_authentic(folder, "a key")
+    assert not signature.is_authentic(folder, "another key")
+    changed = (folder / manifest.MANIFEST).read_bytes().replace(b'"runs": 1', b'"runs": 2')
+    (folder / manifest.MANIFEST).write_bytes(changed)
+    assert not signature.is_authentic(folder, "a key")
+
+
+def test_is_authentic_a_link_or_a_pipe_in_the_place_of_the_signature_is_not(folder: Path, tmp_path: Path) -> None:
+    signature.sign(folder, "a key")
+    path = folder / signature.SIGNATURE
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert not signature.is_authentic(folder, "a key")
+    path.unlink()
+    os.mkfifo(path)
+    assert not signature.is_authentic(folder, "a key")
+
+
+def test_rotate_signs_the_backups_of_this_stack_again_and_no_other(folder: Path, project: Path) -> None:
+    backups = project / "backups"
+    ours, theirs = (backups / name for name in ("20261124T065000Z", "20261124T065001Z"))
+    for path in (ours, theirs):
+        shutil.copytree(folder, path)
+    before, after = settings.of_project(project), {"BACKUP_KEY": "fresh" * 8}
+    signature.sign(ours, before["BACKUP_KEY"])
+    signature.sign(theirs, "somebody else's")
+    for _ in range(2):  # an interrupted rotation goes on
+        rotate._sign_backups(project, before, after)
+    assert signature.is_authentic(ours, after["BACKUP_KEY"])
+    assert not signature.is_authentic(theirs, after["BACKUP_KEY"])

@@ -17,7 +17,7 @@ from tests.unit.projects import ROOT, compose_config, set_values
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on this machine; no service is given them.
-HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR"}
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY"}
 
 # Every value that a service is given, by the variable it comes from.
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}

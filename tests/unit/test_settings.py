@@ -1,6 +1,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "JUPYTER_MEMORY": (["512m", "3g"], ["3", "3GB", "0g", "1.5g", "-1g"]),
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
+    "BACKUP_KEY": (["1" * 32], ["1" * 31]),
     "BACKUP_DIR": ANYTHING,
     "POSTGRES_IMAGE": IMAGE,
     "MINIO_IMAGE": IMAGE,
@@ -121,7 +123,7 @@ def test_no_variable_takes_a_placeholder(name: str) -> None:
 
 
 def test_what_sounds_like_a_secret_is_one() -> None:
-    telling = ("PASSWORD", "TOKEN", "SECRET", "PASSPHRASE", "ACCESS_KEY", "ROOT_USER")
+    telling = ("PASSWORD", "TOKEN", "SECRET", "PASSPHRASE", "ACCESS_KEY", "BACKUP_KEY", "ROOT_USER")
     assert [name for name in VARIABLES if any(word in name for word in telling)] == [
         name for name, variable in VARIABLES.items() if variable.secret
     ]
@@ -177,7 +179,11 @@ def test_logins_come_from_their_own_variables(
 ) -> None:
     values = settings.of_project(project)
     user, password, database = found
-    assert login(values) == Login(user, values[password], database)
+    assert replace(login(values), options="") == Login(user, values[password], database)
+
+
+def test_names_in_the_owners_sessions_lead_to_what_postgres_ships(project: Path) -> None:
+    assert settings.database_owner(settings.of_project(project)).options == "-csearch_path=pg_catalog"
 
 
 @pytest.mark.parametrize(("keys", "prefix"), [(settings.storage_owner, "MINIO_ROOT"), (settings.tracking_keys, "MLFLOW_S3")])

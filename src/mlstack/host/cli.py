@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+_UNSIGNED = (
+    "Another stack or an older version made it, or it was changed since. Whoever made it decides which accounts the stack has"
+    " and which models it loads. With BACKUP_KEY of the stack that made it in your shell, its signature can be checked."
+)
 PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
@@ -146,8 +150,10 @@ def rotate_secrets(yes: Yes = False) -> None:
 def backup(keep: Keep = None) -> None:
     """Copy everything that the stack holds, while it runs: database and bucket as of one moment."""
     from mlstack.host.commands import backup as backing_up
+    from mlstack.host.commands import start
 
     with _alone("make backup"):
+        start.prepare_env(PROJECT)  # the key that signs it may be new
         taken = backing_up.back_up(PROJECT, keep)
     _show_backup(taken)
 
@@ -163,6 +169,12 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
     with _alone("make restore"):
         found = _checked_backup(backup)
         restoring.require_bucket(PROJECT, found)
+        if not restoring.is_authentic(PROJECT, found):
+            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
+            if not yes:
+                _confirm(
+                    "Trust whoever made it?", "Its maker decides what this stack holds.", f"make restore BACKUP={backup} YES=1"
+                )
         there = restoring.content(PROJECT)
         if not there.is_empty and not yes:
             _show_exchange(there.counts, found.manifest.counts)
@@ -179,10 +191,13 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
 @app.command()
 def verify(backup: BackupName = None) -> None:
     """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
+    from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import verify as verifying
 
     with _alone("make verify"):
         found = _checked_backup(backup)
+        if not restoring.is_authentic(PROJECT, found):
+            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
         verifying.verify(PROJECT, found)
     out.print(
         f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",

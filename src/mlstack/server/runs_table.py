@@ -33,6 +33,8 @@ from mlstack.server import auth
 
 router = APIRouter()
 CHUNK = 1 << 18  # bytes
+# Whoever holds the reader's login may change its settings, and not those of these sessions.
+SESSION = "-csearch_path=public -cstatement_timeout=10min"
 
 _INFO = "run_uuid AS run_id, experiment_id, status, artifact_uri, start_time, end_time"
 _CHOSEN = (
@@ -67,7 +69,7 @@ def search(question: Question, request: Request) -> StreamingResponse:
     ids = _experiments(question)
     if asker is not None and not asker.is_admin and (hidden := auth.hidden(asker.username, ids)):
         raise MlflowException(f"{asker.username} may not read the runs of experiment {', '.join(hidden)}.", PERMISSION_DENIED)
-    connection = psycopg2.connect("service=reader")
+    connection = psycopg2.connect("service=reader", options=SESSION)
     try:
         connection.set_session("REPEATABLE READ", readonly=True)
         cursor = connection.cursor()

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
 from mlstack.errors import MlstackError
+from mlstack.host.backup import log
+from mlstack.host.backup.journal import Ids, Journal
 from mlstack.host.backup.manifest import (
     CHUNK,
     KEPT_HEADERS,
@@ -33,6 +36,8 @@ from mlstack.host.backup.manifest import (
 )  # fmt: skip
 from mlstack.host.backup.stack import CONNECTIONS
 
+BATCH = 256  # objects that are noted in the journal together
+_SHOWN = 5
 PART = 16 * 1024 * 1024  # of a large upload; two are in memory at once, for each connection
 # What tells one content of a key from another.
 Identity = tuple[str, str, str, int]
@@ -76,6 +81,14 @@ def current(client: Minio, bucket: str) -> dict[str, Version]:
     """What the bucket holds now, by key."""
     found = client.list_objects(bucket, recursive=True, include_version=True)
     return {item.object_name: _version(item) for item in found if item.is_latest == "true" and not item.is_delete_marker}
+
+
+def ids(client: Minio, bucket: str) -> dict[str, list[str]]:
+    """Of each key the ids of all its versions and deletion markers."""
+    found: dict[str, list[str]] = {}
+    for item in client.list_objects(bucket, recursive=True, include_version=True):
+        found.setdefault(item.object_name or "", []).append(item.version_id or "null")
+    return found
 
 
 def is_versioned(client: Minio, bucket: str) -> bool:
@@ -178,8 +191,10 @@ class Copy:
             self.new_bytes += target.stat().st_size
 
 
-def upload(client: Minio, bucket: str, folder: Path, artifacts: Iterable[Artifact], advance: Advance) -> None:
-    """Makes the bucket hold these artifacts, as new versions of their keys."""
+def upload(
+    client: Minio, bucket: str, folder: Path, artifacts: Sequence[Artifact], *, journal: Journal, before: Ids, advance: Advance
+) -> None:
+    """Makes the bucket hold these artifacts, as new versions of their keys, each noted in the journal."""
     stop = threading.Event()
 
     def one(artifact: Artifact) -> None:
@@ -188,13 +203,18 @@ def upload(client: Minio, bucket: str, folder: Path, artifacts: Iterable[Artifac
         metadata: dict[str, str | list[str] | tuple[str]] = dict(artifact.headers)
         content_type = str(metadata.pop("content-type", "application/octet-stream"))
         with opened(folder, artifact.path) as file:
-            client.put_object(
+            written = client.put_object(
                 bucket, artifact.key, file, artifact.size, content_type, metadata, part_size=PART, num_parallel_uploads=2
             )  # fmt: skip
+        journal.wrote(artifact.key, written.version_id or "null")
         advance(artifact.size)
 
-    for _ in each(one, artifacts, stop):
-        pass
+    for start in range(0, len(artifacts), BATCH):
+        batch = artifacts[start : start + BATCH]
+        journal.intend([artifact.key for artifact in batch], before)
+        for _ in each(one, batch, stop):
+            pass
+        stop.clear()  # only an error or Ctrl-C gets past it
 
 
 def differences(client: Minio, bucket: str, artifacts: Iterable[Artifact], advance: Advance) -> list[str]:
@@ -228,10 +248,30 @@ def hide(client: Minio, bucket: str, keys: Iterable[str]) -> None:
     _remove(client, bucket, [DeleteObject(key) for key in keys])
 
 
-def remove_since(client: Minio, bucket: str, time: datetime) -> None:
-    """Takes away every version and every deletion that came at or after `time`: what was there before shows again."""
-    found = client.list_objects(bucket, recursive=True, include_version=True)
-    _remove(client, bucket, [DeleteObject(item.object_name, item.version_id) for item in found if item.last_modified >= time])
+def remove(client: Minio, bucket: str, versions: Iterable[tuple[str, str]]) -> None:
+    """Removes these versions, by key and id, for good: what was there before them shows again."""
+    _remove(client, bucket, [DeleteObject(key, version) for key, version in versions])
+
+
+def redate(client: Minio, bucket: str, clock: Callable[[], datetime]) -> None:
+    """Gives every version that is dated in the future the date of now, and names it. Its content stays what the bucket shows.
+
+    Only whoever holds a key of the storage can make one. It would hide later uploads from everybody, a backup and a restore.
+    """
+    listed = list(client.list_objects(bucket, recursive=True, include_version=True))
+    now = clock()  # that of Postgres, which MinIO shares; after the listing
+    ahead = [item for item in listed if item.last_modified > now]
+    if not ahead:
+        return
+    named = ", ".join(f"{item.object_name} ({item.last_modified:%Y-%m-%d})" for item in ahead[:_SHOWN])
+    log.warning("%d versions are dated in the future and get the date of now: %s", len(ahead), named)
+    for item in sorted(ahead, key=lambda item: item.last_modified):
+        # The new one first: interrupted, there are two and none is lost.
+        if item.is_delete_marker:
+            client.remove_object(bucket, item.object_name)
+        else:
+            client.copy_object(bucket, item.object_name, CopySource(bucket, item.object_name, version_id=item.version_id))
+        client.remove_object(bucket, item.object_name, version_id=item.version_id)
 
 
 def each(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event) -> Iterator[Result]:

@@ -6,7 +6,9 @@ link or waited for.
 backups/20261124T065000Z/
   manifest.json         versions, counts, checksums
   manifest.json.sha256  its own checksum, for `sha256sum --check`
-  database.dump         pg_dump's custom format
+  manifest.json.hmac    its signature with BACKUP_KEY (signature.py)
+  database.dump         pg_dump's custom format, with the rights of MLflow's login; in format 1 the accounts too
+  accounts.dump         the same of MLflow's accounts, with the rights of their login
   objects.jsonl         one line an artifact: its key, and the file that holds its bytes
   objects/ab/abcd…      the bytes, named by their SHA-256: no key ever becomes a file name
 """
@@ -27,10 +29,10 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from mlstack.errors import MlstackError
 
-FORMAT = 1
+FORMAT = 2
 NAME_FORMAT = "%Y%m%dT%H%M%SZ"
-MANIFEST, CHECKSUM, DUMP, OBJECTS_LIST, OBJECTS = (
-    "manifest.json", "manifest.json.sha256", "database.dump", "objects.jsonl", "objects",
+MANIFEST, CHECKSUM, DUMP, ACCOUNTS_DUMP, OBJECTS_LIST, OBJECTS = (
+    "manifest.json", "manifest.json.sha256", "database.dump", "accounts.dump", "objects.jsonl", "objects",
 )  # fmt: skip
 CHUNK = 1024 * 1024
 WORKERS = 4
@@ -92,6 +94,11 @@ class Manifest:
     @property
     def time(self) -> datetime:
         return datetime.fromisoformat(self.created)
+
+    @property
+    def dumps(self) -> tuple[str, ...]:
+        """The files that hold the database."""
+        return (DUMP, ACCOUNTS_DUMP) if ACCOUNTS_DUMP in self.files else (DUMP,)
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:
 
 def check(backup: Backup, advance: Advance) -> None:
     """Reads every file of a backup. Raises MlstackError naming those that are missing or not what was written."""
-    expected = {DUMP: backup.manifest.files[DUMP]}
+    expected = {name: backup.manifest.files[name] for name in backup.manifest.dumps}
     expected |= {artifact.path: artifact.sha256 for artifact in backup.artifacts}
     used_by: dict[str, list[Artifact]] = {}
     for artifact in backup.artifacts:

@@ -4,7 +4,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,6 +18,8 @@ from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host.backup.manifest import CHUNK, Advance, Table, opened
 from mlstack.host.backup.stack import Stack
+from mlstack.postgres import ACCOUNTS_SCHEMA
+from mlstack.settings import Login
 
 DEADLINE = 60  # seconds
 # What a person counts, and the table that holds it.
@@ -38,29 +40,19 @@ _LOCATED = ("experiments", "runs", "model_versions", "logged_models", "trace_tag
 # A row as text must not depend on how a server or a session is configured.
 _SESSION = (
     "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres';"
-    " SET extra_float_digits = 1; SET bytea_output = 'hex'; SET search_path = public, pg_catalog"
+    " SET extra_float_digits = 1; SET bytea_output = 'hex'; SET search_path = pg_catalog"
 )
 _TABLES = (
-    "SELECT n.nspname, c.relname, pg_get_userbyid(c.relowner) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+    "SELECT n.nspname, c.relname, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
     " WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition"
     " AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' ORDER BY 1, 2"
 )
-# Halves of an MD5, each summed: the same rows in any order give the same sums, in constant memory.
+# Halves of an MD5, each summed: the same rows in any order give the same sums, in constant memory. Not row::text: a role may
+# define that cast for its own tables.
 _CHECKSUM = (
     "SELECT count(*), coalesce(sum(('x' || left(hash, 16))::bit(64)::bigint::numeric), 0),"
     " coalesce(sum(('x' || right(hash, 16))::bit(64)::bigint::numeric), 0)"
-    " FROM (SELECT md5(mlstack_row::text) AS hash FROM {} AS mlstack_row) AS hashes"
-)
-# What has an owner and is not owned along with its table.
-_OWNED = (
-    "SELECT format('ALTER SCHEMA %%I OWNER TO %%I', %(schema)s, %(role)s) WHERE %(schema)s <> 'public'"
-    " UNION ALL SELECT format('ALTER TABLE %%I.%%I OWNER TO %%I', %(schema)s, c.relname, %(role)s)"
-    " FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
-    " UNION ALL SELECT format('ALTER SEQUENCE %%I.%%I OWNER TO %%I', %(schema)s, c.relname, %(role)s)"
-    " FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident(%(schema)s)) AND c.relkind = 'S'"
-    " AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype IN ('a', 'i'))"
-    " UNION ALL SELECT format('ALTER TYPE %%I.%%I OWNER TO %%I', %(schema)s, t.typname, %(role)s)"
-    " FROM pg_type t WHERE t.typnamespace = to_regnamespace(quote_ident(%(schema)s)) AND t.typtype IN ('e', 'd')"
+    " FROM (SELECT md5(textin(record_out(mlstack_row))) AS hash FROM {} AS mlstack_row) AS hashes"
 )
 
 
@@ -73,12 +65,15 @@ class Snapshot:
     time: datetime
 
 
+def login_of(stack: Stack, schema: str) -> Login:
+    """Who owns what is in a schema, and alone dumps, reads and restores it (docs/adr/0017)."""
+    return stack.accounts if schema == ACCOUNTS_SCHEMA else stack.tracking
+
+
 @contextmanager
 def connected(stack: Stack, name: str | None = None) -> Iterator[Connection]:
-    """The owner's connection to a database of the stack, MLflow's without a name."""
+    """The owner's connection to a database of the stack, MLflow's without a name. For catalogs alone: never for rows."""
     with postgres.connected(replace(stack.owner, database=name or stack.owner.database), DEADLINE) as connection:
-        with connection.cursor() as cursor:
-            cursor.execute(_SESSION)
         yield connection
 
 
@@ -95,16 +90,47 @@ def snapshot(stack: Stack) -> Iterator[Snapshot]:
         connection.rollback()
 
 
-def tables(connection: Connection) -> dict[str, Table]:
-    """Rows and checksum of every table."""
-    found = {}
+def require_readable(stack: Stack, connection: Connection) -> None:
+    """Raises MlstackError naming tables that the login of their schema cannot read: a backup would lack them."""
     with connection.cursor() as cursor:
         cursor.execute(_TABLES)
-        for schema, name, _ in cursor.fetchall():
-            cursor.execute(sql.SQL(_CHECKSUM).format(sql.Identifier(schema, name)))
-            rows, first, second = cursor.fetchone() or (0, 0, 0)
-            found[f"{schema}.{name}"] = Table(int(rows), f"{int(first) % 2**64:016x}{int(second) % 2**64:016x}")
-    return found
+        for schema, name, oid in cursor.fetchall():
+            user = login_of(stack, schema).user
+            cursor.execute(
+                "SELECT has_table_privilege(%s, %s::oid, 'SELECT') AND has_schema_privilege(%s, %s, 'USAGE')",
+                (user, oid, user, schema),
+            )
+            if _one(cursor) is not True:
+                raise MlstackError(
+                    f"the table {schema}.{name} is not readable for {user}, who dumps that schema.",
+                    "The backup would lack it.",
+                    f"as {stack.owner.user}: GRANT USAGE ON SCHEMA {schema} TO {user};"
+                    f" ALTER TABLE {schema}.{name} OWNER TO {user}",
+                )
+
+
+def tables(stack: Stack, listing: Connection, snapshot_name: str | None = None) -> dict[str, Table]:
+    """Rows and checksum of every table that the owner's connection lists, each read by the login that owns its schema."""
+    found = {}
+    with listing.cursor() as cursor:
+        cursor.execute(_TABLES)
+        listed = [(schema, table) for schema, table, _ in cursor.fetchall()]
+    for login in (stack.tracking, stack.accounts):
+        own = [(schema, table) for schema, table in listed if login_of(stack, schema) is login]
+        if not own:
+            continue
+        with postgres.connected(replace(login, database=listing.info.dbname), DEADLINE) as connection:
+            with connection.cursor() as cursor:
+                cursor.execute(_SESSION)
+                connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
+                if snapshot_name:
+                    cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot_name,))
+                for schema, table in own:
+                    cursor.execute(sql.SQL(_CHECKSUM).format(sql.Identifier(schema, table)))
+                    rows, first, second = cursor.fetchone() or (0, 0, 0)
+                    found[f"{schema}.{table}"] = Table(int(rows), f"{int(first) % 2**64:016x}{int(second) % 2**64:016x}")
+            connection.rollback()
+    return dict(sorted(found.items()))
 
 
 def counts(found: Mapping[str, Table]) -> dict[str, int]:
@@ -115,12 +141,12 @@ def counts(found: Mapping[str, Table]) -> dict[str, int]:
     return {what: rows[table] for what, table in COUNTED.items() if table in rows}
 
 
-def owners(connection: Connection, roles: Mapping[str, str]) -> dict[str, str]:
+def owners(connection: Connection) -> dict[str, str]:
     """Each schema and the variable of `.env` that names its owner: on another machine the role has another name."""
-    variables = {role: variable for variable, role in roles.items()}
     with connection.cursor() as cursor:
         cursor.execute(_TABLES)
-        return {schema: variables.get(owner, "MLFLOW_DB_USER") for schema, _, owner in cursor.fetchall()}
+        schemas = {schema for schema, *_ in cursor.fetchall()}
+    return {schema: "ACCOUNTS_DB_USER" if schema == ACCOUNTS_SCHEMA else "MLFLOW_DB_USER" for schema in sorted(schemas)}
 
 
 def mlflow_version(connection: Connection) -> str | None:
@@ -145,11 +171,11 @@ def size(connection: Connection) -> int:
         return int(str(_one(cursor)))
 
 
-def dump(stack: Stack, snapshot_name: str, path: Path, advance: Advance) -> str:
-    """Writes the database as the snapshot shows it and returns the file's checksum. Raises MlstackError."""
+def dump(stack: Stack, login: Login, schemas: Iterable[str], *, snapshot_name: str, path: Path, advance: Advance) -> str:
+    """Writes schemas as the snapshot shows them, with this login, and returns the file's checksum. Raises MlstackError."""
     command = [
-        "pg_dump", "--username", stack.owner.user, "--dbname", stack.owner.database, "--format", "custom",
-        "--no-owner", "--no-privileges", "--snapshot", snapshot_name,
+        "pg_dump", "--username", login.user, "--dbname", stack.owner.database, "--format", "custom",
+        "--no-owner", "--no-privileges", "--snapshot", snapshot_name, *_only(schemas),
     ]  # fmt: skip
     digest = hashlib.sha256()
     with path.open("wb") as file, _in_postgres(stack, *command, wrong="the database could not be dumped") as process:
@@ -161,11 +187,23 @@ def dump(stack: Stack, snapshot_name: str, path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
-def load(stack: Stack, path: Path, name: str, advance: Advance) -> None:
-    """Fills the empty database `name` from a dump; all of it belongs to MLflow's role. Raises MlstackError."""
+def prepare(stack: Stack, name: str, schemas: Iterable[str]) -> None:
+    """Lets the two logins into a new database, each to make things in its own schemas and nowhere else."""
+    with connected(stack, name) as connection:
+        for login in (stack.tracking, stack.accounts):
+            _execute(connection, "GRANT CONNECT ON DATABASE {} TO {}", sql.Identifier(name), sql.Identifier(login.user))
+        _execute(connection, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        _execute(connection, "GRANT USAGE, CREATE ON SCHEMA public TO {}", sql.Identifier(stack.tracking.user))
+        for schema in {*schemas, ACCOUNTS_SCHEMA} - {"public"}:
+            owner = login_of(stack, schema).user
+            _execute(connection, "CREATE SCHEMA {} AUTHORIZATION {}", sql.Identifier(schema), sql.Identifier(owner))
+
+
+def load(stack: Stack, login: Login, schemas: Iterable[str], *, path: Path, name: str, advance: Advance) -> None:
+    """Fills schemas of the database `name` from a dump. Its SQL can do what this login may do. Raises MlstackError."""
     command = [
-        "pg_restore", "--username", stack.owner.user, "--dbname", name, "--role", stack.mlflow_role,
-        "--no-owner", "--no-privileges", "--exit-on-error",
+        "pg_restore", "--username", login.user, "--dbname", name,
+        "--no-owner", "--no-privileges", "--exit-on-error", *(f"--schema={schema}" for schema in schemas),
     ]  # fmt: skip
     with opened(path.parent, path.name) as file, _in_postgres(stack, *command, wrong="the dump could not be loaded") as process:
         assert process.stdin  # noqa: S101 - a pipe, as asked for
@@ -191,14 +229,6 @@ def names_bucket(image: str, path: Path, bucket: str) -> bool:
     return bool(found)
 
 
-def give(connection: Connection, schema: str, role: str) -> None:
-    """Everything in a schema belongs to this role."""
-    with connection.cursor() as cursor:
-        cursor.execute(_OWNED, {"schema": schema, "role": role})
-        for (statement,) in cursor.fetchall():
-            cursor.execute(statement)
-
-
 def exists(server: Connection, name: str) -> bool:
     """Whether the server has a database of this name."""
     with server.cursor() as cursor:
@@ -219,9 +249,9 @@ def annotate(server: Connection, name: str, text: str | None) -> None:
     _execute(server, "COMMENT ON DATABASE {} IS {}", sql.Identifier(name), sql.Literal(text))
 
 
-def create(server: Connection, name: str, owner: str, template: str = "template1") -> None:
+def create(server: Connection, name: str, template: str = "template1") -> None:
     """Makes a database, closed to the public as the bootstrap keeps all of them."""
-    _execute(server, "CREATE DATABASE {} OWNER {} TEMPLATE {}", *map(sql.Identifier, (name, owner, template)))
+    _execute(server, "CREATE DATABASE {} TEMPLATE {}", *map(sql.Identifier, (name, template)))
     _execute(server, "REVOKE ALL ON DATABASE {} FROM PUBLIC", sql.Identifier(name))
 
 
@@ -259,6 +289,12 @@ def now(server: Connection) -> datetime:
     with server.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         return datetime.fromisoformat(str(_one(cursor)))
+
+
+def _only(schemas: Iterable[str]) -> list[str]:
+    """pg_dump takes patterns: in quotes a name stands for itself."""
+    quoted = (schema.replace('"', '""') for schema in schemas)
+    return ["--strict-names", *(f'--schema="{schema}"' for schema in quoted)]
 
 
 def _one(cursor: object) -> object:

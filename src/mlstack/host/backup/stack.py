@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psycopg2
@@ -22,19 +22,17 @@ CONNECTIONS = 8
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack as the backup sees it. `roles` names each database role by its variable of `.env`, `built` its own images."""
+    """A stack as the backup sees it. `backup_key` signs its backups, `built` are its own images."""
 
     project: Path
     name: str
     owner: Login
+    tracking: Login
+    accounts: Login
     keys: Keys
-    roles: Mapping[str, str]
+    backup_key: str = field(repr=False)
     images: Mapping[str, str]
     built: Sequence[str]
-
-    @property
-    def mlflow_role(self) -> str:
-        return self.roles["MLFLOW_DB_USER"]
 
 
 @contextmanager
@@ -58,16 +56,22 @@ def explained() -> Iterator[None]:
 def of_project(project: Path) -> Stack:
     """The stack that a project's `.env` describes. Raises SettingsError naming what is missing there."""
     values = settings.of_project(project)
-    found = settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_PORT", "MINIO_PORT", "MLFLOW_DB_USER", values=values)
+    found = settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_PORT", "MINIO_PORT", "BACKUP_KEY", values=values)
     name = found["COMPOSE_PROJECT_NAME"]
     own = {service: f"{name}-{service}" for service in ("postgres", "minio", "mlflow", "jupyter")}
     named = {service: values.get(f"{service.upper()}_IMAGE") for service in own}
+
+    def here(login: Login) -> Login:
+        return replace(login, host="127.0.0.1", port=int(found["POSTGRES_PORT"]))
+
     return Stack(
         project=project,
         name=name,
-        owner=replace(settings.database_owner(values), host="127.0.0.1", port=int(found["POSTGRES_PORT"])),
+        owner=here(settings.database_owner(values)),
+        tracking=here(settings.tracking_login(values)),
+        accounts=here(settings.accounts_login(values)),
         keys=replace(settings.storage_owner(values), endpoint=f"127.0.0.1:{found['MINIO_PORT']}"),
-        roles={variable: values[variable] for variable in settings.VARIABLES if variable.endswith("_DB_USER")},
+        backup_key=found["BACKUP_KEY"],
         images={service: named[service] or image for service, image in own.items()},
         built=[image for service, image in own.items() if not named[service]],
     )

@@ -7,11 +7,12 @@ a database `…_restoring` means undo, a database `…_replaced` means that only
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from mlstack.errors import MlstackError
 from mlstack.host.backup import bucket, log, postgres, stack
+from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.stack import Stack
 
 SERVER = "postgres"  # the database that one is connected to while another is exchanged
@@ -28,16 +29,20 @@ def old_name(target: Stack) -> str:
 
 
 @contextmanager
-def exchange(target: Stack) -> Iterator[None]:
-    """In it, fill the database `new_name` and the bucket. At its end both are the stack's; on any failure all is as before."""
+def exchange(target: Stack) -> Iterator[Journal]:
+    """In it, fill the database `new_name` and, noting each version in the journal, the bucket.
+
+    At its end both are the stack's; on any failure all is as before.
+    """
     with postgres.connected(target, SERVER) as server:
         _settle(server, target)
-        started = postgres.now(server)
-        postgres.create(server, new_name(target), target.mlflow_role)
-        postgres.annotate(server, new_name(target), started.isoformat())
+        journal = Journal(server, new_name(target))
+        journal.start()
+        postgres.create(server, new_name(target))
+        postgres.annotate(server, new_name(target), postgres.now(server).isoformat())
         postgres.close(server, target.owner.database)
         with _undone_on_failure(server, target):
-            yield
+            yield journal
             postgres.close(server, new_name(target))
             postgres.swap(server, target.owner.database, new_name(target), old_name(target))
         postgres.open_(server, target.owner.database)
@@ -71,6 +76,7 @@ def _settle(server: Connection, target: Stack) -> None:
     if postgres.exists(server, old_name(target)):
         postgres.annotate(server, target.owner.database, None)
         postgres.drop(server, old_name(target))
+        Journal(server, new_name(target)).end()
     if postgres.exists(server, target.owner.database):
         postgres.open_(server, target.owner.database)  # whoever closed it is gone: one command at a time
 
@@ -88,9 +94,17 @@ def _undone_on_failure(server: Connection, target: Stack) -> Iterator[None]:
 
 def _undo(server: Connection, target: Stack) -> None:
     """Every step may be repeated; the mark of an unfinished exchange, its database, goes last."""
-    if since := postgres.note(server, new_name(target)):
+    journal = Journal(server, new_name(target))
+    if postgres.note(server, new_name(target)):
+        if not journal.exists():
+            raise MlstackError(
+                "a restore by an earlier version of mlstack was interrupted.",
+                "It left no list of what it wrote into the bucket.",
+                "check out that version, make up there, then this version again",
+            )
         client = stack.storage_client(target.keys)
-        bucket.remove_since(client, target.keys.bucket, datetime.fromisoformat(since))
+        bucket.remove(client, target.keys.bucket, journal.written(client, target.keys.bucket))
     if postgres.exists(server, target.owner.database):
         postgres.open_(server, target.owner.database)
     postgres.drop(server, new_name(target))
+    journal.end()

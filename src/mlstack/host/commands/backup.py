@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -12,9 +12,9 @@ from minio import Minio
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, stack
+from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack
 from mlstack.host.backup.bucket import Identity, Version
-from mlstack.host.backup.manifest import Artifact, Manifest
+from mlstack.host.backup.manifest import Advance, Artifact, Manifest
 from mlstack.host.backup.stack import Stack
 from mlstack.host.compose import compose
 from mlstack.host.render.progress import bar
@@ -73,22 +73,25 @@ def _taken(project: Path, keep: int | None) -> Taken:
             "What is overwritten during the backup would be lost to it.",
             "make up switches it on",
         )
-    known = _known(backups, work)
+    known = _known(backups, work, source.backup_key)
+    with postgres.connected(source) as connection:  # after it, what is dated later than the snapshot was written later
+        bucket.redate(client, source.keys.bucket, lambda: postgres.now(connection))
     with postgres.snapshot(source) as snapshot:
+        postgres.require_readable(source, snapshot.connection)
         versions = bucket.as_of(client, source.keys.bucket, snapshot.time)
         new = {item.etag: item.size for item in versions if item.identity not in known}
         database_size = postgres.size(snapshot.connection)
         require_room(backups, sum(new.values()) + database_size)
         log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", in_units(database_size))
-        with bar("database", None) as advance:
-            checksum = postgres.dump(source, snapshot.name, work / manifest.DUMP, advance)
         described = _described(source, snapshot)
+        with bar("database", None) as advance:
+            dumps = _dump(source, snapshot, described.owners, work, advance)
     log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), in_units(sum(new.values())))
     artifacts, new_bytes = _copy(client, source.keys.bucket, work, versions, known)
     listing = "".join(artifact.as_line() for artifact in sorted(artifacts, key=lambda artifact: artifact.key))
     (work / manifest.OBJECTS_LIST).write_text(listing, encoding="ascii")
     _drop_unused(work, artifacts)
-    dump_size = (work / manifest.DUMP).stat().st_size
+    dump_size = sum((work / name).stat().st_size for name in dumps)
     unique = {artifact.sha256: artifact.size for artifact in artifacts}
     finished = Manifest(
         created=described.created,
@@ -99,12 +102,10 @@ def _taken(project: Path, keep: int | None) -> Taken:
         owners=described.owners,
         counts={**postgres.counts(described.tables), "artifacts": len(artifacts)},
         tables=described.tables,
-        files={
-            manifest.DUMP: checksum,
-            manifest.OBJECTS_LIST: manifest.sha256_of(work, manifest.OBJECTS_LIST),
-        },
+        files={**dumps, manifest.OBJECTS_LIST: manifest.sha256_of(work, manifest.OBJECTS_LIST)},
     )
     manifest.write(work, finished)
+    signature.sign(work, source.backup_key)
     target = _in_place(work, backups, finished.time)
     return Taken(target, finished, tuple(prune(backups, keep)) if keep else ())
 
@@ -154,9 +155,19 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
             "postgres": postgres.server_version(snapshot.connection),
             "minio": compose(source.project, "exec", "--no-TTY", "minio", "minio", "--version").split()[2],
         },
-        owners=postgres.owners(snapshot.connection, source.roles),
-        tables=postgres.tables(snapshot.connection),
+        owners=postgres.owners(snapshot.connection),
+        tables=postgres.tables(source, snapshot.connection, snapshot.name),
     )
+
+
+def _dump(source: Stack, snapshot: postgres.Snapshot, owners: Mapping[str, str], work: Path, advance: Advance) -> dict[str, str]:
+    """The checksum of each dump: one of each login, with what is in its schemas."""
+    found = {}
+    for login, name in ((source.tracking, manifest.DUMP), (source.accounts, manifest.ACCOUNTS_DUMP)):
+        (work / name).unlink(missing_ok=True)
+        if schemas := [schema for schema in owners if postgres.login_of(source, schema) is login]:
+            found[name] = postgres.dump(source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance)
+    return found
 
 
 def _prepared(backups: Path) -> Path:
@@ -188,10 +199,13 @@ def _keep_only_content(work: Path) -> None:
                 _remove(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _known(backups: Path, work: Path) -> dict[Identity, tuple[Artifact, Path]]:
+def _known(backups: Path, work: Path, key: str) -> dict[Identity, tuple[Artifact, Path]]:
     """Artifacts that the newest backup or an interrupted one has read already, and the folder that holds each."""
     known: dict[Identity, tuple[Artifact, Path]] = {}
     for previous in manifest.folders(backups)[:1]:
+        if not signature.is_authentic(previous, key):
+            log.warning("the backup %s is not signed by this stack: everything is copied again", previous.name)
+            continue
         try:
             known |= {bucket.identity(artifact): (artifact, previous) for artifact in manifest.read(previous).artifacts}
         except MlstackError as error:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host import engine
+from mlstack.host.compose import compose
 from mlstack.host.one_shot import in_one_shot
 from mlstack.logger import get_logger
 from mlstack.s3 import DOCTOR, Folder
@@ -98,7 +99,8 @@ def plan(project: Path, age: timedelta) -> Plan:
         )
     images = tuple(Image(found["Id"], found["Size"]) for found in docker.unused_images(values["COMPOSE_PROJECT_NAME"]))
     rows = _rows(values, age)
-    folders = {found["name"]: Folder(**found) for found in in_one_shot(project, "bootstrap", "survey", age=age.total_seconds())}
+    surveyed = in_one_shot(project, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(project, age))
+    folders = {found["name"]: Folder(**found) for found in surveyed}
     return replace(_sorted_out(rows, folders, age), images=images)
 
 
@@ -122,13 +124,30 @@ def carry_out(project: Path, agreed: Plan, announce: Callable[[str], None] = lam
     log.info("deleted the files of %d folders, %d of them without a row", len(folders), len(orphans))
     if agreed.expired:
         announce("old versions")
-        removed = in_one_shot(project, "bootstrap", "expire", age=agreed.age.total_seconds())["removed"]
+        found = in_one_shot(project, "bootstrap", "aged", age=agreed.age.total_seconds())
+        changed = set(_changed(project, agreed.age))  # after the listing: what is written from now on replaces nothing in it
+        doomed = [version for version in found if version[0] not in changed]
+        removed = in_one_shot(project, "bootstrap", "remove", versions=doomed)["removed"]
         log.info("deleted %d old versions", removed)
     docker = engine.connect()
     for image in agreed.images:
         announce("images")
         docker.remove_image(image.id)
     log.info("deleted %d images", len(agreed.images))
+
+
+def _changed(project: Path, age: timedelta) -> list[str]:
+    """The objects of the bucket that were written within `age`, by the clock of MinIO's disk.
+
+    The dates of versions are no evidence: whoever may write an object may choose its date. MinIO keeps all versions of an
+    object in one file, `xl.meta`, which the kernel dates at each write.
+    """
+    bucket = settings.of_project(project)["MINIO_BUCKET"]
+    # As a name on the disk, an object that ends in / has this suffix instead.
+    since = f"-{age.total_seconds():.0f} seconds"
+    find = ("find", f"/data/{bucket}", "-ignore_readdir_race", "-name", "xl.meta", "-newermt", since, "-printf", "%P\\0")
+    listed = compose(project, "exec", "--no-TTY", "minio", *find).split("\0")
+    return [name.removesuffix("/xl.meta").replace("__XLDIR__", "/") for name in listed if name]
 
 
 def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:

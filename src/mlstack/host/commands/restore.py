@@ -8,7 +8,8 @@ from pathlib import Path
 from minio import Minio
 
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, stack, swap
+from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack, swap
+from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Backup, Table
 from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import start
@@ -36,12 +37,17 @@ def checked(folder: Path) -> Backup:
     """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
-    dump = folder / manifest.DUMP
-    sizes[manifest.DUMP] = dump.stat().st_size if dump.exists() else 0  # a missing one is named below
+    for name in backup.manifest.dumps:
+        sizes[name] = (folder / name).stat().st_size if (folder / name).exists() else 0  # a missing one is named below
     log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
     return backup
+
+
+def is_authentic(project: Path, backup: Backup) -> bool:
+    """Whether a stack with the BACKUP_KEY of this project (or of the shell) made the backup."""
+    return signature.is_authentic(backup.folder, stack.of_project(project).backup_key)
 
 
 def require_fits(project: Path, backup: Backup) -> None:
@@ -76,7 +82,7 @@ def content(project: Path) -> Content:
         if not postgres.exists(server, target.owner.database):
             return Content({})
     with postgres.connected(target) as connection:
-        counts = postgres.counts(postgres.tables(connection))
+        counts = postgres.counts(postgres.tables(target, connection))
     client = stack.storage_client(target.keys)
     if client.bucket_exists(target.keys.bucket):
         counts["artifacts"] = len(bucket.current(client, target.keys.bucket))
@@ -98,27 +104,37 @@ def load(project: Path, backup: Backup) -> Stack:
     stack.start_data_services(project)
     swap.settle(target)
     stack.run_bootstrap(project)
-    with swap.exchange(target):
+    client = stack.storage_client(target.keys)
+    with postgres.connected(target) as connection:  # a version dated in the future would hide what is uploaded now
+        bucket.redate(client, target.keys.bucket, lambda: postgres.now(connection))
+    with swap.exchange(target) as journal:
         _load_database(target, backup)
-        _load_bucket(stack.storage_client(target.keys), target, backup)
+        _load_bucket(client, target, backup, journal)
     log.info("every table and every artifact equals the manifest")
     return target
 
 
 def _load_database(target: Stack, backup: Backup) -> None:
-    dump, name = backup.folder / manifest.DUMP, swap.new_name(target)
+    """Each schema with the rights of its own login alone: SQL of a dump can do no more than that login."""
+    name, schemas = swap.new_name(target), backup.manifest.owners
+    postgres.prepare(target, name, schemas)
+    files = {login: _file(backup, login is target.accounts) for login in (target.tracking, target.accounts)}
     log.info("loading the database")
-    with bar("database", dump.stat().st_size) as advance:
-        postgres.load(target, dump, name, advance)
+    with bar("database", sum(file.stat().st_size for file in files.values())) as advance:
+        for login, file in files.items():
+            if own := [schema for schema in schemas if postgres.login_of(target, schema) is login]:
+                postgres.load(target, login, own, path=file, name=name, advance=advance)
     with postgres.connected(target, name) as connection:
-        for schema, variable in backup.manifest.owners.items():
-            postgres.give(connection, schema, target.roles.get(variable, target.mlflow_role))
-        _refuse(_differences(backup.manifest.tables, postgres.tables(connection)))
+        _refuse(_differences(backup.manifest.tables, postgres.tables(target, connection)))
 
 
-def _load_bucket(client: Minio, target: Stack, backup: Backup) -> None:
+def _file(backup: Backup, of_accounts: bool) -> Path:
+    return backup.folder / backup.manifest.dumps[-1 if of_accounts else 0]
+
+
+def _load_bucket(client: Minio, target: Stack, backup: Backup, journal: Journal) -> None:
     name = target.keys.bucket
-    there = bucket.current(client, name)
+    there, before = bucket.current(client, name), bucket.ids(client, name)
     # The same etag is the same content, or two parts of it: what is left as it is gets compared all the same.
     missing = [
         artifact
@@ -128,8 +144,10 @@ def _load_bucket(client: Minio, target: Stack, backup: Backup) -> None:
     kept = len(backup.artifacts) - len(missing)
     log.info("filling the bucket: %d artifacts, %d are there already", len(backup.artifacts), kept)
     with bar("artifacts", sum(artifact.size for artifact in missing)) as advance:
-        bucket.upload(client, name, backup.folder, missing, advance)
-    bucket.hide(client, name, there.keys() - {artifact.key for artifact in backup.artifacts})
+        bucket.upload(client, name, backup.folder, missing, journal=journal, before=before, advance=advance)
+    hidden = sorted(there.keys() - {artifact.key for artifact in backup.artifacts})
+    journal.intend(hidden, before, deletes=True)
+    bucket.hide(client, name, hidden)
     with bar("comparing", sum(artifact.size for artifact in backup.artifacts)) as advance:
         _refuse(bucket.differences(client, name, backup.artifacts, advance))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file, preflight
+from mlstack.host.backup import manifest, signature
 from mlstack.host.commands import start
 from mlstack.host.compose import attached
 from mlstack.logger import get_logger
@@ -34,6 +35,7 @@ def rotate(project: Path) -> None:
     _compose(project, "stop", "mlflow")  # it would go on writing with the old keys
     _rekey(project, fresh)
     _change_owner(values, fresh)
+    _sign_backups(project, values, fresh)
     env_file.end_rotation(project)
     log.info("the new secrets are in .env; the services start with them")
     start.up(project)
@@ -70,6 +72,16 @@ def _change_owner(values: dict[str, str], fresh: dict[str, str]) -> None:
     with postgres.connected(old) as connection:
         postgres.set_password(connection, new)
     log.info("Postgres knows the owner's new password")
+
+
+def _sign_backups(project: Path, values: dict[str, str], fresh: dict[str, str]) -> None:
+    """The backups that this stack signed carry its new signature."""
+    for folder in manifest.folders(settings.backup_dir(project)):
+        try:
+            if signature.is_authentic(folder, values["BACKUP_KEY"]):
+                signature.sign(folder, fresh["BACKUP_KEY"])
+        except OSError as error:
+            log.warning("the backup %s keeps the old signature, and make restore will ask: %s", folder.name, error)
 
 
 def _compose(project: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:

@@ -117,7 +117,7 @@ def _copy_database(target: Stack) -> None:
     with postgres.connected(target, swap.SERVER) as server:
         postgres.close(server, name)  # a database in use cannot be copied
         try:
-            postgres.create(server, _copy(target), target.mlflow_role, template=name)
+            postgres.create(server, _copy(target), template=name)
         finally:
             postgres.open_(server, name)
         postgres.annotate(server, _copy(target), postgres.now(server).isoformat())  # now it is whole

@@ -66,7 +66,9 @@ def _login(role: Role) -> Check:
             if not role.writes:
                 cursor.execute("SELECT count(*) FROM experiments")
             try:
-                cursor.execute("CREATE TABLE mlstack_doctor AS SELECT 42 AS answer, current_user AS who")
+                # The owner writes where no other role has made anything that its session could run.
+                kind = "TEMPORARY TABLE" if role is OWNER else "TABLE"
+                cursor.execute(f"CREATE {kind} mlstack_doctor AS SELECT 42 AS answer, current_user AS who")
             except (psycopg2.errors.ReadOnlySqlTransaction, psycopg2.errors.InsufficientPrivilege):
                 if role.writes:
                     raise
@@ -154,7 +156,8 @@ def _connected(subject: Subject, role: Role) -> Iterator[Any]:
     try:
         connection = psycopg2.connect(
             host="127.0.0.1", port=port, user=user, password=subject.values[role.password],
-            dbname=subject.values["POSTGRES_DB"], connect_timeout=PATIENCE, options=f"-c statement_timeout={PATIENCE}s",
+            dbname=subject.values["POSTGRES_DB"], connect_timeout=PATIENCE,
+            options=f"-c statement_timeout={PATIENCE}s" + (" -c search_path=pg_catalog" if role is OWNER else ""),
         )  # fmt: skip
     except psycopg2.OperationalError as error:
         said = str(error).strip().splitlines()[-1]

@@ -26,13 +26,21 @@ def purge(request: Mapping[str, Any]) -> dict[str, int]:
 def survey(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is in the bucket, by folder."""
     owner = settings.storage_owner()
-    return [asdict(folder) for folder in versions.survey(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))]
+    age, changed = timedelta(seconds=request["age"]), frozenset(request["changed"])
+    return [asdict(folder) for folder in versions.survey(client_for(owner), owner.bucket, age, changed)]
 
 
-def expire(request: Mapping[str, Any]) -> dict[str, int]:
-    """Versions that were replaced or deleted long enough ago."""
+def aged(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and id of versions that were replaced or deleted long enough ago, as their dates say."""
     owner = settings.storage_owner()
-    return {"removed": versions.expire(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))}
+    found = versions.aged(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))
+    return [(version.name, version.id) for version in found]
+
+
+def remove(request: Mapping[str, Any]) -> dict[str, int]:
+    """These versions, by name and id."""
+    owner = settings.storage_owner()
+    return {"removed": versions.remove(client_for(owner), owner.bucket, request["versions"])}
 
 
 def runs(request: Mapping[str, Any]) -> dict[str, int]:
@@ -44,7 +52,13 @@ def runs(request: Mapping[str, Any]) -> dict[str, int]:
     return {"removed": len(request["runs"])}
 
 
-ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {"survey": survey, "purge": purge, "expire": expire, "runs": runs}
+ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "survey": survey,
+    "purge": purge,
+    "aged": aged,
+    "remove": remove,
+    "runs": runs,
+}
 
 
 def main(action: str) -> int:

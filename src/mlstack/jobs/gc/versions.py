@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -61,8 +61,8 @@ def expired(history: list[Version], now: datetime, age: timedelta) -> list[Versi
     return old
 
 
-def remove(client: Minio, bucket: str, versions: Iterable[Version]) -> int:
-    """Removes versions for good, oldest first, so that an interruption brings nothing deleted back. Returns how many.
+def remove(client: Minio, bucket: str, versions: Iterable[tuple[str, str]]) -> int:
+    """Removes versions, by name and id, for good and in this order. Returns how many.
 
     Raises MlstackError when the storage refuses one.
     """
@@ -70,9 +70,9 @@ def remove(client: Minio, bucket: str, versions: Iterable[Version]) -> int:
 
     def each() -> Iterator[DeleteObject]:
         nonlocal count
-        for version in versions:
+        for name, version in versions:
             count += 1
-            yield DeleteObject(version.name, version.id)
+            yield DeleteObject(name, version)
 
     for error in client.remove_objects(bucket, each()):
         raise MlstackError(
@@ -83,13 +83,18 @@ def remove(client: Minio, bucket: str, versions: Iterable[Version]) -> int:
     return count
 
 
-def survey(client: Minio, bucket: str, age: timedelta) -> list[Folder]:
-    """What each folder of the bucket holds, and what of it is older than `age`."""
+def survey(client: Minio, bucket: str, age: timedelta, changed: Collection[str]) -> list[Folder]:
+    """What each folder of the bucket holds, and what of it is older than `age`.
+
+    `changed` names the objects that were written within it. The dates of their versions, which whoever wrote them may have
+    chosen, make nothing of them old.
+    """
     now = datetime.now(UTC)
     folders: dict[str, Folder] = {}
     for history in histories(client, bucket):
         newest, name = history[0], folder_of(history[0].name)
-        old = expired(history, now, age)
+        is_young = newest.name in changed
+        old = [] if is_young else expired(history, now, age)
         before = folders.get(name, Folder(name))
         folders[name] = Folder(
             name,
@@ -98,7 +103,7 @@ def survey(client: Minio, bucket: str, age: timedelta) -> list[Folder]:
             old_size=before.old_size + sum(version.size for version in history if version.replaced),
             expired=before.expired + len(old),
             expired_size=before.expired_size + sum(version.size for version in old),
-            changed=max(before.changed, newest.made.timestamp()),
+            changed=max(before.changed, now.timestamp() if is_young else newest.made.timestamp()),
         )
     return list(folders.values())
 
@@ -111,14 +116,14 @@ def folder_of(name: str) -> str:
     return match[0] if match else ""
 
 
-def expire(client: Minio, bucket: str, age: timedelta) -> int:
-    """Removes every version that was replaced or deleted longer ago than `age`. Returns how many."""
+def aged(client: Minio, bucket: str, age: timedelta) -> list[Version]:
+    """Every version that was replaced or deleted longer ago than `age`, as its date says. Marks of deletions are the last.
+
+    Without its mark, an older version that is still there would be the object again.
+    """
     now = datetime.now(UTC)
-    aged = (expired(history, now, age) for history in histories(client, bucket))
-    count = remove(client, bucket, (version for versions in aged for version in versions if version.replaced))
-    # Marks of deletions in a second round: without its mark, an older version that is still there would be the object again.
-    marks = (history[0] for history in histories(client, bucket) if len(history) == 1 and history[0].is_marker)
-    return count + remove(client, bucket, (mark for mark in marks if now - mark.made > age))
+    found = [version for history in histories(client, bucket) for version in expired(history, now, age)]
+    return sorted(found, key=lambda version: version.is_marker and version.replaced is None)
 
 
 def purge(client: Minio, bucket: str, prefix: str) -> int:
@@ -128,8 +133,10 @@ def purge(client: Minio, bucket: str, prefix: str) -> int:
     """
     if folder_of(prefix) != prefix or not prefix:
         raise MlstackError(f"{prefix!r} is no folder of a run, a model or a trace.", "Nothing was removed.", "report this")
-    removed = remove(client, bucket, (version for history in histories(client, bucket, prefix) for version in history[1:]))
-    return removed + remove(client, bucket, (history[0] for history in histories(client, bucket, prefix)))
+    # The newest of each object last: interrupted, nothing deleted shows again.
+    replaced = (version for history in histories(client, bucket, prefix) for version in history[1:])
+    removed = remove(client, bucket, ((version.name, version.id) for version in replaced))
+    return removed + remove(client, bucket, ((last.name, last.id) for last, *_ in histories(client, bucket, prefix)))
 
 
 def _in_order(versions: list[Version]) -> list[Version]:

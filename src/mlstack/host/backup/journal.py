@@ -1,0 +1,69 @@
+"""What a restore writes into the bucket, version by version, so that undoing it removes exactly that.
+
+Dates cannot tell: whoever may write an object may choose its date, and a client with a presigned URL may write meanwhile.
+The journal is a table of the server's owner, in a database that no other role enters.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from minio import Minio
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+# By key: the ids of the versions and deletion markers that were there before the restore.
+Ids = Mapping[str, Sequence[str]]
+
+
+class Journal:
+    """The journal of one restore, named after the database that it fills."""
+
+    def __init__(self, server: Connection, name: str) -> None:
+        self._server, self._table = server, sql.Identifier("mlstack", name)
+
+    def start(self) -> None:
+        """An empty journal."""
+        self._execute("CREATE SCHEMA IF NOT EXISTS mlstack")
+        self.end()
+        self._execute("CREATE TABLE {} (key text PRIMARY KEY, before jsonb NOT NULL, deletes bool NOT NULL, version text)")
+
+    def end(self) -> None:
+        """Removes the journal."""
+        self._execute("DROP TABLE IF EXISTS {}")
+
+    def exists(self) -> bool:
+        """Whether a restore began one."""
+        with self._server.cursor() as cursor:
+            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (self._table.as_string(self._server),))
+            return cursor.fetchone() == (True,)
+
+    def intend(self, keys: Iterable[str], before: Ids, *, deletes: bool = False) -> None:
+        """These keys are about to be written, or hidden by a deletion marker. It is on the disk when this returns."""
+        rows = [{"key": key, "before": before.get(key, ())} for key in keys]
+        self._execute(
+            "SET LOCAL synchronous_commit = on; INSERT INTO {} SELECT row->>'key', row->'before', %s"
+            " FROM jsonb_array_elements(%s::jsonb) AS rows(row)",
+            deletes,
+            json.dumps(rows),
+        )
+
+    def wrote(self, key: str, version: str) -> None:
+        """This version is the restore's own. Lost in a crash, it is recognised by what was there before."""
+        self._execute("SET LOCAL synchronous_commit = off; UPDATE {} SET version = %s WHERE key = %s", version, key)
+
+    def written(self, client: Minio, bucket: str) -> list[tuple[str, str]]:
+        """Key and version id of everything that the restore wrote, and of nothing else."""
+        with self._server.cursor() as cursor:
+            cursor.execute(sql.SQL("SELECT key, before, deletes, version FROM {}").format(self._table))
+            rows = cursor.fetchall()
+        found = [(key, version) for key, _, _, version in rows if version]
+        unknown = {key: (set(before), deletes) for key, before, deletes, version in rows if not version}
+        for item in client.list_objects(bucket, recursive=True, include_version=True) if unknown else ():
+            before, deletes = unknown.get(item.object_name or "", (None, False))
+            if before is not None and item.version_id not in before and item.is_delete_marker == deletes:
+                found.append((item.object_name or "", item.version_id or ""))
+        return found
+
+    def _execute(self, statement: str, *values: object) -> None:
+        with self._server.cursor() as cursor:
+            cursor.execute(sql.SQL(statement).format(self._table), values or None)
