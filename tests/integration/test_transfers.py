@@ -96,8 +96,10 @@ def test_a_server_that_gives_no_links_is_served_in_its_own_way(plain_server: str
 
 def test_hosts_without_a_way_to_the_storage_get_no_link(built: Clone, mlflow: Service) -> None:
     account = exchanged.account(built)
-    url = f"http://{mlflow.address(5000)}/api/2.0/mlstack/artifacts/links-to-write"
-    wanted = {"root": "0/run/artifacts", "names": ["x"]}
+    api = f"http://{mlflow.address(5000)}/api/2.0"
+    new = {"experiment_id": "0", "start_time": 1}
+    run = requests.post(f"{api}/mlflow/runs/create", json=new, auth=account, timeout=30).json()["run"]["info"]["run_id"]
+    url, wanted = f"{api}/mlstack/artifacts/links-to-write", {"root": f"0/{run}/artifacts", "names": ["x"]}
     port = built.values["MINIO_PORT"]
     for host, leads_to in (("mlflow:5000", "http://minio:9000/"), ("localhost:1", f"http://127.0.0.1:{port}/")):
         (link,) = requests.post(url, json=wanted, auth=account, headers={"Host": host}, timeout=10).json()["links"]

@@ -7,7 +7,7 @@ from mlflow.server import app as flask_app
 from starlette.routing import Mount
 
 from mlstack import settings
-from mlstack.server import auth, metric_routes, presigned_urls, runs_table
+from mlstack.server import auth, locations, metric_routes, presigned_urls, runs_table
 
 ROUTERS = (runs_table.router, presigned_urls.router)
 
@@ -26,6 +26,7 @@ def _made() -> FastAPI:
 
 
 def _application() -> FastAPI:
+    locations.confine()
     if settings.accounts_are_on():
         app: FastAPI = auth.with_accounts(flask_app)
     else:

@@ -86,7 +86,7 @@ _GRANTS = text(
 _EXPERIMENT = text("SELECT experiment_id::text AS experiment_id FROM runs WHERE run_uuid = :run")
 
 
-def _rows(store: Any, query: TextClause, **values: str) -> Sequence[Any]:
+def _rows(store: Any, query: TextClause, **values: object) -> Sequence[Any]:
     """From the pool of one of MLflow's stores, as one statement without a transaction around it."""
     with store.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         found: Sequence[Any] = connection.execute(query, values).all()

@@ -1,10 +1,11 @@
-"""Links with which a client reads and writes artifacts in the storage itself, past this server (docs/adr/0009).
+"""Presigned URLs with which a client reads and writes artifacts in MinIO itself, past this server (docs/adr/0009, 0016).
 
-Who may have a link is decided as on MLflow's own route of artifacts: by its accounts, its permissions and its rules for paths.
-A link is one method on one object, for a quarter of an hour. It carries this server's access key id, and opens nothing else.
+Permissions are those of MLflow's own route for artifacts: its accounts, its grants and its rules for paths. A URL is for one
+method on one object, for a quarter of an hour. It carries this server's access key id, which opens nothing by itself.
 """
 
 import posixpath
+import re
 from datetime import timedelta
 from functools import cache
 from itertools import islice
@@ -15,23 +16,49 @@ from fastapi import APIRouter, HTTPException
 from minio import Minio
 from minio.error import S3Error
 from mlflow.server import auth as mlflow_auth
-from mlflow.server.handlers import _get_workspace_scoped_repo_path_if_enabled
+from mlflow.server.handlers import _get_tracking_store, _get_workspace_scoped_repo_path_if_enabled
 from mlflow.utils.uri import validate_path_is_safe
 from pydantic import BaseModel, Field
+from sqlalchemy import text
 from starlette.requests import Request
 
-from mlstack import settings
+from mlstack import s3, settings
 from mlstack.server import auth
+from mlstack.server.signature import Signer
 
 # A link is used within seconds, but one call hands out a page of them, and the last of a thousand large files waits for the
 # others. Who is later asks again: nothing breaks, so nothing speaks for longer.
 LIFETIME = timedelta(minutes=15)
 PAGE = 1000  # links of one answer
-# Experiment and two more: what kind of thing is written below is decided, and with it the permission for every name.
-ROOT_DEPTH = 3
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
-# The region is given so that nobody asks the storage for it: a link is a computation.
-REGION = "us-east-1"
+LOCATION = "mlflow-artifacts:/"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# What MinIO would obey in an upload, although no client of ours sends it: its sender chooses an object's date, checksum, tags
+# and encoding. The policy of MLflow's user can name tags and denies them as well; it cannot name the others.
+NOT_IN_UPLOADS = (
+    "content-encoding",
+    "x-amz-tagging",
+    "x-minio-source-etag",
+    "x-minio-source-mtime",
+    "x-minio-source-replication-request",
+    "x-minio-source-version-id",
+)
+# A browser saves what it reads through a URL and does not show it: as a page it would be one of 127.0.0.1, beside MLflow's.
+AS_A_FILE = {"response-content-disposition": "attachment", "response-content-type": "application/octet-stream"}
+
+# Where runs, models and traces that are not deleted keep artifacts, and the folder by which MLflow knows what each is.
+_OWNERS = text("""
+WITH active AS (SELECT * FROM experiments WHERE lifecycle_stage = 'active')
+SELECT artifact_uri AS location, experiment_id || '/' || run_uuid || '/artifacts' AS folder
+FROM runs JOIN active USING (experiment_id) WHERE run_uuid = ANY(:ids) AND runs.lifecycle_stage = 'active'
+UNION ALL
+SELECT logged_models.artifact_location, experiment_id || '/models/' || model_id || '/artifacts'
+FROM logged_models JOIN active USING (experiment_id) WHERE model_id = ANY(:ids) AND logged_models.lifecycle_stage = 'active'
+UNION ALL
+SELECT rtrim(artifact_location, '/') || '/traces/' || request_id || '/artifacts',
+  experiment_id || '/traces/' || request_id || '/artifacts'
+FROM trace_info JOIN active USING (experiment_id) WHERE request_id = ANY(:ids)
+""")
 
 router = APIRouter(prefix="/api/2.0/mlstack/artifacts")
 
@@ -76,84 +103,95 @@ class LinksToRead(BaseModel):
 
 @router.post("/links-to-write")
 def write(wanted: ToWrite, request: Request) -> LinksToWrite:
-    """A link for each file. Raises HTTPException 401, 403, or 404 where only MLflow's own route can serve the client."""
-    storage, root = _storage(request), _allowed(request, wanted.root, "update")
-    keys = [_key(root, name) for name in wanted.names]
-    return LinksToWrite(links=[_link(storage, "PUT", key) for key in keys], probe=_probe(storage, root))
+    """A URL for each file. Raises HTTPException 401, 403, or 404 where only MLflow's own route can serve the client."""
+    host, root = _host(request), _allowed(request, wanted.root, "update")
+    signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
+    return LinksToWrite(links=[signer.url(_key(root, name)) for name in wanted.names], probe=_probe(_reader(host), root))
 
 
 @router.post("/links-to-read")
 def read(wanted: ToRead, request: Request) -> LinksToRead:
-    """A link for each file that is there. Raises as `write` does, and 503 when the storage does not answer."""
-    storage, root = _storage(request), _allowed(request, wanted.root, "read")
+    """A URL for each file that is there. Raises as `write` does, and 503 when MinIO does not answer."""
+    signer, root = _reader(_host(request)), _allowed(request, wanted.root, "read")
     path = _key(root, wanted.path) if wanted.path else root
     keys, is_folder = _found(path, _key(path, wanted.after) if wanted.after else None)
-    files = [File(name=key[len(path) + 1 :], link=_link(storage, "GET", key)) for key in keys[:PAGE]]
-    return LinksToRead(files=files, is_folder=is_folder, more=len(keys) > PAGE, probe=_probe(storage, root))
+    files = [File(name=key[len(path) + 1 :], link=signer.url(key)) for key in keys[:PAGE]]
+    return LinksToRead(files=files, is_folder=is_folder, more=len(keys) > PAGE, probe=_probe(signer, root))
 
 
 def _found(path: str, after: str | None) -> tuple[list[str], bool]:
     """The keys below a folder, a page and one more, or of the file of that name; and whether it is a folder."""
-    keys = settings.server_keys()
-    storage = _client(keys.endpoint)
+    client, bucket = _client(), settings.server_keys().bucket
     try:
-        below = storage.list_objects(keys.bucket, f"{path}/", recursive=True, start_after=after)
+        below = client.list_objects(bucket, f"{path}/", recursive=True, start_after=after)
         if page := [item.object_name or "" for item in islice(below, PAGE + 1)]:
             return page, True
-        storage.stat_object(keys.bucket, path)
+        client.stat_object(bucket, path)
     except S3Error as error:
         if error.code == "NoSuchKey":
             return [], True
-        raise HTTPException(503, f"The storage answers {error.code}.") from error
+        raise HTTPException(503, f"MinIO answers {error.code}.") from error
     except urllib3.exceptions.HTTPError as error:
-        raise HTTPException(503, "The storage does not answer.") from error
+        raise HTTPException(503, "MinIO does not answer.") from error
     return [path], False
 
 
 def _allowed(request: Request, root: str, action: Literal["read", "update"]) -> str:
-    """The root as MLflow's proxy would see it, if the asker may do this there."""
+    """The root as MLflow's proxy would see it, if the caller may do this there."""
     user = auth.asker(request)
     path = _get_workspace_scoped_repo_path_if_enabled(validate_path_is_safe(root.strip("/"))) or ""
-    if len(path.split("/")) < ROOT_DEPTH or posixpath.normpath(path) != path:
-        raise HTTPException(404, "Links are for the artifacts of a run, a model or a trace.")
-    if (
-        user
-        and not user.is_admin
-        and not mlflow_auth._authorize_fastapi_artifact_proxy(f"{PROXY}/{path}", user.username, None, action)
-    ):
-        raise HTTPException(403, "Permission denied")
+    if posixpath.normpath(path) != path:
+        raise HTTPException(404, f"{root!r} is no folder of artifacts.")
+    folders = _folders(path)
+    if user and not user.is_admin:
+        for folder in folders or [path]:
+            if not mlflow_auth._authorize_fastapi_artifact_proxy(f"{PROXY}/{folder}", user.username, None, action):
+                raise HTTPException(403, "Permission denied")
+    if not folders:
+        raise HTTPException(404, f"No run, model or trace keeps artifacts in {root!r}, or it is deleted.")
     return path
 
 
+def _folders(path: str) -> set[str]:
+    """Of the run, model or trace that keeps artifacts in this path: its folder, and the one that names its experiment.
+
+    They differ where the experiment has a location of its own. Empty when there is no such run, model or trace.
+    """
+    for location, folder in auth._rows(_get_tracking_store(), _OWNERS, ids=path.split("/")):
+        own = location.removeprefix(LOCATION)
+        if location.startswith(LOCATION) and f"{path}/".startswith(f"{own}/"):
+            return {own, folder}
+    return set()
+
+
 def _key(root: str, name: str) -> str:
-    """Where MLflow's proxy keeps this file. Raises MlflowException for a name that leads out of the root."""
-    key = posixpath.join(root, validate_path_is_safe(name))
-    if not name or posixpath.normpath(key) != key:
+    """Where MLflow's proxy keeps this file. Raises MlflowException for a name that leads out of the root, HTTPException for one
+    that does not last: MLflow drops or escapes control characters, so that the file would be stored under another name."""
+    path = validate_path_is_safe(f"{root}/{name}")  # as a whole: a colon or a backslash means nothing behind the root
+    key = "/".join(part for part in path.split("/") if part != ".")
+    if not key.startswith(f"{root}/") or posixpath.normpath(key) != key or _CONTROL.search(name):
         raise HTTPException(400, f"{name!r} is no name of an artifact.")
     return key
 
 
-def _storage(request: Request) -> Minio:
-    """The storage under the name by which the asker reaches it, judging by the name under which it reaches this server."""
+def _host(request: Request) -> str:
+    """Where the caller reaches MinIO, judging by the name under which it reaches this server."""
     host = request.url.hostname
     if host == "mlflow":
-        return _client(settings.server_keys().endpoint)
+        return settings.server_keys().endpoint
     if host in ("localhost", "127.0.0.1", "mlflow.localhost"):
-        return _client(f"127.0.0.1:{settings.storage_port()}")
-    raise HTTPException(404, f"There is no way to the storage from {host}.")
+        return f"127.0.0.1:{settings.storage_port()}"
+    raise HTTPException(404, f"There is no way to MinIO from {host}.")
 
 
-def _link(storage: Minio, method: Literal["GET", "PUT"], key: str) -> str:
-    return storage.get_presigned_url(method, settings.server_keys().bucket, key, expires=LIFETIME)
+def _reader(host: str) -> Signer:
+    return Signer("GET", host, settings.server_keys(), LIFETIME, parameters=AS_A_FILE)
 
 
-def _probe(storage: Minio, root: str) -> str:
-    return _link(storage, "GET", f"{root}/.mlstack-probe")
+def _probe(reader: Signer, root: str) -> str:
+    return reader.url(f"{root}/.mlstack-probe")
 
 
 @cache
-def _client(endpoint: str) -> Minio:
-    """It fails soon: clients try again themselves."""
-    keys = settings.server_keys()
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=30), retries=urllib3.Retry(total=0))
-    return Minio(endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, region=REGION, http_client=pool)
+def _client() -> Minio:
+    return s3.client_for(settings.server_keys())

@@ -95,14 +95,17 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 "Resource": [f"{name}/*"],
                 "Condition": {"StringEquals": {"s3:x-amz-content-sha256": ["STREAMING-UNSIGNED-PAYLOAD-TRAILER"]}},
             },
-            # Who has a link to write could name a source in a header, which no link can forbid: every object would be theirs
-            # to read, also where MLflow lets them see nothing. MLflow copies nothing itself.
-            {
-                "Effect": "Deny",
-                "Action": ["s3:PutObject"],
-                "Resource": [f"{name}/*"],
-                "Condition": {"Null": {"s3:x-amz-copy-source": [False]}},
-            },
+            # Headers of an upload that MLflow never sends, but a client with a presigned URL might: a source to copy from, which
+            # would make every object readable, tags and a storage class.
+            *(
+                {
+                    "Effect": "Deny",
+                    "Action": ["s3:PutObject"],
+                    "Resource": [f"{name}/*"],
+                    "Condition": {"Null": {header: [False]}},
+                }
+                for header in ("s3:x-amz-copy-source", "s3:RequestObjectTagKeys", "s3:x-amz-storage-class")
+            ),
             _NO_ADMINISTRATION,
         ],
     }

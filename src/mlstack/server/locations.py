@@ -1,0 +1,51 @@
+"""Where experiments, model versions and traces keep artifacts: in this server's bucket, within their own permissions.
+
+Not part of artifacts.py, which MLflow loads as a plugin before its handlers are there.
+"""
+
+import re
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.server import handlers
+from mlflow.utils.uri import append_to_uri_path
+
+from mlstack import settings
+
+# A folder of the bucket. Numbers are the folders of experiments without a location of their own: permissions go by them.
+_LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-][\w. -]*(?:/[\w-][\w. -]*)*/?")
+
+
+def confine() -> None:
+    """Changes how MLflow's handlers decide where artifacts are: a request does not say so for what is not its own."""
+    upstream: Any = handlers
+    upstream._validate_experiment_artifact_location = _validate_location
+    upstream.validate_artifact_uri_host = _validate_stored
+    upstream.get_artifact_uri_for_trace = _location_of_trace
+
+
+def _validate_location(location: str) -> None:
+    """Of a new experiment. Raises MlflowException when artifacts there would be lost, or be within another one's permissions."""
+    if not _LOCATION.fullmatch(location):
+        raise MlflowException.invalid_parameter_value(
+            f"No experiment can keep artifacts in {location!r}: this server stores them in its own bucket, and an experiment"
+            " does not store them in the folder of another one. Leave artifact_location out, or write mlflow-artifacts:/<folder>"
+            " with a folder that is no number."
+        )
+
+
+def _validate_stored(uri: str) -> None:
+    """Of an experiment or a model version made earlier. Raises MlflowException for another place than the server's bucket."""
+    bucket = settings.server_keys().bucket
+    if not uri.startswith(f"s3://{bucket}/"):
+        raise MlflowException.invalid_parameter_value(
+            f"{uri!r} is outside of this server's bucket {bucket}: it neither reads nor stores artifacts there."
+            " Use an experiment that was made without artifact_location."
+        )
+
+
+def _location_of_trace(trace: Any) -> str:
+    """Not what a tag of the trace says, which whoever may edit the trace may change."""
+    experiment = handlers._get_tracking_store().get_experiment(trace.experiment_id)
+    location: str = append_to_uri_path(experiment.artifact_location, "traces", trace.trace_id, "artifacts")
+    return location

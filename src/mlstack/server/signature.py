@@ -1,0 +1,62 @@
+"""Presigned URLs (AWS Signature Version 4) that also bind the headers of the request.
+
+minio-py signs no header but Host, and MinIO obeys all others that it is sent. botocore could sign more, at four times the price.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urlencode
+
+from mlstack.settings import Keys
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+REGION = "us-east-1"  # MinIO's own
+
+
+class Signer:
+    """Signs URLs of one method, from now on; what they have in common is computed once.
+
+    `parameters` belong to the query. A request with any value in one of the `empty` headers is denied: these are signed as
+    empty, and the URL carries them, as MinIO looks in the query for a signed header that a request does not have. So a client
+    has nothing to send; and what it does send takes precedence over the query and does not match the signature.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        host: str,
+        keys: Keys,
+        lifetime: timedelta,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        empty: Iterable[str] = (),
+    ) -> None:
+        self._method, self._host, self._bucket = method, host, keys.bucket
+        self._date = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        self._scope = f"{self._date[:8]}/{REGION}/s3/aws4_request"
+        headers = dict(sorted({"host": host, **dict.fromkeys(empty, "")}.items()))
+        self._headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
+        self._signed = ";".join(headers)
+        query = {
+            "X-Amz-Algorithm": ALGORITHM,
+            "X-Amz-Credential": f"{keys.access_key}/{self._scope}",
+            "X-Amz-Date": self._date,
+            "X-Amz-Expires": str(int(lifetime.total_seconds())),
+            "X-Amz-SignedHeaders": self._signed,
+            **(parameters or {}),
+            **dict.fromkeys(empty, ""),
+        }
+        self._query = urlencode(sorted(query.items()), quote_via=quote, safe="~")
+        self._key = f"AWS4{keys.secret_key}".encode()
+        for part in self._scope.split("/"):
+            self._key = hmac.digest(self._key, part.encode(), "sha256")
+
+    def url(self, name: str) -> str:
+        """A URL for the object of this name."""
+        path = quote(f"/{self._bucket}/{name}", safe="/~")
+        request = f"{self._method}\n{path}\n{self._query}\n{self._headers}\n{self._signed}\nUNSIGNED-PAYLOAD"
+        digest = hashlib.sha256(request.encode()).hexdigest()
+        signature = hmac.digest(self._key, f"{ALGORITHM}\n{self._date}\n{self._scope}\n{digest}".encode(), "sha256")
+        return f"http://{self._host}{path}?{self._query}&X-Amz-Signature={signature.hex()}"
