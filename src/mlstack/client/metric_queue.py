@@ -24,6 +24,9 @@ LIMIT = 100_000
 FULL = 1_000
 # Seconds between two batches of a run that are not full. The first one leaves at once: other readers see that it began.
 PAUSE = 1.0
+# Seconds that a fork waits for the request on its way: what that request holds locked, imports above all, would stay locked
+# in the child. They come first; a request that takes longer waits for its answer and holds nothing.
+FORK_WAIT = 1.0
 # Seconds that the end of a process waits for the server: long enough for any restart of it, and then the process does end.
 LAST_WAIT = 120.0
 
@@ -76,12 +79,15 @@ class MetricQueue:
     def __init__(self, send: Callable[[str, Sequence[Metric]], None]) -> None:
         self._send = send
         self._reset()
-        os.register_at_fork(after_in_child=self._reset)  # what waits is the parent's to send
+        # What waits is the parent's to send.
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._reset)
         process_end.call(self.close)
         process_end.is_covered()  # in the main thread, mostly: only it may handle signals
 
     def _reset(self) -> None:
         self._change = threading.Condition()
+        self._sending = threading.Lock()
+        self._forking = threading.local()
         self._full: deque[Batch] = deque()
         self._open: dict[str, Batch] = {}
         self._accepted = self._done = 0
@@ -147,6 +153,14 @@ class MetricQueue:
                 del self._losses[each]
         return lost
 
+    def _before_fork(self) -> None:
+        is_sender = threading.current_thread() is self._thread
+        self._forking.holds = not is_sender and self._sending.acquire(timeout=FORK_WAIT)
+
+    def _after_fork(self) -> None:
+        if self._forking.holds:
+            self._sending.release()
+
     def _is_working(self) -> bool:
         """Whether there is a thread that sends: not when Python is ending already."""
         if self._thread is None:
@@ -163,7 +177,8 @@ class MetricQueue:
     def _work(self) -> None:
         while True:
             for batch in self._due():
-                self._deliver(batch)
+                with self._sending:
+                    self._deliver(batch)
 
     def _due(self) -> list[Batch]:
         """Full batches at once, others after the pause or when a caller waits for them."""
