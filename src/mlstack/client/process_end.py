@@ -17,6 +17,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 _finishes: list[Callable[[], None]] = []
 _registered_in: int | None = None  # process id: multiprocessing clears atexit in a forked child
+_covered: tuple[int | None, ...] = ()  # this process id, and what was in place for each signal, when it was last covered
 _end_now = os._exit
 # What the operating system calls for a signal. Python does not know when C code (PyTorch's data loader) replaces it.
 _in_place = ctypes.pythonapi.PyOS_getsig
@@ -34,7 +35,9 @@ def is_covered() -> bool:
 
     Not so in a thread before the main thread has asked once (only it may handle signals), and not where C code ends the process.
     """
-    global _registered_in  # noqa: PLW0603
+    global _registered_in, _covered  # noqa: PLW0603
+    if _covered == _ends():
+        return True
     if _registered_in != os.getpid():
         try:
             atexit.register(_finish)
@@ -42,7 +45,13 @@ def is_covered() -> bool:
             return False
         _registered_in = os.getpid()
         os._exit = _finish_and_exit
-    return all(map(_is_handled, ENDING))
+    is_covered = all(map(_is_handled, ENDING))
+    _covered = _ends() if is_covered else ()
+    return is_covered
+
+
+def _ends() -> tuple[int | None, ...]:
+    return os.getpid(), *map(_in_place, ENDING)
 
 
 def _is_handled(number: signal.Signals) -> bool:
