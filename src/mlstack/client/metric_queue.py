@@ -6,6 +6,7 @@ point, sends the points of a run together, and everything before the process end
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -93,7 +94,7 @@ class MetricQueue:
         self._accepted = self._done = 0
         self._wanted = 0  # of the accepted ones, those that a caller waits for
         self._losses: dict[str, Loss] = {}  # by run
-        self._last = -PAUSE  # when batches that were not full were last sent
+        self._last = -math.inf  # when batches that were not full were last sent
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
