@@ -1,0 +1,181 @@
+"""The client in all kinds of processes, and beside MLflow's own client: what a call returned for is stored, and errors are equal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import processes
+from tests.integration.service import Service
+
+HERE = Path(__file__).parent
+# In a folder of PYTHONPATH: Python runs it first, and MLflow finds no part of mlstack.
+MASK = """
+import importlib.metadata
+found = importlib.metadata.entry_points
+importlib.metadata.entry_points = lambda **group: [each for each in found(**group) if not each.value.startswith("mlstack")]
+"""
+
+
+def run(jupyter: Service, program: str, **environment: str) -> str:
+    """The output of a program that is a file, as children that are spawned need it."""
+    write = (
+        "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
+    )
+    jupyter.run("python3", "-c", write, "/tmp/programs/program.py", program)  # noqa: S108 # in the container
+    settings = [f"{name}={value}" for name, value in ({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"} | environment).items()]
+    return jupyter.run("env", *settings, "python3", "/tmp/programs/program.py")  # noqa: S108 # in the container
+
+
+def said(printed: str) -> Any:
+    """What the program prints after RUN, as JSON."""
+    return json.loads(next(line for line in printed.splitlines() if line.startswith("RUN ")).removeprefix("RUN "))
+
+
+def test_metrics_of_every_kind_of_process_are_stored_when_it_ends(jupyter: Service) -> None:
+    printed = run(jupyter, (HERE / "processes.py").read_text())
+    found = [json.loads(line.removeprefix("STORED ")) for line in printed.splitlines() if line.startswith("STORED ")]
+    assert [kind for kind, _, _ in found] == [*processes.KINDS]
+    assert [each for each in found if each[1] != each[2]] == []
+
+
+def test_wrong_metric_raises_what_mlflow_raises_and_takes_no_other_with_it(jupyter: Service) -> None:
+    program = (HERE / "odd_metrics.py").read_text()
+    ours = said(run(jupyter, program))
+    write = "import pathlib, sys; pathlib.Path('/tmp/mask').mkdir(); pathlib.Path('/tmp/mask/sitecustomize.py').write_text(sys.argv[1])"
+    jupyter.run("python3", "-c", write, MASK)
+    genuine = said(run(jupyter, program, PYTHONPATH="/tmp/mask"))  # noqa: S108 # in the container
+    assert ours == genuine
+    assert all(["good", "1.0", 1, step] in stored for _, stored in ours.values() for step in (0, 1))
+
+
+def test_fork_during_request_leaves_no_child_waiting(jupyter: Service) -> None:
+    """A child that inherits the lock of an import would wait for it for ever."""
+    found = said(
+        run(
+            jupyter,
+            """
+import json, multiprocessing, threading, time, mlflow
+client, context = mlflow.MlflowClient(), multiprocessing.get_context("fork")
+run = client.create_run("0").info.run_id
+def log(step):
+    client.log_metric(run, "loss", 1, step=step)
+stuck = 0
+for step in range(60):
+    client.log_metric(run, "other", 1, step=step)
+    threading.Thread(target=mlflow.flush_async_logging).start()
+    time.sleep(0.0007 * (step % 8))
+    child = context.Process(target=log, args=(step,))
+    child.start()
+    child.join(30)
+    if child.is_alive():
+        stuck += 1
+        child.kill()
+        break
+print("RUN", json.dumps([stuck, len(client.get_metric_history(run, "loss"))]))
+""",
+        )
+    )
+    assert found == [0, 60]
+
+
+def test_batch_that_is_rejected_for_its_content_is_stored_point_by_point(jupyter: Service) -> None:
+    """A metric of a model that does not exist passes every check of a client."""
+    found = said(
+        run(
+            jupyter,
+            """
+import json, mlflow
+client = mlflow.MlflowClient()
+run = client.create_run("0").info.run_id
+client.log_metric(run, "good", 1, step=1000)
+for step in range(10):
+    client.log_metric(run, "good", 1, step=step)
+wrong = client.log_batch(run, metrics=[mlflow.entities.Metric("w" * 250, 1.0, 1, 0, model_id="m-none" * 100)])
+told = []
+try:
+    wrong.wait()
+except mlflow.MlflowException as error:
+    told.append("wait")
+try:
+    mlflow.flush_async_logging()
+except mlflow.MlflowException as error:
+    told.append(str(error).splitlines()[0].split(run)[0])
+print("RUN", json.dumps([told, len(client.get_metric_history(run, "good"))]))
+""",
+        )
+    )
+    assert found == [["wait", "not every metric that was logged is stored: 1 of run "], 11]
+
+
+def test_run_reports_its_own_losses_and_flush_those_of_all(jupyter: Service) -> None:
+    found = said(
+        run(
+            jupyter,
+            """
+import json, mlflow
+client, told = mlflow.MlflowClient(), {}
+def attempt(name, call):
+    try:
+        call()
+        told[name] = ""
+    except mlflow.MlflowException as error:
+        told[name] = str(error).splitlines()[0]
+def loses():
+    run = client.create_run("0").info.run_id
+    client.delete_run(run)
+    for step in range(3):
+        client.log_metric(run, "loss", 1, step=step, synchronous=False)
+    return run
+lost, lost_too = loses(), loses()
+with mlflow.start_run() as good:
+    mlflow.log_metric("loss", 1)
+attempt("its end", lambda: client.set_terminated(lost))
+attempt("the flush", mlflow.flush_async_logging)
+attempt("a second flush", mlflow.flush_async_logging)
+print("RUN", json.dumps([client.get_run(good.info.run_id).info.status, lost, lost_too, told]))
+""",
+        )
+    )
+    status, lost, lost_too, told = found
+    assert status == "FINISHED"
+    assert f"3 of run {lost}" in told["its end"] and lost_too not in told["its end"]
+    assert f"3 of run {lost_too}" in told["the flush"] and lost not in told["the flush"].split("could not")[0]
+    assert told["a second flush"] == ""
+
+
+@pytest.mark.parametrize("environment", [{}, {"MLFLOW_ENABLE_ASYNC_LOGGING": "false"}])
+def test_calls_return_what_mlflow_returns(jupyter: Service, environment: dict[str, str]) -> None:
+    found = said(
+        run(
+            jupyter,
+            """
+import io, json, sys, contextlib, mlflow
+from IPython.core.interactiveshell import InteractiveShell
+value = mlflow.log_param("depth", 3)
+found = [value, mlflow.log_params({"a": 1}), mlflow.set_tag("b", 2), mlflow.set_tags({"c": 3})]
+try:
+    mlflow.log_param("depth", 4)
+except mlflow.MlflowException as error:
+    found.append(str(error).replace(mlflow.active_run().info.run_id, "RUN"))
+shown = io.StringIO()
+with contextlib.redirect_stdout(shown):
+    shell = InteractiveShell.instance()
+    shell.run_cell("import mlflow")
+    shell.run_cell("mlflow.log_metric('a', 1)")
+    shell.run_cell("mlflow.log_metrics({f'm{n}': n for n in range(2500)})")
+found.append(shown.getvalue())
+mlflow.end_run()
+found.append(len(mlflow.last_active_run().data.metrics))
+print("RUN", json.dumps(found))
+""",
+            **environment,
+        )
+    )
+    assert found[:4] == [3, None, None, None]
+    assert found[4].startswith(
+        "INVALID_PARAMETER_VALUE: Changing param values is not allowed. Param with key='depth' was already logged with value='3'"
+        " for run ID='RUN'. Attempted logging new value '4'."
+    )
+    assert found[5:] == ["", 2501]
