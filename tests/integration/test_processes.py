@@ -1,4 +1,4 @@
-"""The client in all kinds of processes, and beside MLflow's own client: what a call returned for is stored, and errors are equal."""
+"""The client in every kind of process, and beside MLflow's own: what a call returned for is stored, and errors are equal."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from tests.integration import processes
 from tests.integration.service import Service
 
+WRITE = "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
 HERE = Path(__file__).parent
 # In a folder of PYTHONPATH: Python runs it first, and MLflow finds no part of mlstack.
 MASK = """
@@ -20,10 +21,7 @@ importlib.metadata.entry_points = lambda **group: [each for each in found(**grou
 
 def run(jupyter: Service, program: str, **environment: str) -> str:
     """The output of a program that is a file, as children that are spawned need it."""
-    write = (
-        "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
-    )
-    jupyter.run("python3", "-c", write, "/tmp/programs/program.py", program)  # noqa: S108 # in the container
+    jupyter.run("python3", "-c", WRITE, "/tmp/programs/program.py", program)  # noqa: S108 # in the container
     settings = [f"{name}={value}" for name, value in ({"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"} | environment).items()]
     return jupyter.run("env", *settings, "python3", "/tmp/programs/program.py")  # noqa: S108 # in the container
 
@@ -43,8 +41,7 @@ def test_metrics_of_every_kind_of_process_are_stored_when_it_ends(jupyter: Servi
 def test_wrong_metric_raises_what_mlflow_raises_and_takes_no_other_with_it(jupyter: Service) -> None:
     program = (HERE / "odd_metrics.py").read_text()
     ours = said(run(jupyter, program))
-    write = "import pathlib, sys; pathlib.Path('/tmp/mask').mkdir(); pathlib.Path('/tmp/mask/sitecustomize.py').write_text(sys.argv[1])"
-    jupyter.run("python3", "-c", write, MASK)
+    jupyter.run("python3", "-c", WRITE, "/tmp/mask/sitecustomize.py", MASK)  # noqa: S108 # in the container
     genuine = said(run(jupyter, program, PYTHONPATH="/tmp/mask"))  # noqa: S108 # in the container
     assert ours == genuine
     assert all(["good", "1.0", 1, step] in stored for _, stored in ours.values() for step in (0, 1))
