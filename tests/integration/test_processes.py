@@ -176,3 +176,53 @@ print("RUN", json.dumps(found))
         " for run ID='RUN'. Attempted logging new value '4'."
     )
     assert found[5:] == ["", 2501]
+
+
+NAMES = """
+import json, tempfile, mlflow
+from pathlib import Path
+from mlstack.client import artifact_repository
+if not LINKS:
+    artifact_repository.storage.is_reached = lambda _: False
+client, found = mlflow.MlflowClient(), {}
+def files(run, path=None):
+    for file in client.list_artifacts(run, path):
+        yield from files(run, file.path) if file.is_dir else [file.path]
+def outcome(name, path=None):
+    run = client.create_run("0").info.run_id
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as down:
+        file = Path(folder, name)
+        file.write_text(name)
+        try:
+            client.log_artifact(run, str(file), path)
+        except mlflow.MlflowException as error:
+            return [str(error).splitlines()[0], *files(run)]
+        stored = f"{path}/{name}" if path else name
+        assert [*files(run)] == [stored], [*files(run)]
+        assert Path(client.download_artifacts(run, stored, down)).read_text() == name
+        client.download_artifacts(run, path or "", down)
+        assert Path(down, stored).read_text() == name
+        return ["kept"]
+for name in [KEPT, REFUSED]:
+    found[name] = outcome(name)
+for path in ["d e", "./d", "d/../e", "C:\\\\x", "d#e", "d%20e"]:
+    found["path " + path] = outcome("f", path)
+print("RUN", json.dumps(found))
+"""
+KEPT = ["plain.txt", "a b", " a ", "a+b", "a&b=c", "a;b", "100%", "é", "日本", "..a", "~", "a'b\"c", "a*", ".hidden", "a\\b"]
+REFUSED = ["a#b", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb", "\x01a"]
+
+
+@pytest.mark.parametrize("through_links", [True, False])
+def test_artifact_name_is_kept_or_refused(jupyter: Service, through_links: bool) -> None:
+    kept, refused = [*KEPT, *["a?b"] * through_links], [*REFUSED, *["a?b"] * (not through_links)]
+    program = NAMES.replace("LINKS", str(through_links)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
+    found = said(run(jupyter, program))
+    assert {name: found[name] for name in kept} == {name: ["kept"] for name in kept}
+    for name in [*refused, "path C:\\x", "path d#e", "path d%20e"]:
+        (message,) = found[name]
+        assert "cannot be kept" in message, name
+    assert found["path d e"] == ["kept"]
+    for path in ("./d", "d/../e"):
+        (message,) = found[f"path {path}"]
+        assert message.startswith(f"Invalid artifact path: '{path}'")

@@ -14,7 +14,7 @@ from mlflow.environment_variables import (
     MLFLOW_HTTP_REQUEST_TIMEOUT,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.protos.service_pb2 import LogBatch, LogMetric, LogParam, SetTag
 from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
@@ -25,10 +25,10 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.uri import validate_path_is_safe
 from mlflow.utils.validation import _validate_metric
 
 __all__ = [
-    "INVALID_PARAMETER_VALUE",
     "MLFLOW_ENABLE_ASYNC_LOGGING",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
@@ -50,6 +50,7 @@ __all__ = [
     "log_metrics_asynchronously",
     "relative_path_to_artifact_path",
     "skip_databricks",
+    "validate_path_is_safe",
     "verify_artifact_path",
 ]
 
