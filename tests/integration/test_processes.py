@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.clone import ROOT
 from tests.integration import processes
 from tests.integration.service import Service
 
@@ -29,6 +30,16 @@ def run(jupyter: Service, program: str, **environment: str) -> str:
 def said(printed: str) -> Any:
     """What the program prints after RUN, as JSON."""
     return json.loads(next(line for line in printed.splitlines() if line.startswith("RUN ")).removeprefix("RUN "))
+
+
+def test_docs_say_for_every_kind_of_process_what_may_be_lost() -> None:
+    _, table = (ROOT / "docs/logging.md").read_text().split("<!-- begin: kinds of processes -->")
+    rows = [
+        line.split(" | ")[0].removeprefix("| ")
+        for line in table.split("<!-- end -->")[0].splitlines()
+        if line.endswith("| none |")
+    ]
+    assert rows == [*processes.KINDS]
 
 
 def test_metrics_of_every_kind_of_process_are_stored_when_it_ends(jupyter: Service) -> None:
