@@ -111,6 +111,7 @@ try:
     mlflow.flush_async_logging()
 except mlflow.MlflowException as error:
     told.append(str(error).splitlines()[0].split(run)[0])
+    print(error)
 print("RUN", json.dumps([told, len(client.get_metric_history(run, "good"))]))
 """,
         )
@@ -174,7 +175,7 @@ with contextlib.redirect_stdout(shown):
     shell.run_cell("import mlflow")
     shell.run_cell("mlflow.log_metric('a', 1)")
     shell.run_cell("mlflow.log_metrics({f'm{n}': n for n in range(2500)})")
-found.append(shown.getvalue())
+found.append(shown.getvalue().replace("Out[0]: ", ""))  # the prompts
 mlflow.end_run()
 found.append(len(mlflow.last_active_run().data.metrics))
 print("RUN", json.dumps(found))

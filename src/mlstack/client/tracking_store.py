@@ -33,7 +33,8 @@ from mlstack.client.upstream import (
 
 # Calls that neither read what was logged nor end anything.
 _PLAIN_WRITES = (LogBatch, LogMetric, LogParam, SetTag)
-_REJECTED = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+# Answers that say nothing of the metrics themselves.
+_UNRELATED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class Store(RestStore):
@@ -105,7 +106,9 @@ class Store(RestStore):
         try:
             self.log_batch(run_id, list(metrics), [], [])
         except MlflowException as error:
-            if error.get_http_status_code() in _REJECTED and self._is_active(run_id):
+            status = error.get_http_status_code()
+            is_of_request = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _UNRELATED
+            if is_of_request and self._is_active(run_id):
                 raise RejectedError(error) from error
             raise
 
