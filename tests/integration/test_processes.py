@@ -222,8 +222,8 @@ for path in ["d e", "./d", "d/../e", "C:\\\\x", "d#e", "d%20e"]:
     found["path " + path] = outcome("f", path)
 print("RUN", json.dumps(found))
 """
-KEPT = ["plain.txt", "a b", " a ", "a+b", "a&b=c", "a;b", "100%", "é", "日本", "..a", "~", "a'b\"c", "a*", ".hidden", "a\\b"]
-REFUSED = ["a#b", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb", "\x01a"]
+KEPT = ["plain.txt", "a b", "a ", "a+b", "a&b=c", "a;b", "100%", "é", "日本", "..a", "~", "a'b\"c", "a*", ".hidden", "a\\b"]
+REFUSED = ["a#b", " a", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb", "\x01a"]
 
 
 @pytest.mark.parametrize("through_links", [True, False])
