@@ -199,7 +199,7 @@ class MetricQueue:
         try:
             self._send(batch.run, batch.points)
         except RejectedError as rejected:
-            batch.failures = self._one_by_one(batch) if len(batch.points) > 1 else {0: rejected}
+            batch.failures = self._one_by_one(batch) if len(batch.points) > 1 else {0: _cause(rejected)}
         except Exception as error:  # noqa: BLE001  (reported to those that wait for it)
             batch.failures = dict.fromkeys(range(len(batch.points)), error)
         if batch.failures:
@@ -219,5 +219,11 @@ class MetricQueue:
             try:
                 self._send(batch.run, [point])
             except Exception as error:  # noqa: BLE001  (as above)
-                failures[number] = error
+                failures[number] = _cause(error)
         return failures
+
+
+def _cause(error: Exception) -> Exception:
+    """What the server said, where it rejected the points."""
+    cause = error.__cause__ if isinstance(error, RejectedError) else None
+    return cause if isinstance(cause, Exception) else error
