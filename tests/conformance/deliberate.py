@@ -1,0 +1,96 @@
+"""Where this stack differs from MLflow on purpose. Everything else that differs fails the tests.
+
+Each difference has an example: a test runs it, and fails when it no longer differs. docs/conformance.md shows this table.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from tests.conformance.servers import Answer, Call, post
+
+# A number of JSON that Python's parser takes and the standard does not, or that is larger than any float. Not inside strings.
+_SPECIAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d+(?:\.\d+)?[eE]\+?\d{3,}')
+LOGGING = ("/runs/log-metric", "/runs/log-batch")
+
+
+@dataclass(frozen=True)
+class OfServer:
+    """A difference in what our server answers or stores."""
+
+    name: str
+    ours: str
+    genuine: str
+    reason: str
+    example: Call
+    is_meant: Callable[[Call, Answer, Answer], bool]
+    """Whether this difference between two answers is this one."""
+    in_mlflows_words: Callable[[Call], Call | None] = lambda call: None
+    """The call with which genuine MLflow does what ours does for the given one; None when there is none."""
+
+
+@dataclass(frozen=True)
+class OfClient:
+    """A difference in what our client returns, raises or stores: in these cases of these programs, at these places."""
+
+    name: str
+    ours: str
+    genuine: str
+    reason: str
+    cases: Mapping[str, str]
+    """Program and case, as patterns; the first line of every difference must match one of `places`."""
+    places: str
+
+
+def quoted(call: Call) -> Call | None:
+    """The call with bare NaN and Infinity in quotes, as MLflow's own client writes them; None when there is none."""
+    if not call.path.endswith(LOGGING):
+        return None
+
+    def quote(found: re.Match[bytes]) -> bytes:
+        text = found[0]
+        if text.startswith(b'"'):
+            return text
+        number = float(text)
+        return text if abs(number) < float("inf") else json.dumps(text_of(number)).encode()
+
+    body = _SPECIAL.sub(quote, call.body)
+    return None if body == call.body else replace(call, body=body)
+
+
+def text_of(number: float) -> str:
+    return {float("inf"): "Infinity", float("-inf"): "-Infinity"}.get(number, "NaN")
+
+
+def _never(call: Call, ours: Answer, genuine: Answer) -> bool:
+    return False
+
+
+BARE_SPECIALS = OfServer(
+    "NaN and Infinity without quotes",
+    "stored as NaN and infinity, like the quoted ones",
+    "stored as 0 at step 0 and time 0, or rejected, depending on the order of the fields",
+    "Python's json.dumps writes them so, and a diverged loss must not look like a perfect one.",
+    post("runs/log-metric", {"run_id": "{run}", "key": "m", "value": float("nan"), "timestamp": 1000, "step": 3}),
+    _never,  # the answers are equal; what is stored is not
+    quoted,
+)
+OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS,)
+CONCURRENT_WRITERS = (
+    "concurrent writers of one metric",
+    "every acknowledged point is stored",
+    "some acknowledged calls are not stored, others fail, and `latest_metrics` may hold an older point",
+    "Workers of one training job log to one run.",
+)
+
+OF_CLIENT: tuple[OfClient, ...] = (
+    OfClient(
+        "what log_metric, log_metrics and log_batch return",
+        "an operation that can be waited for",
+        "None",
+        "They return before the server has answered; `synchronous=True` returns None after it has.",
+        {"values": ".*", "calls": ".*", "runs": ".*"},
+        r"call( \d)?\.returned: ours 'RunOperations', genuine None",
+    ),
+)
