@@ -48,10 +48,10 @@ class Comparison:
                 ours, genuine = self.pair.send(call)
                 self.answers[area] += 1
                 lines = answers_differ(call, ours, genuine)
-                words = quoted(self.place.fill(template, twin))
-                if words:
+                if words := quoted(self.place.fill(template, twin)):
                     in_its_words[run] = twin
-                    lines = lines and answers_differ(call, ours, self.pair.genuine.send(words))
+                    other = answers_differ(call, ours, self.pair.genuine.send(words))
+                    lines = lines and other
                 found[run] += [f"{call}\n    {line}" for line in lines]
         stored = self._stored([*runs, *twins])
         for run, templates in zip(runs, sequences, strict=True):

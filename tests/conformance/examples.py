@@ -25,6 +25,7 @@ def _get(path: str, keep: str = "", **fields: Any) -> Step:
 
 POINT = {"key": "loss", "value": 0.5, "timestamp": 1000, "step": 2}
 DATASET = {"dataset": {"name": "d", "digest": "1", "source_type": "s", "source": "{}"}, "tags": [{"key": "k", "value": "v"}]}
+MODEL = '{"run_id": "<run>", "artifact_path": "model", "utc_time_created": "2026-01-01 00:00:00", "flavors": {}}'
 STEPS = (
     _post("experiments/create", "experiment=experiment_id", name="example", tags=[{"key": "team", "value": "ours"}]),
     _post("experiments/create", name="example"),
@@ -49,7 +50,7 @@ STEPS = (
     _post("runs/delete-tag", run_id="<run>", key="u"),
     _post("runs/delete-tag", run_id="<run>", key="u"),
     _post("runs/log-inputs", run_id="<run>", datasets=[DATASET]),
-    _post("runs/log-model", run_id="<run>", model_json="{}"),
+    _post("runs/log-model", run_id="<run>", model_json=MODEL),
     _post("runs/update", run_id="<run>", status="FINISHED", end_time=2000, run_name="two"),
     _get("runs/get", run_id="<run>"),
     _get("runs/get", run_uuid="<run>"),

@@ -23,7 +23,7 @@ from decimal import Decimal
 from typing import Any
 
 POINTS = 20  # of each worker
-WORKERS = 3
+WORKERS = 2
 BEFORE = 5  # right points before and after a wrong one
 
 

@@ -94,9 +94,14 @@ class Answer:
 
 
 _HEX = re.compile(r"\b(m-)?[0-9a-f]{32}\b")
-_BUCKET = re.compile(r"s3://[\w-]+")
-_SERVER = re.compile(r"http://127\.0\.0\.1:\d+")
-_ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+# What the two sides make themselves, and so differently.
+_MADE = (
+    (re.compile(r"0x[0-9a-f]{6,}"), "<address>"),
+    (re.compile(r"s3://[\w-]+"), "s3://<bucket>"),
+    (re.compile(r"http://127\.0\.0\.1:\d+"), "<server>"),
+    (re.compile(r"\[parameters: .*", re.DOTALL), "<parameters>"),
+    (re.compile(r"^[a-z]+-[a-z]+-\d+$"), "<name>"),  # of a run
+)
 
 
 def normal(value: Any, kept: frozenset[str] = frozenset()) -> Any:
@@ -114,7 +119,7 @@ def normal(value: Any, kept: frozenset[str] = frozenset()) -> Any:
         if value.isdecimal() and is_now(int(value)):
             return "<time>"
         value = _HEX.sub(lambda found: found[0] if found[0] in kept else "<id>", value)
-        for pattern, stands_for in ((_ADDRESS, "<address>"), (_BUCKET, "s3://<bucket>"), (_SERVER, "<server>")):
+        for pattern, stands_for in _MADE:
             value = pattern.sub(stands_for, value)
         return value
     return value
@@ -276,6 +281,7 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
     owner = replace(settings.database_owner(clone.values), host="127.0.0.1", port=int(clone.values["POSTGRES_PORT"]))
     keys = replace(settings.storage_owner(clone.values), endpoint=f"127.0.0.1:{clone.values['MINIO_PORT']}")
     admin = (clone.values["MLFLOW_ADMIN_USERNAME"], clone.values["MLFLOW_ADMIN_PASSWORD"])
+    notebook = settings.notebook_account(clone.values)
     url = f"http://127.0.0.1:{clone.values['MLFLOW_PORT']}"
     ours = Side(
         "ours", url, replace(owner, database=clone.values["POSTGRES_DB"]), keys, clone.folder, "jupyter", {"admin": admin}
@@ -305,6 +311,8 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
         "PASSWORD": password,
         "ADMIN_USERNAME": admin[0],
         "ADMIN_PASSWORD": admin[1],
+        "NOTEBOOK_USERNAME": notebook.username,
+        "NOTEBOOK_PASSWORD": notebook.password,
         "ACCESS_KEY": keys.access_key,
         "SECRET_KEY": keys.secret_key,
     }
@@ -315,6 +323,8 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
     try:
         compose(folder, "up", "--detach")
         wait(genuine)
+        made = genuine.send(post("users/create", {"username": notebook.username, "password": notebook.password}))
+        assert made.status == 200, made
         yield Pair(ours, genuine)
     finally:
         compose(folder, "down", "--volumes", "--timeout", "10")

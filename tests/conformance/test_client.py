@@ -1,0 +1,94 @@
+"""The same programs with our client and our server, and with genuine MLflow's: the same is returned, raised and stored."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance import programs
+from tests.conformance.comparison import Comparison
+from tests.conformance.deliberate import OF_CLIENT, OfClient
+from tests.conformance.servers import Side, differences, normal
+
+SOURCE = Path(programs.__file__).read_text(encoding="utf-8")
+CASES = ("values", "calls", "runs", "artifacts", "runs_of_workers fork", "runs_of_workers spawn")
+Ended = tuple[int, Any]
+
+
+def ended(side: Side, *arguments: str) -> Ended:
+    """How a program ended, and the JSON that it printed last."""
+    done = side.run_program(SOURCE, *arguments)
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert printed, done.stderr
+    return done.returncode, json.loads(printed[-1])
+
+
+def stored(side: Side, run: str) -> Any:
+    """What a run consists of, without what each run has of its own."""
+    tables = side.rows([run])[run]
+    found = {
+        "run": {name: tables["runs"][0][name] for name in ("status", "lifecycle_stage")},
+        "tags": {row["key"]: row["value"] for row in tables["tags"] if not row["key"].startswith("mlflow.")},
+        "params": {row["key"]: row["value"] for row in tables["params"]},
+        **{
+            name: sorted(
+                ([row[column] for column in ("key", "step", "timestamp", "value", "is_nan")] for row in tables[name]), key=str
+            )
+            for name in ("metrics", "latest_metrics")
+        },
+    }
+    return normal(found) | {"artifacts": side.objects(f"0/{run}/artifacts/")}
+
+
+def compared(comparison: Comparison, program: str) -> dict[str, list[str]]:
+    """The differences of each case of a program."""
+    (code, ours), (other_code, genuine) = comparison.pair.both(lambda side: ended(side, *program.split()))
+    assert (code, other_code) == (0, 0)
+    assert ours["cases"].keys() == genuine["cases"].keys()
+    found = {}
+    for name, told in ours["cases"].items():
+        sides = [case | {"stored": stored(side, case["run_id"])} for side, case in (
+            (comparison.pair.ours, told), (comparison.pair.genuine, genuine["cases"][name]),
+        )]  # fmt: skip
+        found[f"{program}: {name}"] = differences(*(normal(side) for side in sides))
+        comparison.runs[f"the client: {program.split(maxsplit=1)[0]}"] += 1
+    return found
+
+
+def is_known(case: str, line: str) -> bool:
+    return any(re.fullmatch(known.cases, case) and re.match(known.line, line) for known in OF_CLIENT)
+
+
+@pytest.fixture(scope="module")
+def seen(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
+    """What every program showed; each is run once."""
+    return {program: compared(comparison, program) for program in CASES}
+
+
+@pytest.mark.parametrize("program", CASES)
+def test_a_program_sees_and_stores_what_it_does_with_mlflow(seen: dict[str, dict[str, list[str]]], program: str) -> None:
+    found = {case: [line for line in lines if not is_known(case, line)] for case, lines in seen[program].items()}
+    wrong = {case: lines for case, lines in found.items() if lines}
+    assert not wrong, "\n".join(f"{case}\n    " + "\n    ".join(lines[:6]) for case, lines in wrong.items())
+
+
+@pytest.mark.parametrize("known", OF_CLIENT, ids=lambda known: known.name)
+def test_a_deliberate_difference_of_the_client_still_differs(seen: dict[str, dict[str, list[str]]], known: OfClient) -> None:
+    lines = [
+        line for cases in seen.values() for case, found in cases.items() if re.fullmatch(known.cases, case) for line in found
+    ]
+    assert any(re.match(known.line, line) for line in lines), "nothing differs any more: remove it from deliberate.py"
+
+
+@pytest.mark.parametrize("kind", programs.KINDS)
+def test_a_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
+    """Every point whose call has returned is stored, and the process ends as with MLflow."""
+    sides = []
+    for side, (code, told) in zip(
+        comparison.pair.sides, comparison.pair.both(lambda side: ended(side, "process", kind)), strict=True
+    ):
+        sides.append({"exit code": code, "stored": stored(side, told["run_id"])})
+    comparison.runs["the client: kinds of processes"] += 1
+    assert not differences(*map(normal, sides))
