@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.clone import Clone
+from tests.conformance import report
 from tests.conformance.comparison import Comparison, Place
 from tests.conformance.servers import Pair, genuine_beside, get, post
 
@@ -27,7 +28,7 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def pair(request: pytest.FixtureRequest, clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """The shipped stack with genuine MLflow beside it, and the same accounts on both."""
     done = clone.make("up")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,3 +52,5 @@ def comparison(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Compariso
         pair.send(get("experiments/get?experiment_id=0"))
     comparison = Comparison(pair, Place(experiment, searched, "model"))
     yield comparison
+    if page := request.config.getoption("--conformance-page"):
+        report.write(page, request.config.getoption("--seed"), comparison.answers, comparison.runs)
