@@ -1,9 +1,7 @@
 """Several calls to one run, in any order: batches with right and wrong parts, ties, and a run that is deleted meanwhile."""
 
-import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tests.conformance.fuzz import API, ROUTES, odd_call
 from tests.conformance.servers import Call
@@ -27,10 +25,14 @@ WRONG_POINTS = (
 )  # fmt: skip
 PAIRS = ('{"key": "a", "value": "1"}', '{"key": "a", "value": "2"}', '{"key": "b", "value": ""}', '{"key": "c", "value": "x y"}')
 WRONG_PAIRS = (
-    '{"key": "a"}', '{"value": "1"}', "{}", "null", '{"key": "a!", "value": "1"}', '{"key": "a", "value": 1}', '{"key": "a", "value": null}',
+    '{"key": "a"}', '{"value": "1"}', "{}", "null", '{"key": "a!", "value": "1"}', '{"key": "a", "value": 1}',
+    '{"key": "a", "value": null}',
     r'{"key": "a", "value": "\u0000"}', f'{{"key": "a", "value": "{"x" * 6001}"}}', '{"key": "mlflow.user", "value": "me"}',
 )  # fmt: skip
-OPERATIONS = ("metric", "metric", "metric", "batch", "batch", "param", "tag", "delete", "restore", "get", "history", "odd")
+READING = {"get": "runs/get?run_id={run}", "history": "metrics/get-history?run_id={run}&metric_key=a"}
+OPERATIONS = (
+    "log-metric", "log-metric", "log-metric", "batch", "batch", "log-parameter", "set-tag", "delete", "restore", *READING, "odd",
+)  # fmt: skip
 
 
 def point(chance: random.Random) -> str:
@@ -66,22 +68,18 @@ def _one(chance: random.Random, operation: str) -> Call:
     if operation == "batch":
         return batch(chance)
     if operation == "odd":
-        logging = [route for route in ROUTES if "log-" in route.path]
-        return odd_call(chance, chance.choice(logging))
-    if operation == "metric":
-        values = f'"key": {chance.choice(KEYS)}, "value": {chance.choice(VALUES)}, "timestamp": {chance.choice(TIMES)}'
-        return _post("log-metric", f'{values}, "step": {chance.choice(STEPS)}')
-    if operation == "param":
-        return _post("log-parameter", chance.choice(PAIRS)[1:-1])
-    if operation == "tag":
-        return _post("set-tag", chance.choice(PAIRS)[1:-1])
-    if operation in ("delete", "restore"):
-        return _post(operation)
-    path = f"{API}runs/get?run_id={{run}}" if operation == "get" else f"{API}metrics/get-history?run_id={{run}}&metric_key=a"
-    return Call("GET", path.replace("{run}", "%7Brun%7D"), b"", {})
+        return odd_call(chance, chance.choice([route for route in ROUTES if "log-" in route.path]))
+    if operation in READING:
+        return Call("GET", f"{API}{READING[operation]}".replace("{run}", "%7Brun%7D"), b"", {})
+    values = f'"key": {chance.choice(KEYS)}, "value": {chance.choice(VALUES)}, "timestamp": {chance.choice(TIMES)}'
+    fields = {
+        "log-metric": f'{values}, "step": {chance.choice(STEPS)}',
+        "log-parameter": chance.choice(PAIRS)[1:-1],
+        "set-tag": chance.choice(PAIRS)[1:-1],
+    }
+    return _post(operation, fields.get(operation, ""))
 
 
 def _post(name: str, fields: str = "") -> Call:
     body = '{"run_id": "{run}"' + (f", {fields}" if fields else "") + "}"
-    assert json.loads(body.replace("{run}", ""))
-    return replace(Call("POST", f"{API}runs/{name}"), body=body.encode())
+    return Call("POST", f"{API}runs/{name}", body.encode())

@@ -95,7 +95,10 @@ CASES: dict[str, list[Call]] = {
         for value in ("5", '["{run}"]', "null", "{}", "true", r'"a\u0000b"', r'"\ud800"', '" {run}"', '"{run} "')
         for path in ("log-metric", "log-batch")
     },
-    **{f"get a run whose id is {value}": [Call("GET", f"{API}runs/get?run_id={value}", b"", {})] for value in ("5", "%00", "%ED%A0%80", "")},
+    **{
+        f"get a run whose id is {value}": [Call("GET", f"{API}runs/get?run_id={value}", b"", {})]
+        for value in ("5", "%00", "%ED%A0%80", "")
+    },
 }  # fmt: skip
 
 
@@ -126,7 +129,7 @@ def test_a_deliberate_difference_still_differs(comparison: Comparison, known: Of
 
 
 def _write(side: Side, run: str) -> tuple[set[int], list[Any]]:
-    """Many writers of the same metrics at once, each in an order of its own: the statuses, and what the rows lack or have wrong."""
+    """Many writers of the same metrics at once, each in an order of its own: the statuses, and what is missing or wrong."""
     ready = threading.Barrier(WRITERS)
 
     def log(writer: int) -> list[int]:
@@ -220,8 +223,9 @@ def test_a_permission_that_is_given_and_taken_counts_from_the_next_call(comparis
 # ---- artifacts by MLflow's proxy ----------------------------------------------------------------------------
 
 NAMES = (
-    "plain.txt", "with space", "a%20b", "a%2fb", "a%2Fb", "a%5Cb", "a#b", "a?b", "a+b", "a&b=c", "é", "日本", "a\\b", "a:b", "~a", ".hidden", "a..b",
-    "x" * 200, "d/e/f", "d//e", "./d", "d/./e", "d/../e", "../x", "%2e%2e/x", "/abs", "a\nb", "a;b", "a,b", "'", '"', "<a>", "$a", "{a}", "a|b", "d/",
+    "plain.txt", "with space", "a%20b", "a%2fb", "a%2Fb", "a%5Cb", "a#b", "a?b", "a+b", "a&b=c", "é", "日本", "a\\b", "a:b", "~a",
+    ".hidden", "a..b", "x" * 200, "d/e/f", "d//e", "./d", "d/./e", "d/../e", "../x", "%2e%2e/x", "/abs", "a\nb", "a;b",
+    "a,b", "'", '"', "<a>", "$a", "{a}", "a|b", "d/",
 )  # fmt: skip
 
 
