@@ -22,6 +22,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+EXPERIMENT = "programs"  # an account deletes runs of its own experiments only
 POINTS = 20  # of each worker
 WORKERS = 2
 BEFORE = 5  # right points before and after a wrong one
@@ -194,8 +195,10 @@ def runs() -> None:
     def case(name: str, run_id: str, *steps: Callable[[], Any]) -> None:
         found[name] = {"run_id": run_id} | {f"call {number}": outcome(step) for number, step in enumerate(steps)}
 
+    experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+
     def new() -> str:
-        return str(client.create_run("0").info.run_id)
+        return str(client.create_run(experiment).info.run_id)
 
     deleted, other = new(), new()
     client.delete_run(deleted)
@@ -532,4 +535,5 @@ PROGRAMS: dict[str, Callable[..., None]] = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = EXPERIMENT
     PROGRAMS[sys.argv[1]](*sys.argv[2:])

@@ -39,7 +39,7 @@ def stored(side: Side, run: str) -> Any:
             for name in ("metrics", "latest_metrics")
         },
     }
-    return normal(found) | {"artifacts": side.objects(f"0/{run}/artifacts/")}
+    return normal(found) | {"artifacts": side.objects(f"{tables['runs'][0]['experiment_id']}/{run}/artifacts/")}
 
 
 def compared(comparison: Comparison, program: str) -> dict[str, list[str]]:
