@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import urllib3
 from minio import Minio
 
-from mlstack import postgres, settings
+from mlstack import settings
 from mlstack.host.compose import compose
 from mlstack.host.preflight import free_ports
 from mlstack.s3 import client_for
@@ -182,9 +183,19 @@ class Side:
             response.status, {name: response.headers[name] for name in HEADERS if name in response.headers}, response.data
         )
 
+    @cached_property
+    def _connection(self) -> Any:
+        """One for everything: the tests ask for the rows of thousands of runs."""
+        login = self.database
+        connection = psycopg2.connect(
+            host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
+        )
+        connection.autocommit = True
+        return connection
+
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """As the owner of the server, for reading what is stored and for making runs in bulk."""
-        with postgres.connected(self.database, 30) as connection, connection.cursor() as cursor:
+        with self._connection.cursor() as cursor:
             cursor.execute(statement, values or None)
             return cursor.fetchall() if cursor.description else []
 
@@ -204,9 +215,10 @@ class Side:
     def storage(self) -> Minio:
         return client_for(self.keys)
 
-    def objects(self, prefix: str) -> dict[str, bytes]:
-        """What the bucket holds below a prefix, by key."""
-        found = {}
+    def objects(self, run: str) -> dict[str, bytes]:
+        """The artifacts of a run as its bucket holds them, by name."""
+        ((experiment,),) = self.sql("SELECT experiment_id FROM runs WHERE run_uuid = %s", run)
+        prefix, found = f"{experiment}/{run}/artifacts/", {}
         for item in self.storage.list_objects(self.keys.bucket, prefix, recursive=True):
             response = self.storage.get_object(self.keys.bucket, item.object_name or "")
             found[(item.object_name or "").removeprefix(prefix)] = response.read()
@@ -276,7 +288,7 @@ class Pair:
 
 @contextmanager
 def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
-    """Starts genuine MLflow beside the clone's running stack; gone afterwards, with its database and bucket."""
+    """Starts genuine MLflow beside the clone's running stack. Its database and bucket go with the stack's volumes."""
     password, (port,) = secrets.token_urlsafe(24), free_ports(1)
     owner = replace(settings.database_owner(clone.values), host="127.0.0.1", port=int(clone.values["POSTGRES_PORT"]))
     keys = replace(settings.storage_owner(clone.values), endpoint=f"127.0.0.1:{clone.values['MINIO_PORT']}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +26,41 @@ def ended(side: Side, *arguments: str) -> Ended:
     return done.returncode, json.loads(printed[-1])
 
 
-def stored(side: Side, run: str) -> Any:
-    """What a run consists of, without what each run has of its own."""
-    tables = side.rows([run])[run]
-    found = {
+def stored(side: Side, runs: Sequence[str]) -> list[Any]:
+    """What each run consists of, without what every run has of its own."""
+    return [of_run(tables) for tables in side.rows(runs).values()]
+
+
+def of_run(tables: Mapping[str, list[Any]]) -> Any:
+    columns = ("key", "step", "timestamp", "value", "is_nan")
+    points = {
+        name: sorted(([row[column] for column in columns] for row in tables[name]), key=str)
+        for name in ("metrics", "latest_metrics")
+    }
+    return {
         "run": {name: tables["runs"][0][name] for name in ("status", "lifecycle_stage")},
         "tags": {row["key"]: row["value"] for row in tables["tags"] if not row["key"].startswith("mlflow.")},
         "params": {row["key"]: row["value"] for row in tables["params"]},
-        **{
-            name: sorted(
-                ([row[column] for column in ("key", "step", "timestamp", "value", "is_nan")] for row in tables[name]), key=str
-            )
-            for name in ("metrics", "latest_metrics")
-        },
     }
-    return normal(found) | {"artifacts": side.objects(f"{tables['runs'][0]['experiment_id']}/{run}/artifacts/")}
 
 
 def compared(comparison: Comparison, program: str) -> dict[str, list[str]]:
     """The differences of each case of a program."""
-    (code, ours), (other_code, genuine) = comparison.pair.both(lambda side: ended(side, *program.split()))
-    assert (code, other_code) == (0, 0)
-    assert ours["cases"].keys() == genuine["cases"].keys()
-    found = {}
-    for name, told in ours["cases"].items():
-        sides = [case | {"stored": stored(side, case["run_id"])} for side, case in (
-            (comparison.pair.ours, told), (comparison.pair.genuine, genuine["cases"][name]),
-        )]  # fmt: skip
-        found[f"{program}: {name}"] = differences(*(normal(side) for side in sides))
-        comparison.runs[f"the client: {program.split(maxsplit=1)[0]}"] += 1
-    return found
+
+    def cases(side: Side) -> dict[str, Any]:
+        code, told = ended(side, *program.split())
+        assert code == 0
+        found: dict[str, Any] = told["cases"]
+        for case, rows in zip(found.values(), stored(side, [case["run_id"] for case in found.values()]), strict=True):
+            case["stored"] = rows
+            if program == "artifacts":
+                case["objects"] = side.objects(case["run_id"])
+        return found
+
+    ours, genuine = comparison.pair.both(cases)
+    assert ours.keys() == genuine.keys()
+    comparison.runs[f"the client: {program.split(maxsplit=1)[0]}"] += len(ours)
+    return {f"{program}: {name}": differences(normal(ours[name]), normal(genuine[name])) for name in ours}
 
 
 def is_known(case: str, line: str) -> bool:
@@ -85,10 +91,11 @@ def test_a_deliberate_difference_of_the_client_still_differs(seen: dict[str, dic
 @pytest.mark.parametrize("kind", programs.KINDS)
 def test_a_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
     """Every point whose call has returned is stored, and the process ends as with MLflow."""
-    sides = []
-    for side, (code, told) in zip(
-        comparison.pair.sides, comparison.pair.both(lambda side: ended(side, "process", kind)), strict=True
-    ):
-        sides.append({"exit code": code, "stored": stored(side, told["run_id"])})
+
+    def end(side: Side) -> Any:
+        code, told = ended(side, "process", kind)
+        return normal({"exit code": code, "stored": stored(side, [told["run_id"]])})
+
+    ours, genuine = comparison.pair.both(end)
     comparison.runs["the client: kinds of processes"] += 1
-    assert not differences(*map(normal, sides))
+    assert not differences(ours, genuine)

@@ -243,11 +243,11 @@ def test_artifacts_are_kept_by_the_proxy_as_by_mlflow(comparison: Comparison) ->
             )
             found += comparison.call("artifacts", get(f"artifacts/list?{urlencode({'run_id': run, 'path': name})}", account))
         found += comparison.call("artifacts", get(f"artifacts/list?run_id={run}", account))
-    ours, genuine = comparison.pair.both(lambda side: side.objects(f"{root}/"))
+    ours, genuine = comparison.pair.both(lambda side: side.objects(run))
     found += differences(ours, genuine, "objects")
     for name in NAMES[:4]:
         found += comparison.call("artifacts", Call("DELETE", f"{PROXY}/{root}/{quote(name)}", b"", {}))
-    ours, genuine = comparison.pair.both(lambda side: sorted(side.objects(f"{root}/")))
+    ours, genuine = comparison.pair.both(lambda side: sorted(side.objects(run)))
     found += differences(ours, genuine, "objects after deleting")
     assert not found, told(found)
 
