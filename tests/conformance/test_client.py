@@ -32,15 +32,15 @@ def stored(side: Side, runs: Sequence[str]) -> list[Any]:
 
 
 def of_run(tables: Mapping[str, list[Any]]) -> Any:
-    columns = ("key", "step", "timestamp", "value", "is_nan")
-    points = {
-        name: sorted(([row[column] for column in columns] for row in tables[name]), key=str)
-        for name in ("metrics", "latest_metrics")
-    }
+    def points(table: str) -> list[Any]:
+        return sorted(([row[name] for name in ("key", "step", "timestamp", "value", "is_nan")] for row in tables[table]), key=str)
+
     return {
         "run": {name: tables["runs"][0][name] for name in ("status", "lifecycle_stage")},
-        "tags": {row["key"]: row["value"] for row in tables["tags"] if not row["key"].startswith("mlflow.")},
+        "metrics": points("metrics"),
+        "latest_metrics": points("latest_metrics"),
         "params": {row["key"]: row["value"] for row in tables["params"]},
+        "tags": {row["key"]: row["value"] for row in tables["tags"] if not row["key"].startswith("mlflow.")},
     }
 
 
