@@ -56,31 +56,6 @@ def loop(calls: int) -> dict[str, Any]:
     return {"run_id": run.info.run_id, "loop": looped, "total": time.perf_counter() - started}
 
 
-def forked(workers: int, calls: int) -> dict[str, Any]:
-    """log_metric in a loop in each of these forked workers, to one run; `total` ends with the last of them, all points stored."""
-    import mlflow
-
-    context = multiprocessing.get_context("fork")
-    mlflow.set_experiment(EXPERIMENT)
-    with mlflow.start_run() as run:
-        processes = [context.Process(target=_log, args=(run.info.run_id, worker, calls)) for worker in range(workers)]
-        begun = time.perf_counter()
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        total = time.perf_counter() - begun
-    assert not any(process.exitcode for process in processes), "a worker failed"
-    return {"run_id": run.info.run_id, "total": total}
-
-
-def _log(run_id: str, worker: int, calls: int) -> None:
-    import mlflow
-
-    for step in range(calls):
-        mlflow.log_metric(f"loss_{worker}", 1 / (step + 1), step=step, run_id=run_id)
-
-
 def synchronous(clients: int, calls: int) -> dict[str, Any]:
     """Latencies of log_metric(synchronous=True) from this many processes at once, each with a run of its own."""
     global barrier  # noqa: PLW0603 (what forked processes inherit)
@@ -390,7 +365,7 @@ def _digest(path: Path) -> str:
 TASKS = {
     task.__name__: task
     for task in (
-        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
+        hello, loop, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
         frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
     )
 }  # fmt: skip

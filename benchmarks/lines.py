@@ -23,7 +23,6 @@ class Size:
     points: int = 10_000
     points_of_defaults: int = 300
     calls: int = 150
-    workers: int = 4
     clients: int = 16
     calls_of_each: int = 40
     batches: int = 20
@@ -99,24 +98,10 @@ def no_more_than(value: float) -> Goal:
 def _loop(bench: Bench, stack: Stack, client: Client) -> Values:
     points = bench.of(stack, bench.size.points, bench.size.points_of_defaults)
     found = client.ask("loop", calls=points)
-    _check_stored(stack, found["run_id"], points)
-    return {"loop": points / found["total"], "overhead": found["loop"] / points * 1e6}
-
-
-def _check_stored(stack: Stack, run_id: str, points: int) -> None:
-    """Raises MlstackError when a run has fewer points than were logged."""
-    stored = int(stack.sql(f"SELECT count(*) FROM metrics WHERE run_uuid = '{run_id}'"))  # noqa: S608
+    stored = int(stack.sql(f"SELECT count(DISTINCT step) FROM metrics WHERE run_uuid = '{found['run_id']}'"))  # noqa: S608
     if stored != points:
         raise MlstackError(f"{points - stored} of {points} points were lost.", "A fast way to lose points is none.", "make logs")
-
-
-def _forked(bench: Bench, stack: Stack, _: Client) -> Values:
-    workers = bench.size.workers
-    calls = bench.of(stack, bench.size.points, bench.size.points_of_defaults) // workers
-    with stack.client() as fresh:  # it forks, which is only safe before it has threads
-        found = fresh.ask("forked", workers=workers, calls=calls)
-    _check_stored(stack, found["run_id"], workers * calls)
-    return {"forked": workers * calls / found["total"]}
+    return {"loop": points / found["total"], "overhead": found["loop"] / points * 1e6}
 
 
 def _raw_loop(bench: Bench, client: Client) -> Values:
@@ -252,11 +237,6 @@ IN_CLIENTS = (
         ),
         _loop,
         _raw_loop,
-    ),
-    Measurement(
-        "forked",
-        (Line("forked", "log_metric in a loop in 4 forked workers, to their end", "calls/s", Better.MORE, (at_least(50),)),),
-        _forked,
     ),
     Measurement(
         "single",
