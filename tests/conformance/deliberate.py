@@ -12,6 +12,7 @@ from tests.conformance.servers import Answer, Call, post
 
 # A number of JSON that Python's parser takes and the standard does not, or that is larger than any float. Not inside strings.
 _SPECIAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d+(?:\.\d+)?[eE]\+?\d{3,}')
+BAD_REQUEST, INTERNAL_ERROR = 400, 500
 LOGGING = ("/runs/log-metric", "/runs/log-batch")
 
 
@@ -89,7 +90,26 @@ MULTIPART = OfServer(
     ),
     lambda call, ours, genuine: "/mlflow-artifacts/mpu/create/" in call.path and (ours.status, genuine.status) == (501, 200),
 )
-OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART)
+NUL = OfServer(
+    "the character NUL",
+    "400",
+    "500, or a name that is rejected",
+    "Postgres cannot store it. The request is wrong, not the server, and no client should try it again.",
+    post("runs/set-tag", {"run_id": "{run}", "key": "t", "value": "\0"}),
+    lambda call, ours, genuine: ours.status == BAD_REQUEST and b"NUL" in ours.body and genuine.status >= BAD_REQUEST,
+)
+HTML_ERRORS = OfServer(
+    "errors of the server",
+    "500 in JSON, like every other error",
+    "500 as an HTML page or plain text",
+    "Clients read the error code and the message from JSON.",
+    post("runs/log-batch", {"run_id": "{run}", "metrics": 1.5, "params": None}),
+    lambda call, ours, genuine: (
+        (ours.status, genuine.status, ours.error_code) == (INTERNAL_ERROR, INTERNAL_ERROR, "INTERNAL_ERROR")
+        and genuine.json is None
+    ),
+)
+OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, NUL, HTML_ERRORS)
 
 OF_CLIENT: tuple[OfClient, ...] = (
     OfClient(

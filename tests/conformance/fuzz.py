@@ -60,6 +60,7 @@ def _plain(value: str) -> str:
     return str(json.loads(value)) if value.startswith('"') else value
 
 
+ACCOUNTS = ("admin", "admin", "colleague")  # MLflow looks up no permission of an admin
 API = "/api/2.0/mlflow/"
 METRIC = '{"key": "m", "value": 1.5, "timestamp": 1000, "step": 3}'
 ROUTES = (
@@ -99,7 +100,7 @@ def calls(chance: random.Random, count: int) -> Iterator[Call]:
     """Odd calls, in which `{run}`, `{experiment}` and `{model}` are to be filled in."""
     weights = [route.weight for route in ROUTES]
     for _ in range(count):
-        yield odd_call(chance, *chance.choices(ROUTES, weights))
+        yield replace(odd_call(chance, *chance.choices(ROUTES, weights)), account=chance.choice(ACCOUNTS))
 
 
 def odd_call(chance: random.Random, route: Route) -> Call:

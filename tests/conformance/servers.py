@@ -40,7 +40,7 @@ OF_RUNS = {
     "params": "run_uuid",
     "tags": "run_uuid",
 }
-HEADERS = ("content-type", "www-authenticate", "x-content-type-options", "x-frame-options")
+HEADERS = ("content-type", "www-authenticate")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import random
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -91,9 +92,12 @@ CASES: dict[str, list[Call]] = {
         if content_type is not None
     },
     **{
-        f"the run_id is {value}": [_call(path, f'{{"run_id": {value}, {METRICS if path == "log-batch" else POINT}}}')]
+        f"{account}: {path} with run_id {value}": [
+            replace(_call(path, f'{{"run_id": {value}, {METRICS if path == "log-batch" else POINT}}}'), account=account)
+        ]
         for value in ("5", '["{run}"]', "null", "{}", "true", r'"a\u0000b"', r'"\ud800"', '" {run}"', '"{run} "')
-        for path in ("log-metric", "log-batch")
+        for path in ("log-metric", "log-batch", "set-tag")
+        for account in ("admin", "colleague")
     },
     **{
         f"get a run whose id is {value}": [Call("GET", f"{API}runs/get?run_id={value}", b"", {})]
