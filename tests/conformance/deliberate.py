@@ -105,8 +105,7 @@ HTML_ERRORS = OfServer(
     "Clients read the error code and the message from JSON.",
     post("runs/log-batch", {"run_id": "{run}", "metrics": 1.5, "params": None}),
     lambda call, ours, genuine: (
-        (ours.status, genuine.status, ours.error_code) == (INTERNAL_ERROR, INTERNAL_ERROR, "INTERNAL_ERROR")
-        and genuine.json is None
+        ours.status == genuine.status == INTERNAL_ERROR and ours.error_code == "INTERNAL_ERROR" and genuine.json is None
     ),
 )
 OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, NUL, HTML_ERRORS)
