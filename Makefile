@@ -72,6 +72,9 @@ test-faults: ## Every fault, with a client at work (25 minutes; REPORT=1 writes 
 test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and had back (25 minutes)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
 
+test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other odd calls; REPORT=1 writes docs/conformance.md)
+	@SEED=$(SEED) REPORT=$(REPORT) scripts/test-conformance.sh $(TESTS)
+
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}
 

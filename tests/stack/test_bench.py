@@ -8,16 +8,17 @@ from tests.clone import ROOT, users_environment
 
 
 def test_make_bench_leaves_a_table_and_pictures(tmp_path: Path) -> None:
-    sizes = {"QUICK": "1", "REPETITIONS": "1", "LINES": "loop,growth", "RESULTS": str(tmp_path)}
+    sizes = {"QUICK": "1", "REPETITIONS": "1", "LINES": "loop,forked,growth", "RESULTS": str(tmp_path)}
     done = subprocess.run(
         ["make", "bench"], cwd=ROOT, env=users_environment() | sizes, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((tmp_path / "benchmark.json").read_text())
     lines = {line["key"]: line for line in record["lines"]}
-    assert lines.keys() == {"loop", "overhead", "frame", "images"}
+    assert lines.keys() == {"loop", "overhead", "forked", "frame", "images"}
     assert lines["loop"]["medians"].keys() == {"defaults", "mlstack", "raw"}
     assert all(lines["loop"]["medians"].values()) and lines["loop"]["ratio"] > 0
+    assert lines["forked"]["ratio"] > 0 and all(lines["forked"]["values"][who] for who in ("defaults", "mlstack"))
     assert record["clients"]["defaults"]["store"].startswith("mlflow")
     assert {(point["who"], point["runs"]) for point in record["growth"]} == {
         (who, runs) for who in ("defaults", "mlstack") for runs in record["size"]["growth"]

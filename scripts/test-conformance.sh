@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# make test-conformance: the shipped stack beside genuine MLflow (about 8 minutes). SEED=n makes other odd calls; REPORT=1
+# writes docs/conformance.md. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/engine.sh
+scripts/base-image.sh
+scripts/venv.sh
+exec .venv/bin/pytest tests/conformance ${SEED:+--seed "$SEED"} ${REPORT:+--conformance-page docs/conformance.md} "$@"

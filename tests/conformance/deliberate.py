@@ -1,0 +1,129 @@
+"""Where this stack differs from MLflow on purpose. Everything else that differs fails the tests.
+
+Each difference has an example: a test runs it, and fails when it no longer differs. docs/conformance.md shows this table.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tests.conformance.servers import Answer, Call, post
+
+# A number of JSON that Python's parser takes and the standard does not, or that is larger than any float. Not inside strings.
+_SPECIAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d+(?:\.\d+)?[eE]\+?\d{3,}')
+BAD_REQUEST, INTERNAL_ERROR = 400, 500
+LOGGING = ("/runs/log-metric", "/runs/log-batch")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A difference that tests of its own show."""
+
+    name: str
+    ours: str
+    genuine: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OfServer(Known):
+    """A difference in what our server answers or stores."""
+
+    example: Call
+    is_meant: Callable[[Call, Answer, Answer], bool]
+    """Whether this difference between two answers is this one."""
+    in_mlflows_words: Callable[[Call], Call | None] = lambda call: None
+    """The call with which genuine MLflow does what ours does for the given one; None when there is none."""
+
+
+@dataclass(frozen=True)
+class OfClient(Known):
+    """A difference in what our client returns, raises or stores."""
+
+    cases: str
+    """Where it is seen, as a pattern: program and case."""
+    line: str
+    """What it looks like there, as a pattern for a line of `differences`."""
+
+
+def quoted(call: Call) -> Call | None:
+    """The call with bare NaN and Infinity in quotes, as MLflow's own client writes them; None when there is none."""
+    if not call.path.endswith(LOGGING):
+        return None
+
+    def quote(found: re.Match[bytes]) -> bytes:
+        text = found[0]
+        if text.startswith(b'"'):
+            return text
+        number = float(text)
+        return text if abs(number) < float("inf") else json.dumps(text_of(number)).encode()
+
+    body = _SPECIAL.sub(quote, call.body)
+    return None if body == call.body else replace(call, body=body)
+
+
+def text_of(number: float) -> str:
+    return {float("inf"): "Infinity", float("-inf"): "-Infinity"}.get(number, "NaN")
+
+
+def _never(call: Call, ours: Answer, genuine: Answer) -> bool:
+    return False
+
+
+BARE_SPECIALS = OfServer(
+    "NaN and Infinity without quotes",
+    "stored as NaN and infinity, like the quoted ones",
+    "stored as 0 at step 0 and time 0, or rejected, depending on the order of the fields",
+    "Python's json.dumps writes them so, and a diverged loss must not look like a perfect one.",
+    post("runs/log-metric", {"run_id": "{run}", "key": "m", "value": float("nan"), "timestamp": 1000, "step": 3}),
+    _never,  # the answers are equal; what is stored is not
+    quoted,
+)
+MULTIPART = OfServer(
+    "MLflow's own multipart uploads",
+    "501: MLflow's clients then send the file through the server",
+    "URLs of `http://minio:9000`",
+    "That name leads nowhere outside the containers. Our client gets presigned URLs that work (docs/adr/0009).",
+    Call(
+        "POST", "/api/2.0/mlflow-artifacts/mpu/create/0/{run}/artifacts/big", b'{"path": "0/{run}/artifacts/big", "num_parts": 2}'
+    ),
+    lambda call, ours, genuine: "/mlflow-artifacts/mpu/create/" in call.path and (ours.status, genuine.status) == (501, 200),
+)
+NUL = OfServer(
+    "the character NUL",
+    "400",
+    "500, or a name that is rejected",
+    "Postgres cannot store it. The request is wrong, not the server, and no client should try it again.",
+    post("runs/set-tag", {"run_id": "{run}", "key": "t", "value": "\0"}),
+    lambda call, ours, genuine: ours.status == BAD_REQUEST and b"NUL" in ours.body and genuine.status >= BAD_REQUEST,
+)
+HTML_ERRORS = OfServer(
+    "errors of the server",
+    "500 in JSON, like every other error",
+    "500 as an HTML page or plain text",
+    "Clients read the error code and the message from JSON.",
+    post("runs/log-batch", {"run_id": "{run}", "metrics": 1.5, "params": None}),
+    lambda call, ours, genuine: (
+        ours.status == genuine.status == INTERNAL_ERROR and ours.error_code == "INTERNAL_ERROR" and genuine.json is None
+    ),
+)
+OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, NUL, HTML_ERRORS)
+
+OF_CLIENT: tuple[OfClient, ...] = (
+    OfClient(
+        "what log_metric, log_metrics and log_batch return",
+        "an operation that can be waited for",
+        "None",
+        "They return before the server has answered; with `synchronous=True` they return None after it has.",
+        r"(values|calls|runs): .*",
+        r"call( \d)?\.returned: ours '\w+', genuine None",
+    ),
+)
+CONCURRENT_WRITERS = Known(
+    "many writers of the same metrics at once",
+    "every call is stored",
+    "some calls are answered 503 (deadlocks in Postgres)",
+    "The workers of one training job log to one run.",
+)
+EVERY: tuple[Known, ...] = (*OF_SERVER, CONCURRENT_WRITERS, *OF_CLIENT)
