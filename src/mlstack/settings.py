@@ -408,6 +408,11 @@ def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
     return Account(found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
 
 
+def notebook_username() -> str:
+    """The name of the notebooks' account, for MLflow's server, which does not need its password."""
+    return of_shell("NOTEBOOK_USERNAME")
+
+
 def encryption() -> tuple[Encryption, Encryption]:
     """The keys of before a rotation and those of after it."""
     given = _given()

@@ -126,7 +126,7 @@ def user_remove(name: Person, yes: Yes = False) -> None:
             f"make user-remove NAME={name} YES=1",
         )
     accounts.remove(PROJECT, name)
-    out.print(f"Removed. Its password stops working within {accounts.CACHED_SECONDS} s.")
+    out.print("Removed. Its password no longer works.")
 
 
 @app.command(name="rotate")

@@ -1,74 +1,245 @@
-"""MLflow's accounts, for its server: who asks, and whether they may. MLflow decides; what it looks up is looked up here.
+"""MLflow's accounts, for its server: who calls, and what they may do. MLflow decides; what it looks up is looked up here.
+
+`log_in` finds out once for each request who calls (guard.Login calls it before anything else runs); MLflow's own routes and
+those of this project get the answer from `caller`.
 
 A database that does not answer is not a wrong password. On the routes of artifacts MLflow 3.17 takes any failure to look an
-account up for a refusal and answers 401, after which no client tries again: an upload during a restart of Postgres would
-fail. Here it is 503, as on every other route.
+account up for a wrong password and answers 401, after which no client tries again: an upload during a restart of Postgres
+would fail. Here it is 503.
 
 For each call MLflow loads the account twice with all it has, and the run with all its metrics, parameters and tags, to learn
-three things: whether the account is an admin's, what it was granted, which experiment the run is in. Here these are asked for
-alone: 6 ms of a call's 11 become 1. Nothing is remembered: what is revoked is refused at the next call, as before.
+three things: whether the account is an admin's, what it was granted, which experiment the run is in. Here these are read
+alone: 6 ms of a call's 11 become 1. Only that a password matches a hash is remembered; the account, its hash and its
+permissions are read at each call, so that a removed account, a changed password or a revoked permission counts at once.
 """
 
-from collections.abc import Sequence
+import hmac
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from cachetools import TTLCache
 from fastapi import HTTPException
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 from mlflow.server import auth as mlflow_auth
 from mlflow.server.handlers import _get_tracking_store
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 from sqlalchemy import TextClause, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from werkzeug.datastructures import Authorization
+from werkzeug.security import check_password_hash, generate_password_hash
 
 from mlstack import settings
+from mlstack.server import passwords
+from mlstack.server.throttle import Throttle
 
 auth: Any = mlflow_auth  # more of it is used than it exports: to be read again at each of MLflow's upgrades
+CHALLENGE = 'Basic realm="mlflow"'
+
+
+# Wrong passwords of unknown accounts cost as much as those of others: this is compared with them.
+_NOBODY = generate_password_hash(secrets.token_urlsafe())
+_KEY = secrets.token_bytes(32)
+DEFAULT_EXPERIMENT = 0
+Validator = Callable[[], bool]  # MLflow's name for what decides whether a request may do what it asks for
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is. Read from the database for this request; nothing else says who is an admin."""
+
+    id: int
+    username: str
+    is_admin: bool
+
+
+@dataclass(frozen=True)
+class Login:
+    """A name and a password that were right, and the hash that this was checked with."""
+
+    username: str
+    password_hash: str
+
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+_known: TTLCache[tuple[str, bytes], Login] = TTLCache(
+    auth.auth_config.auth_cache_max_size, auth.auth_config.auth_cache_ttl_seconds
+)
+_throttle = Throttle()
 
 
 def with_accounts(flask_app: Any) -> Any:
-    """MLflow's own application with accounts."""
-    auth._authenticate_fastapi_request = authenticate
+    """MLflow's own application with accounts. Who calls is decided before it, by guard.Login."""
+    auth._authenticate_fastapi_request = lambda _: _caller.get()
+    auth.authenticate_request_basic_auth = _caller_of_flask
+    auth.sender_is_admin = lambda: caller().is_admin
     auth._run_requirement = _run_requirement
     auth.resolve_permissions = _permissions
     auth._redact_run_response = _redact_runs
-    auth.sender_is_admin = lambda: _is_admin(auth.authenticate_request().username)
-    return auth.create_app(flask_app)
+    for route, validator in list(auth.BEFORE_REQUEST_VALIDATORS.items()):
+        if validator in (auth.validate_can_update_user_password, auth.validate_can_manage_resource):
+            auth.BEFORE_REQUEST_VALIDATORS[route] = _unless_shared(validator)
+        elif validator == auth.validate_can_delete_experiment:
+            auth.BEFORE_REQUEST_VALIDATORS[route] = _unless_default_experiment(validator)
+    auth._find_validator = _judging_parameters(auth._find_validator)
+    app = auth.create_app(flask_app)
+    auth.store.create_user = _with_good_password(auth.store.create_user)
+    auth.store.update_user = _with_good_password(auth.store.update_user)
+    return app
 
 
-def authenticate(request: Request) -> Any:
-    """The user, or None when the login is wrong. Raises MlflowException when the database does not answer."""
-    login = Authorization.from_header(request.headers.get("Authorization"))
-    if login is None or login.type != "basic":
-        return None
-    return auth._authenticate_cached(login.username or "", login.password or "")
+def caller() -> Caller:
+    """Whose request it is. Raises HTTPException 401 where nobody has logged in."""
+    found = _caller.get()
+    if found is None:
+        raise HTTPException(401, "You are not authenticated.", {"WWW-Authenticate": CHALLENGE})
+    return found
 
 
-def asker(request: Request) -> Any:
-    """Whose request it is, for the routes of this project; None where nobody is asked (MLFLOW_AUTH=off).
+def set_caller(found: Caller | None) -> None:
+    """Says whose request it is, for the rest of it."""
+    _caller.set(found)
 
-    Raises HTTPException 401 when the login is wrong, MlflowException when the database does not answer.
+
+def asker(_: Request) -> Caller | None:
+    """Whose request it is, for the routes of this project; None where nobody is asked (MLFLOW_AUTH=off)."""
+    return caller() if settings.accounts_are_on() else None
+
+
+def is_public(path: str) -> bool:
+    """Whether anybody may ask for this: static files, the health check, and what the server can do."""
+    return bool(auth.is_unprotected_route(path))
+
+
+def known(headers: Mapping[str, str]) -> Login | None:
+    """The login of a request if its password was right before. Whether it still is, is to be checked: by `may_log`."""
+    credentials = _credentials(headers)
+    return _known.get(_key(*credentials)) if credentials else None
+
+
+async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
+    """Whose request it is, None when the login is missing or wrong.
+
+    Raises MlflowException when the database does not answer, TooManyLoginsError when too many logins of this client wait.
     """
-    if not settings.accounts_are_on():
+    credentials = _credentials(headers)
+    if credentials is None:
         return None
-    user = authenticate(request)
-    if user is None:
-        raise HTTPException(401, "You are not authenticated.", {"WWW-Authenticate": 'Basic realm="mlflow"'})
-    return user
-
-
-def known(request: Request) -> str | None:
-    """Whose request it is if that is known without looking it up: this password was right within the last minute."""
-    login = Authorization.from_header(request.headers.get("Authorization"))
-    if login is None or login.type != "basic":
+    name, password = credentials
+    row = await run_in_threadpool(_account, name)
+    if not password:  # of no account: the healthcheck asks like this whether the database answers, every other second
         return None
-    with auth._USER_AUTH_CACHE_LOCK:
-        user = auth._USER_AUTH_CACHE.get(auth._auth_cache_key(login.username or "", login.password or ""))
-    return str(user.username) if user else None
+    key, password_hash = _key(name, password), row.password_hash if row else _NOBODY
+    known = _known.get(key)
+    if known is None or known.password_hash != password_hash:
+        is_right = partial(check_password_hash, password_hash, password)
+        if not await _throttle.check(name, address, key, is_right) or row is None:
+            return None
+        _known[key] = Login(name, password_hash)
+    if row is None or auth._is_disabled_legacy_admin_login(name, password, row):
+        return None
+    return Caller(row.id, row.username, row.is_admin)
 
 
-def may_log(username: str | None, experiment: str) -> bool:
-    """Whether this account (None: nobody is asked) may log to the runs of an experiment."""
-    return username is None or bool(auth.authorize(username, *_on_runs_of(experiment, "update"))) or _is_admin(username)
+def unauthenticated() -> Response:
+    """MLflow's answer to a request without a login; a browser then asks for one."""
+    return PlainTextResponse(
+        "You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth/index.html#authenticating-to-mlflow"
+        " on how to authenticate.",
+        401,
+        {"WWW-Authenticate": CHALLENGE},
+    )
+
+
+def error_response(error: MlflowException) -> Response:
+    """An error of MLflow as MLflow answers it."""
+    return Response(error.serialize_as_json(), error.get_http_status_code(), media_type="application/json")
+
+
+def may_log(login: Login | None, experiment: str) -> bool:
+    """Whether a login (None: nobody is asked) still holds and may log to the runs of an experiment."""
+    if login is None:
+        return True
+    rows = _grants(login.username)
+    if not rows or rows[0].password_hash != login.password_hash:
+        return False
+    _, requirements = _on_runs_of(experiment, "update")
+    keys = auth.requirements_to_grant_load_keys(requirements)
+    permissions = dict(zip(keys, _resolved(rows, keys), strict=True))
+    default, absent = auth.auth_config.default_permission, auth._absent_permission(DEFAULT_WORKSPACE_NAME)
+    return rows[0].is_admin or all(auth.requirement_satisfied(one, permissions, default, absent) for one in requirements)
+
+
+def _credentials(headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """The name and the password of a request."""
+    try:
+        login = Authorization.from_header(headers.get("Authorization"))
+    except ValueError:  # it is no ASCII
+        return None
+    return (login.username or "", login.password or "") if login and login.type == "basic" else None
+
+
+def _key(name: str, password: str) -> tuple[str, bytes]:
+    """Under which a login is remembered: the password cannot be found out from it, not even by trying."""
+    return name, hmac.digest(_KEY, password.encode(), "sha256")
+
+
+def _caller_of_flask() -> Any:
+    """In the place of MLflow's own login on its Flask routes."""
+    found = _caller.get()
+    return Authorization("basic", {"username": found.username}) if found else auth.make_basic_auth_response()
+
+
+def _judging_parameters(find: Callable[[Any], Validator | None]) -> Callable[[Any], Validator | None]:
+    """MLflow looks permissions up before it looks at the types of parameters: a list for an id would be an error 500."""
+
+    def found(request: Any) -> Validator | None:
+        validator = find(request)
+        return validator and partial(_judged, validator)
+
+    return found
+
+
+def _judged(validator: Validator) -> bool:
+    try:
+        return validator()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MlflowException.invalid_parameter_value(f"A parameter has the wrong type or value: {error}") from error
+
+
+def _unless_shared(validator: Validator) -> Validator:
+    """The account of all notebooks neither changes its password nor says what others may do: anybody may be using it."""
+    return lambda: caller().username != settings.notebook_username() and validator()
+
+
+def _unless_default_experiment(validator: Validator) -> Validator:
+    """The default experiment is everybody's: only an admin, who does not come here, deletes it."""
+
+    def is_allowed() -> bool:
+        try:
+            is_default = int(auth._get_request_param("experiment_id")) == DEFAULT_EXPERIMENT
+        except (TypeError, ValueError):
+            is_default = False
+        return not is_default and validator()
+
+    return is_allowed
+
+
+def _with_good_password(method: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(username: str, password: str | None = None, **more: Any) -> Any:
+        if password is not None and (wrong := passwords.complaint(str(username), password)):
+            raise MlflowException.invalid_parameter_value(wrong)
+        return method(username, password=password, **more)
+
+    return checked
 
 
 def hidden(username: str, experiments: Sequence[str]) -> list[str]:
@@ -79,37 +250,52 @@ def hidden(username: str, experiments: Sequence[str]) -> list[str]:
 
 
 _GRANTS = text(
-    "SELECT is_admin, resource_type, resource_pattern, permission FROM users"
+    "SELECT password_hash, is_admin, resource_type, resource_pattern, permission FROM users"
     " LEFT JOIN (user_role_assignments JOIN roles ON roles.id = role_id AND workspace = :workspace"
     " JOIN role_permissions ON role_permissions.role_id = roles.id) ON user_id = users.id WHERE username = :username"
 )
+_ACCOUNT = text("SELECT id, username, is_admin, password_hash FROM users WHERE username = :username")
 _EXPERIMENT = text("SELECT experiment_id::text AS experiment_id FROM runs WHERE run_uuid = :run")
 
 
 def _rows(store: Any, query: TextClause, **values: object) -> Sequence[Any]:
-    """From the pool of one of MLflow's stores, as one statement without a transaction around it."""
-    with store.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        found: Sequence[Any] = connection.execute(query, values).all()
+    """From the pool of one of MLflow's stores, as one statement without a transaction around it.
+
+    Raises MlflowException as MLflow's own sessions do: 503 when the database does not answer, 400 for a value that it rejects.
+    """
+    try:
+        with store.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            found: Sequence[Any] = connection.execute(query, values).all()
+    except (OperationalError, PoolTimeout) as error:
+        raise MlflowException(f"The database does not answer: {error}", TEMPORARILY_UNAVAILABLE) from error
+    except SQLAlchemyError as error:
+        raise MlflowException(str(error), BAD_REQUEST) from error
+    except ValueError as error:  # the character NUL, half of a surrogate pair
+        raise MlflowException.invalid_parameter_value(str(error)) from error
     return found
+
+
+def _account(username: str) -> Any:
+    return next(iter(_rows(auth.store, _ACCOUNT, username=username)), None)
 
 
 def _grants(username: str, workspace: str = DEFAULT_WORKSPACE_NAME) -> Sequence[Any]:
     return _rows(auth.store, _GRANTS, username=username, workspace=workspace)
 
 
-def _is_admin(username: str) -> bool:
-    return any(row.is_admin for row in _grants(username))
-
-
 def _permissions(username: str, workspace: str, keys: Sequence[Any]) -> list[Any]:
     """In the place of MLflow's resolve_permissions: the permission at each key, None where there is no grant."""
-    grants = [auth.RoleGrantRow(*row[1:]) for row in _grants(username, workspace) if row.resource_type]
+    return _resolved(_grants(username, workspace), keys)
+
+
+def _resolved(rows: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
+    grants = [auth.RoleGrantRow(row.resource_type, row.resource_pattern, row.permission) for row in rows if row.resource_type]
     if any(map(auth.is_workspace_admin_grant, grants)):
         return [auth.MANAGE] * len(keys)
     return [auth.fold_grants_for_key(grants, key) for key in keys]
 
 
-def _run_requirement(run: str, action: str) -> Any:
+def _run_requirement(run: Any, action: str) -> Any:
     """In the place of MLflow's own: where to look for a permission, and what it must be; None for an unknown run."""
     found = _rows(_get_tracking_store(), _EXPERIMENT, run=run)
     return _on_runs_of(found[0].experiment_id, action) if found else None

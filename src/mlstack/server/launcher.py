@@ -2,7 +2,8 @@
 
 MLflow starts uvicorn as a second program, which starts each worker as one more: four times the imports, and nothing shared.
 Here MLflow's command line does all that it does, and then serves itself: MLflow is loaded once, what it consists of is in
-memory once, and a worker that dies is there again at once. The options are those of `mlflow server`.
+memory once, and a worker that dies is there again at once. The options are those of `mlflow server`, except for those that
+cannot work like this: they are rejected by name.
 """
 
 import gc
@@ -10,19 +11,80 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import mlflow.server
 import uvicorn._subprocess
 import uvicorn.main
+
+# MLflow sets up its Flask application when it is imported, with its security layer only if uvicorn was imported before.
+import mlflow.server  # isort: skip
+import click
+from click.core import ParameterSource
 from mlflow.cli import server as mlflow_server
+from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from sqlalchemy import Engine
 
 from mlstack import settings
+from mlstack.errors import MlstackError
 from mlstack.server.app import create_app
+
+# What cannot work, and why.
+REJECTED = {
+    "static_prefix": "presigned URLs and metrics have no prefix, and uploads below one are held in memory",
+    "artifacts_only": "metrics and runs would be served all the same",
+    "gunicorn_opts": "the server is uvicorn",
+    "waitress_opts": "the server is uvicorn",
+    "dev": "workers are forked from a process that has loaded everything, and cannot load again",
+    "expose_prometheus": "its exporter is not installed",
+    "disable_security_middleware": "any web page could use MLflow with a browser's login",
+    "enable_workspaces": "permissions are looked up in one workspace",
+}
+# MLflow reads them while it is imported, before there is a command line.
+FROM_ENVIRONMENT = {
+    "allowed_hosts": "MLFLOW_SERVER_ALLOWED_HOSTS",
+    "cors_allowed_origins": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
+    "x_frame_options": "MLFLOW_SERVER_X_FRAME_OPTIONS",
+}
 
 
 def main() -> None:
+    """Serves until it is told to stop. Options that cannot work end it with a message."""
+    run: Any = mlflow_server.callback
+
+    def checked(**options: Any) -> None:
+        try:
+            reject(options, click.get_current_context())
+        except MlstackError as error:
+            raise click.ClickException(str(error)) from error
+        run(**options)
+
+    mlflow_server.callback = checked
     mlflow.server._exec_cmd = _serve  # type: ignore[assignment, attr-defined]
     mlflow_server(prog_name="mlflow server")
+
+
+def reject(options: Mapping[str, Any], context: click.Context) -> None:
+    """Raises MlstackError for an option of `mlflow server` that would not do here what it says."""
+    given = {name for name in REJECTED if options[name]}
+    if MLFLOW_ENABLE_WORKSPACES.get():
+        given.add("enable_workspaces")
+    for name in sorted(given):
+        raise MlstackError(
+            f"--{name.replace('_', '-')} does not work in this server.",
+            f"Why: {REJECTED[name]}.",
+            f"leave it out, and unset MLFLOW_{name.upper()}",
+        )
+    for name, variable in FROM_ENVIRONMENT.items():
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise MlstackError(
+                f"--{name.replace('_', '-')} does not work on the command line of this server.",
+                "MLflow reads it before its command line.",
+                f"set {variable} in the environment instead",
+            )
+    if options["app_name"] != "mlstack":
+        raise MlstackError(
+            f"--app-name={options['app_name']} does not work in this server.",
+            "Its accounts and checks are those of the application mlstack.",
+            "use --app-name=mlstack; MLFLOW_AUTH in .env says whether there are accounts",
+        )
 
 
 def _serve(command: Sequence[str], extra_env: Mapping[str, str], **_: Any) -> NoReturn:

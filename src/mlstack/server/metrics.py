@@ -13,7 +13,7 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,7 @@ from mlflow.utils.validation import MAX_METRICS_PER_BATCH, _validate_metric
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.server import auth
+from mlstack.server.auth import Login
 
 _log = logging.getLogger(__name__)
 # A database that is gone without a word is given up after this time, in milliseconds: TCP itself would take a quarter of an hour.
@@ -37,18 +38,20 @@ _OF_A_BATCH = {"run_id", "metrics", "params", "tags"}
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _RUNS = "SELECT run_uuid, experiment_id::text FROM runs WHERE run_uuid = ANY(%s) AND lifecycle_stage = 'active'"
-# In the order of the keys, so that two transactions wait for each other and never in a circle.
+# In the order of the keys, so that two transactions wait for each other and never in a circle. Of points that differ in
+# nothing but whether they are NaN (stored as 0), the first is the latest, as in MLflow.
 _STORE = """
 WITH points AS (
-  SELECT DISTINCT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bool[], %s::bigint[], %s::bigint[])
-    AS point(run_uuid, key, value, is_nan, timestamp, step)
+  SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bool[], %s::bigint[], %s::bigint[])
+    WITH ORDINALITY AS point(run_uuid, key, value, is_nan, timestamp, step, n)
 ), history AS (
   INSERT INTO metrics (run_uuid, key, value, is_nan, timestamp, step)
-  SELECT * FROM points ORDER BY run_uuid, key, step, timestamp, value, is_nan
+  SELECT run_uuid, key, value, is_nan, timestamp, step FROM points ORDER BY run_uuid, key, step, timestamp, value, is_nan, n
   ON CONFLICT DO NOTHING
 )
 INSERT INTO latest_metrics AS latest (run_uuid, key, value, is_nan, timestamp, step)
-SELECT DISTINCT ON (run_uuid, key) * FROM points ORDER BY run_uuid, key, step DESC, timestamp DESC, value DESC
+SELECT DISTINCT ON (run_uuid, key) run_uuid, key, value, is_nan, timestamp, step FROM points
+  ORDER BY run_uuid, key, step DESC, timestamp DESC, value DESC, n
 ON CONFLICT (key, run_uuid) DO UPDATE
   SET value = EXCLUDED.value, is_nan = EXCLUDED.is_nan, timestamp = EXCLUDED.timestamp, step = EXCLUDED.step
   WHERE (EXCLUDED.step, EXCLUDED.timestamp, EXCLUDED.value) > (latest.step, latest.timestamp, latest.value)
@@ -61,27 +64,40 @@ Row = tuple[str, float, bool, int, int]  # key, value, is_nan, timestamp in ms, 
 class Points:
     """What one call logs, and for whom: None where nobody is asked."""
 
-    user: str | None
+    login: Login | None
     run: str
     rows: tuple[Row, ...]
 
 
-def of_call(user: str | None, body: bytes) -> Points | None:
-    """The points of a log-metric or log-batch call; None when there is anything else in it, or anything wrong."""
+def of_metric(login: Login | None, body: bytes) -> Points | None:
+    """The point of a log-metric call; None when there is anything else in it, or anything wrong."""
+    return _points(login, body, _OF_A_CALL, lambda call: [{name: call[name] for name in call.keys() & _FIELDS}])
+
+
+def of_batch(login: Login | None, body: bytes) -> Points | None:
+    """The points of a log-batch call; None when there is anything else in it, or anything wrong."""
+    return _points(login, body, _OF_A_BATCH, _of_batch_alone)
+
+
+def _of_batch_alone(call: dict[str, Any]) -> Any:
+    """The metrics of a batch without parameters and tags: {}, false or null in their place are for MLflow to judge."""
+    if any(call.get(name, []) != [] for name in ("params", "tags")):
+        raise ValueError(call)
+    return call["metrics"]
+
+
+def _points(
+    login: Login | None, body: bytes, fields: Set[str], metrics_of: Callable[[dict[str, Any]], list[dict[str, Any]]]
+) -> Points | None:
     try:
-        found = json.loads(body)
-        if "metrics" in found:
-            if not found.keys() <= _OF_A_BATCH or found.get("params") or found.get("tags"):
-                return None
-            points = found["metrics"]
-        else:
-            points = [{name: found[name] for name in found.keys() & _FIELDS}]
-            if not found.keys() <= _OF_A_CALL:
-                return None
-        if not 0 < len(points) <= MAX_METRICS_PER_BATCH or not isinstance(found["run_id"], str):
+        call = json.loads(body)
+        points = metrics_of(call)
+        is_ordinary = call.keys() <= fields and type(points) is list and 0 < len(points) <= MAX_METRICS_PER_BATCH
+        if not is_ordinary or not isinstance(call["run_id"], str) or not isinstance(call.get("run_uuid", ""), str):
             return None
-        return Points(user, found["run_id"], tuple(map(_row, points)))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MlflowException):
+        call["run_id"].encode()  # half of a surrogate pair would fail the calls that are stored together with this one
+        return Points(login, call["run_id"], tuple(map(_row, points)))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, MlflowException):
         return None
 
 
@@ -134,9 +150,9 @@ class Writer:
         with self._connection.cursor() as cursor:
             cursor.execute(_RUNS, ([points.run for points in calls],))
             experiments = dict(cursor.fetchall())
-            asked = {(points.user, experiments[points.run]) for points in calls if points.run in experiments}
+            asked = {(points.login, experiments[points.run]) for points in calls if points.run in experiments}
             permitted = {who for who in asked if auth.may_log(*who)}
-            able = [(points.user, experiments.get(points.run)) in permitted for points in calls]
+            able = [(points.login, experiments.get(points.run)) in permitted for points in calls]
             rows = [(points.run, *row) for points, is_able in zip(calls, able, strict=True) if is_able for row in points.rows]
             if rows:
                 cursor.execute(_STORE, [list(column) for column in zip(*rows, strict=True)])

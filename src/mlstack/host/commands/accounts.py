@@ -12,8 +12,6 @@ from mlstack.errors import MlstackError
 
 PASSWORD_BYTES = 16
 TIMEOUT = 30  # seconds
-# How long each of MLflow's workers remembers a password check: auth_cache_ttl_seconds in docker/python/basic_auth.ini.
-CACHED_SECONDS = 60
 OK, CONFLICT, NOT_FOUND, UNAUTHORIZED = 200, 400, 404, 401
 
 
