@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import requests
@@ -152,10 +154,15 @@ def test_each_page_opens_under_a_name_of_its_own(stack: Clone, name: str) -> Non
         assert answer.status_code == 200, host
 
 
-def test_addresses_that_another_stack_has_are_named_with_a_way_out(stack: Clone) -> None:
-    assert networks.check(stack.values) is None
-    problem = networks.check(stack.values | {"COMPOSE_PROJECT_NAME": "another"})
-    assert problem and stack.name in problem.wrong and "CLOSED_NETWORK" in problem.fix
+def test_a_copied_env_with_another_name_gets_addresses_of_its_own(stack: Clone, tmp_path: Path) -> None:
+    before = stack.values["CLOSED_NETWORK"]
+    networks.ensure_free(stack.folder)
+    assert stack.values["CLOSED_NETWORK"] == before
+    shutil.copy2(stack.folder / ".env", tmp_path / ".env")
+    copy = Clone(tmp_path, f"{stack.name}-other")
+    copy.set(COMPOSE_PROJECT_NAME=copy.name)
+    networks.ensure_free(tmp_path)
+    assert copy.values["CLOSED_NETWORK"] != before
 
 
 @pytest.mark.refusal

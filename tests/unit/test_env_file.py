@@ -516,7 +516,7 @@ def test_no_key_of_the_example_is_unknown(project: Path) -> None:
 def test_closed_network_is_none_that_a_route_of_the_host_leads_to() -> None:
     routes = "Iface\tDestination\tGateway\nbr0\t0028C80A\t00000000\neth0\t00000000\t010200C0\n"
     assert env_file._routed(routes) == {"10.200.40", "0.0.0"}
-    assert env_file._closed_network() not in env_file._routed(Path("/proc/net/route").read_text())
+    assert env_file.closed_network() not in env_file._routed(Path("/proc/net/route").read_text())
 
 
 def test_closed_network_is_kept_once_it_is_chosen(project: Path) -> None:

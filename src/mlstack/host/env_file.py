@@ -284,7 +284,7 @@ def _owner(id_of_user: int, id_for_sudo: str) -> int:
     return id_of_user or int(settings.of_shell(id_for_sudo) or UID_FOR_ROOT)
 
 
-def _closed_network() -> str:
+def closed_network() -> str:
     """A network that no route of this host leads to, far from the ranges that Docker, Kubernetes and most offices use."""
     with suppress(OSError):
         taken = _routed(Path("/proc/net/route").read_text(encoding="ascii"))
@@ -301,7 +301,7 @@ def _routed(routes: str) -> set[str]:
 _DETECTORS: Mapping[str, Callable[[], str]] = {
     "HOST_UID": lambda: str(_owner(os.getuid(), "SUDO_UID")),
     "HOST_GID": lambda: str(_owner(os.getgid(), "SUDO_GID")),
-    "CLOSED_NETWORK": _closed_network,
+    "CLOSED_NETWORK": closed_network,
     "CA_BUNDLE": _ca_bundle,
 }
 

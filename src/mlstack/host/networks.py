@@ -1,30 +1,33 @@
-"""The networks of the stack as Docker has them: whether their addresses are free, and those that nothing uses any more."""
+"""The networks of the stack as Docker has them: addresses that are free, and networks that nothing uses any more."""
 
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
 
-from mlstack.errors import MlstackError
-from mlstack.host import engine
+from mlstack import settings
+from mlstack.host import engine, env_file
 from mlstack.host.compose import compose_config
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.networks")
 
 
-def check(values: Mapping[str, str]) -> MlstackError | None:
-    """Whether another stack or program has the addresses of CLOSED_NETWORK."""
+def ensure_free(project: Path) -> None:
+    """Gives the stack other addresses where another stack or program has those of CLOSED_NETWORK, as in a copied `.env`."""
+    values = settings.of_project(project)
+    if user := _user_of(values):
+        env_file.change(project, CLOSED_NETWORK=env_file.closed_network())
+        log.warning(
+            "the addresses %s.* are used by Docker's network %s: chose others for this stack", values["CLOSED_NETWORK"], user
+        )
+
+
+def _user_of(values: Mapping[str, str]) -> str | None:
+    """The network of somebody else that has addresses of CLOSED_NETWORK."""
     wanted = ip_network(f"{values['CLOSED_NETWORK']}.0/24")
-    for network in engine.connect().networks():
-        if network.project != values["COMPOSE_PROJECT_NAME"] and any(
-            ip_network(subnet).overlaps(wanted) for subnet in network.subnets
-        ):
-            return MlstackError(
-                f"the addresses {wanted} are used by Docker's network {network.name}.",
-                "Two networks cannot have the same addresses; CLOSED_NETWORK in .env chooses those of this stack.",
-                "remove the line CLOSED_NETWORK from .env, then make up: it chooses others",
-            )
-    return None
+    foreign = [network for network in engine.connect().networks() if network.project != values["COMPOSE_PROJECT_NAME"]]
+    overlapping = (network.name for network in foreign if any(ip_network(subnet).overlaps(wanted) for subnet in network.subnets))
+    return next(overlapping, None)
 
 
 def remove_unused(project: Path) -> None:

@@ -10,7 +10,7 @@ import psutil
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, folders, networks
+from mlstack.host import env_file, folders
 from mlstack.host.compose import docker
 
 GIB = 1024**3
@@ -34,7 +34,7 @@ def check(project: Path, *, will_build: bool) -> list[MlstackError]:
         ]
     values = settings.of_project(project)
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    problems = (*check_ports(values), networks.check(values), check_memory(), check_disk(project, expected_disk))
+    problems = (*check_ports(values), check_memory(), check_disk(project, expected_disk))
     return [problem for problem in problems if problem]
 
 

@@ -71,6 +71,8 @@ def prepare(project: Path) -> None:
 def check(project: Path) -> None:
     """`.env`, checks of this machine, folders. Raises MlstackError naming what would keep the stack from starting."""
     prepare_env(project)
+    if not preflight.check_env(project):
+        networks.ensure_free(project)
     for warning in preflight.warnings(project):
         log.warning("%s", warning)
     if problems := preflight.check(project, will_build=bool(_missing_images(project))):
