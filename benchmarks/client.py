@@ -56,6 +56,29 @@ def loop(calls: int) -> dict[str, Any]:
     return {"run_id": run.info.run_id, "loop": looped, "total": time.perf_counter() - started}
 
 
+def forked(workers: int, calls: int) -> dict[str, Any]:
+    """log_metric in a loop in each of these forked processes, all into one run; `total` ends when it has ended."""
+    import mlflow
+
+    context = multiprocessing.get_context("fork")
+    started = time.perf_counter()
+    with mlflow.start_run() as run:
+        children = [context.Process(target=_logs, args=(run.info.run_id, worker * calls, calls)) for worker in range(workers)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+    return {"run_id": run.info.run_id, "total": time.perf_counter() - started}
+
+
+def _logs(run_id: str, first: int, calls: int) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    for step in range(first, first + calls):
+        client.log_metric(run_id, "loss", 1 / (step + 1), step=step)
+
+
 def synchronous(clients: int, calls: int) -> dict[str, Any]:
     """Latencies of log_metric(synchronous=True) from this many processes at once, each with a run of its own."""
     global barrier  # noqa: PLW0603 (what forked processes inherit)
@@ -365,7 +388,7 @@ def _digest(path: Path) -> str:
 TASKS = {
     task.__name__: task
     for task in (
-        hello, loop, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
+        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
         frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
     )
 }  # fmt: skip

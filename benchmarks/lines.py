@@ -12,6 +12,7 @@ from mlstack.errors import MlstackError
 
 MIB = 2**20
 MS = 1000.0
+WORKERS = 4  # forked processes that log into one run
 SMALL_FILES = "files of 10 KB"
 
 
@@ -98,10 +99,22 @@ def no_more_than(value: float) -> Goal:
 def _loop(bench: Bench, stack: Stack, client: Client) -> Values:
     points = bench.of(stack, bench.size.points, bench.size.points_of_defaults)
     found = client.ask("loop", calls=points)
-    stored = int(stack.sql(f"SELECT count(DISTINCT step) FROM metrics WHERE run_uuid = '{found['run_id']}'"))  # noqa: S608
+    _expect(stack, found["run_id"], points)
+    return {"loop": points / found["total"], "overhead": found["loop"] / points * 1e6}
+
+
+def _forked(bench: Bench, stack: Stack, _: Client) -> Values:
+    calls = bench.of(stack, bench.size.points, bench.size.points_of_defaults) // WORKERS
+    with stack.client() as fresh:  # as in _many
+        found = fresh.ask("forked", workers=WORKERS, calls=calls)
+    _expect(stack, found["run_id"], WORKERS * calls)
+    return {"forked": WORKERS * calls / found["total"]}
+
+
+def _expect(stack: Stack, run_id: str, points: int) -> None:
+    stored = int(stack.sql(f"SELECT count(DISTINCT step) FROM metrics WHERE run_uuid = '{run_id}'"))  # noqa: S608
     if stored != points:
         raise MlstackError(f"{points - stored} of {points} points were lost.", "A fast way to lose points is none.", "make logs")
-    return {"loop": points / found["total"], "overhead": found["loop"] / points * 1e6}
 
 
 def _raw_loop(bench: Bench, client: Client) -> Values:
@@ -237,6 +250,11 @@ IN_CLIENTS = (
         ),
         _loop,
         _raw_loop,
+    ),
+    Measurement(
+        "forked",
+        (Line("forked", f"log_metric in a loop in {WORKERS} forked processes at once", "calls/s", Better.MORE, (at_least(50),)),),
+        _forked,
     ),
     Measurement(
         "single",
