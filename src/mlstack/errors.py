@@ -10,3 +10,7 @@ class MlstackError(Exception):
 
     def __str__(self) -> str:
         return f"{self.wrong}\n{self.why}\nFix: {self.fix}"
+
+    def __reduce__(self) -> tuple[type["MlstackError"], tuple[str, str, str]]:
+        """Pools of processes hand it from a worker to its parent."""
+        return type(self), (self.wrong, self.why, self.fix)

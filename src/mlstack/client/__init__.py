@@ -4,11 +4,10 @@ from collections.abc import Mapping
 
 from mlstack import settings
 
-# As in the stack's own notebooks: a call outlives any restart, and log_metric does not wait for the server.
+# As in the stack's own notebooks: a call outlives any restart.
 PATIENCE: Mapping[str, str] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "9",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ENABLE_ASYNC_LOGGING": "true",
 }
 
 

@@ -12,22 +12,25 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from mlflow.environment_variables import (
+from mlflow.exceptions import MlflowException
+
+from mlstack.client.errors import ClientError
+from mlstack.client.transfers import Patience, Reach, Transfers, receive, send
+from mlstack.client.upstream import (
     MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
+    RESOURCE_DOES_NOT_EXIST,
+    ArtifactProgressBar,
+    MlflowArtifactsRepository,
+    augmented_raise_for_status,
+    create_tmp_dir,
+    get_default_host_creds,
+    http_request,
+    relative_path_to_artifact_path,
+    validate_path_is_safe,
+    verify_artifact_path,
 )
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-from mlflow.store.artifact.artifact_repo import verify_artifact_path
-from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
-from mlflow.utils.request_utils import augmented_raise_for_status
-from mlflow.utils.rest_utils import http_request
-
-from mlstack.client.transfers import Patience, Reach, Transfers, receive, send
-from mlstack.errors import MlstackError
 
 BATCH = 500  # links of one call
 LARGEST = 5 * 1024**3  # bytes that S3 takes in one request
@@ -39,12 +42,12 @@ class Repository(MlflowArtifactsRepository):
     """MLflow's repository of artifacts, with transfers past the server."""
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        """As MLflow's own. Raises MlstackError when the storage does not take the file."""
+        """As MLflow's own. Raises ClientError when the storage does not take the file."""
         verify_artifact_path(artifact_path)
         self._upload([(posixpath.join(artifact_path or "", Path(local_file).name), Path(local_file))])
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """As MLflow's own. Raises MlstackError when the storage does not take a file; others may be there by then."""
+        """As MLflow's own. Raises ClientError when the storage does not take a file; others may be there by then."""
         verify_artifact_path(artifact_path)
         top = Path(local_dir).absolute()
         files = [
@@ -55,7 +58,7 @@ class Repository(MlflowArtifactsRepository):
         self._upload(files)
 
     def download_artifacts(self, artifact_path: str | None, dst_path: str | None = None) -> str:
-        """As MLflow's own. Raises MlflowException when there is no such artifact, MlstackError when it does not arrive."""
+        """As MLflow's own. Raises MlflowException when there is no such artifact, ClientError when it does not arrive."""
         path = (artifact_path or "").rstrip("/")
         answer = self._ask_to_read(path) if dst_path is None or Path(dst_path).is_dir() else None
         if answer is None:
@@ -104,7 +107,9 @@ class Repository(MlflowArtifactsRepository):
             answer = self._ask("links-to-read", path=path, after=answer["files"][-1]["name"]) or _no_links()
 
     def _upload(self, files: Sequence[tuple[str, Path]]) -> None:
-        """Stores files under these names."""
+        """Stores files under these names. Raises ClientError for a name that cannot be kept, before anything is stored."""
+        for name, _ in files:
+            _check_name(name)
         proxied = [(name, file) for name, file in files if file.stat().st_size > LARGEST]
         linked = [(name, file) for name, file in files if file.stat().st_size <= LARGEST]
         with _transfers() as transfers:
@@ -116,6 +121,8 @@ class Repository(MlflowArtifactsRepository):
                 for (name, file), link in zip(batch, answer["links"], strict=True):
                     transfers.begin(partial(send, file), name, link, self._write_again)
             transfers.finish()
+        for name, _ in proxied:
+            _check_name(name, in_url=True)
         for name, file in proxied:
             super().log_artifact(str(file), posixpath.dirname(name) or None)
 
@@ -150,6 +157,20 @@ def _artifact_name(folder: Path, file: str, artifact_path: str | None) -> str:
     return posixpath.join(artifact_path or "", below, file)
 
 
+def _check_name(name: str, *, in_url: bool = False) -> None:
+    """MLflow's server decodes names like URLs, and its own client puts them into one, where a ? ends them."""
+    try:
+        is_kept = validate_path_is_safe(name) == name and not (in_url and "?" in name)
+    except (MlflowException, ValueError):
+        is_kept = False
+    if not is_kept:
+        raise ClientError(
+            f"the artifact name {name!r} cannot be kept: MLflow would store or find the file under another name.",
+            "Nothing was uploaded.",
+            "rename it: letters, digits, spaces, - _ . and / are always kept; #, ?, %20, control characters and C: are not",
+        )
+
+
 def _transfers() -> Transfers:
     """As patient as MLflow's own client is set to be."""
     retries, backoff = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
@@ -169,6 +190,6 @@ def _missing(path: str) -> MlflowException:
 
 
 def _no_links() -> Any:
-    raise MlstackError(
+    raise ClientError(
         "MLflow gave links to artifacts and gives none any more.", "It was changed while they were transferred.", "do it again"
     )

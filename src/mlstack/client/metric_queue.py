@@ -1,131 +1,229 @@
-"""Metric points of this process on their way to the server: many calls, one letter.
+"""Metric points of this process on their way to the server: many calls, one request.
 
-MLflow 3.17's own queue keeps an event and a future for each call, tells only one call of a failed batch, and can no longer
-send when a script ends without ending its run, because Python lets nobody start a thread by then. Here one thread, which is
-there from the first point on, sends what came within a second, the points of a run together, and all of it at the end.
+MLflow 3.17's own queue keeps an event and a future for each call, reports only one call of a failed batch, and can no longer send
+when a script ends without ending its run, because Python does not start threads then. Here one thread, started with the first
+point, sends the points of a run together, and everything before the process ends (process_end.py).
 """
 
-import atexit
 import logging
+import math
 import os
 import threading
-from collections import Counter
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from mlflow.entities import Metric
 
+from mlstack.client import process_end
+
 log = logging.getLogger(__name__)
 # Points that may wait to be stored: a killed process loses no more than these. Logging waits for room beyond.
 LIMIT = 100_000
-# Points of a letter: as many as MLflow's server takes at once.
+# Points of a batch: as many as MLflow's server takes at once.
 FULL = 1_000
-# Seconds that a point waits for others.
+# Seconds between two batches of a run that are not full. The first one leaves at once: other readers see that it began.
 PAUSE = 1.0
+# Seconds that a fork waits for the request on its way: what that request holds locked, imports above all, would stay locked
+# in the child. They come first; a request that takes longer waits for its answer and holds nothing.
+FORK_WAIT = 1.0
+# Seconds that the end of a process waits for the server: long enough for any restart of it, and then the process does end.
+LAST_WAIT = 120.0
 
 
-@dataclass(frozen=True)
-class Letter:
-    """Points of one run that are sent together, and what became of them."""
+class RejectedError(Exception):
+    """The server does not take this batch for what is in it, and may take its points one by one."""
+
+
+@dataclass
+class Batch:
+    """Points of one run that are sent together, and which of them could not be stored."""
 
     run: str
     points: list[Metric] = field(default_factory=list)
-    stored: "Future[None]" = field(default_factory=Future)
+    failures: dict[int, Exception] = field(default_factory=dict)
+    sent: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The points of one call, as a future: MLflow's RunOperations waits for it."""
+
+    batch: Batch
+    start: int
+    stop: int
+
+    def done(self) -> bool:
+        return self.batch.sent.is_set()
+
+    def result(self, timeout: float | None = None) -> None:
+        """Returns when the points are stored. Raises the reason when one was not, TimeoutError when it takes longer."""
+        if not self.batch.sent.wait(timeout):
+            raise TimeoutError
+        for number, reason in self.batch.failures.items():
+            if self.start <= number < self.stop:
+                raise reason
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Points of one run that could not be stored, and the last reason."""
+
+    count: int
+    reason: Exception
 
 
 class MetricQueue:
-    """`send` stores points of a run, or raises. It is called in one thread, letter by letter."""
+    """`send` stores points of a run, or raises; RejectedError makes it be called again for each of them alone."""
 
     def __init__(self, send: Callable[[str, Sequence[Metric]], None]) -> None:
         self._send = send
-        self._begin()
-        os.register_at_fork(after_in_child=self._begin)  # what waits is the parent's to send
-        atexit.register(self.flush)
+        self._reset()
+        # What waits is the parent's to send.
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._reset)
+        process_end.call(self.close)
+        process_end.is_covered()  # in the main thread, mostly: only it may handle signals
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._change = threading.Condition()
-        self._full: list[Letter] = []
-        self._open: dict[str, Letter] = {}
+        self._sending = threading.Lock()
+        self._forking = threading.local()
+        self._full: deque[Batch] = deque()
+        self._open: dict[str, Batch] = {}
         self._accepted = self._done = 0
-        self._wanted = 0  # of the accepted ones, those that somebody waits for
-        self._dropped: Counter[str] = Counter()  # by run
-        self._reason: Exception | None = None
+        self._wanted = 0  # of the accepted ones, those that a caller waits for
+        self._losses: dict[str, Loss] = {}  # by run
+        self._last = -math.inf  # when batches that were not full were last sent
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
-    def put(self, run: str, points: Sequence[Metric]) -> "list[Future[None]]":
-        """What becomes of these points. Waits while LIMIT points are on their way."""
+    def put(self, run: str, points: Sequence[Metric]) -> list[Sent] | None:
+        """The points of this call, to wait for. None where nothing could send them later: the caller then has to.
+
+        Waits while LIMIT points are on their way.
+        """
+        if not process_end.is_covered() or not self._is_working():
+            return None
         with self._change:
             self._change.wait_for(lambda: self._accepted - self._done < LIMIT)
-            letters = []
-            for start in range(0, len(points), FULL):
-                some = points[start : start + FULL]
-                letter = self._open.get(run)
-                if letter is None or len(letter.points) + len(some) > FULL:
-                    if letter:
-                        self._full.append(letter)
-                    letter = self._open[run] = Letter(run)
-                letter.points.extend(some)
-                letters.append(letter)
+            if self._is_closed:
+                return None
+            sent = []
+            for first in range(0, len(points), FULL):
+                some = points[first : first + FULL]
+                batch = self._open.get(run)
+                if batch is None or len(batch.points) + len(some) > FULL:
+                    if batch:
+                        self._full.append(batch)
+                    batch = self._open[run] = Batch(run)
+                start = len(batch.points)
+                batch.points.extend(some)
+                sent.append(Sent(batch, start, len(batch.points)))
             if self._accepted == self._done or self._full:
                 self._change.notify_all()
             self._accepted += len(points)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="mlstack-metric-queue", daemon=True)
-                self._thread.start()
-        return [letter.stored for letter in letters]
+        return sent
 
     @property
     def waiting(self) -> int:
         """How many points are not stored yet."""
         return self._accepted - self._done
 
-    def flush(self) -> None:
-        """Returns when everything that was put in before is stored or given up."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Returns when everything that was put in before is stored or given up, or the time is over."""
         if threading.current_thread() is self._thread:  # sending asks the server for more than to store
             return
         with self._change:
             goal = self._wanted = self._accepted
             self._change.notify_all()
-            self._change.wait_for(lambda: self._done >= goal)
+            self._change.wait_for(lambda: self._done >= goal, timeout)
 
-    def dropped(self) -> tuple[Counter[str], Exception | None]:
-        """How many points of which runs were given up since this was last asked, and the last reason."""
+    def close(self) -> None:
+        """Sends what waits, before the process ends. No point is taken after that."""
+        self._is_closed = True
+        self.flush(LAST_WAIT)
+        if self.waiting:
+            log.error("%d metric points are lost: the process ended before the server answered.", self.waiting)
+
+    def losses(self, run: str | None = None) -> dict[str, Loss]:
+        """What was given up of this run, or of all, since this was last asked."""
         with self._change:
-            found = self._dropped, self._reason
-            self._dropped, self._reason = Counter(), None
-        return found
+            lost = dict(self._losses) if run is None else {run: self._losses[run]} if run in self._losses else {}
+            for each in lost:
+                del self._losses[each]
+        return lost
+
+    def _before_fork(self) -> None:
+        is_sender = threading.current_thread() is self._thread
+        self._forking.holds = not is_sender and self._sending.acquire(timeout=FORK_WAIT)
+
+    def _after_fork(self) -> None:
+        if self._forking.holds:
+            self._sending.release()
+
+    def _is_working(self) -> bool:
+        """Whether there is a thread that sends: not when Python is ending already."""
+        if self._thread is None:
+            with self._change:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._work, name="mlstack-metrics", daemon=True)
+                    try:
+                        thread.start()
+                    except RuntimeError:
+                        return False
+                    self._thread = thread
+        return True
 
     def _work(self) -> None:
         while True:
-            for letter in self._due():
-                self._deliver(letter)
+            for batch in self._due():
+                with self._sending:
+                    self._deliver(batch)
 
-    def _due(self) -> list[Letter]:
-        """Full letters at once, others after the pause or when somebody waits for them."""
+    def _due(self) -> list[Batch]:
+        """Full batches at once, others after the pause or when a caller waits for them."""
         with self._change:
             self._change.wait_for(lambda: self._open)
-            self._change.wait_for(lambda: self._full or self._wanted > self._done, PAUSE)
-            full, self._full = self._full, []
-            if full and self._wanted <= self._done:
-                return full
-            letters, self._open = [*full, *self._open.values()], {}
-            return letters
+            pause = self._last + PAUSE - time.monotonic()
+            self._change.wait_for(lambda: self._full or self._wanted > self._done, max(0, pause))
+            batches = list(self._full)
+            self._full.clear()
+            if not batches or self._wanted > self._done:
+                batches += self._open.values()
+                self._open = {}
+                self._last = time.monotonic()
+            return batches
 
-    def _deliver(self, letter: Letter) -> None:
-        failure = None
+    def _deliver(self, batch: Batch) -> None:
         try:
-            self._send(letter.run, letter.points)
-        except Exception as error:  # noqa: BLE001  (it is told to whoever waits for it)
-            failure = error
-        if failure:
-            log.error("%d points of run %s could not be stored: %s", len(letter.points), letter.run, failure)
-            letter.stored.set_exception(failure)
-        else:
-            letter.stored.set_result(None)
-        with self._change:  # last: whoever waits in flush() then finds every result
-            self._done += len(letter.points)
-            if failure:
-                self._dropped[letter.run] += len(letter.points)
-                self._reason = failure
+            self._send(batch.run, batch.points)
+        except RejectedError as rejected:
+            batch.failures = self._one_by_one(batch) if len(batch.points) > 1 else {0: _cause(rejected)}
+        except Exception as error:  # noqa: BLE001  (reported to those that wait for it)
+            batch.failures = dict.fromkeys(range(len(batch.points)), error)
+        if batch.failures:
+            reason = batch.failures[max(batch.failures)]
+            log.error("%d points of run %s could not be stored: %s", len(batch.failures), batch.run, reason)
+        with self._change:
+            self._done += len(batch.points)
+            if batch.failures:
+                before = self._losses.get(batch.run)
+                self._losses[batch.run] = Loss(len(batch.failures) + (before.count if before else 0), reason)
+            batch.sent.set()
             self._change.notify_all()
+
+    def _one_by_one(self, batch: Batch) -> dict[int, Exception]:
+        failures: dict[int, Exception] = {}
+        for number, point in enumerate(batch.points):
+            try:
+                self._send(batch.run, [point])
+            except Exception as error:  # noqa: BLE001  (as above)
+                failures[number] = _cause(error)
+        return failures
+
+
+def _cause(error: Exception) -> Exception:
+    """What the server said, where it rejected the points."""
+    cause = error.__cause__ if isinstance(error, RejectedError) else None
+    return cause if isinstance(cause, Exception) else error

@@ -91,7 +91,7 @@ def _refusal(server: str, response: Any) -> MlstackError:
     if response.status_code == HTTPStatus.NOT_FOUND and "error_code" not in response.text:
         return MlstackError(
             f"the MLflow server at {server} does not know how to give runs as a table.",
-            "It is not that of an mlstack, or of one before 0.2.",
+            "It is not the server of an mlstack, or of one that is older than this client.",
             "make upgrade, or use mlflow.search_runs",
         )
     return MlstackError(

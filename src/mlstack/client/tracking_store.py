@@ -1,73 +1,137 @@
-"""MLflow's client: metrics are logged without waiting for the server, and nothing of it is seen but the time that it saves.
+"""MLflow's client: metrics are logged without waiting for the server, and only the clock shows it.
 
-Registered for `http` and `https` through MLflow's entry point, in the notebook image and in the project's own environment. With
-MLFLOW_ENABLE_ASYNC_LOGGING=true, which is set there, log_metric returns at once and its points leave within a second. Whatever
-else this process asks of the server comes after them: who logs and then reads sees what was logged. Parameters and tags are
-stored before their call returns, as without it. What finally fails is told by the flush and the end of the run.
+Registered for `http` and `https` through MLflow's entry point, in the notebook image and in the project's own environment. There
+log_metric returns at once and its points leave within a second. Whatever else this process asks of the server comes after them: a
+program reads what it logged. Parameters and tags are stored before their call returns. A metric that is not plainly right is
+logged by MLflow's own synchronous call, which raises what it raises. With MLFLOW_ENABLE_ASYNC_LOGGING=false every metric is.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
+from numbers import Integral
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.protos.service_pb2 import LogBatch, LogMetric, LogParam, SetTag
-from mlflow.store.tracking.rest_store import RestStore
-from mlflow.utils.async_logging.run_operations import RunOperations
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.validation import _validate_metric
+from mlflow.entities import LifecycleStage, Metric, Param, RunInfo, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 
-from mlstack.client import absent_packages
-from mlstack.client.metric_queue import MetricQueue
-from mlstack.errors import MlstackError
-
-absent_packages.remember("pyspark", "dbruntime")
+from mlstack.client.errors import ClientError
+from mlstack.client.metric_queue import Loss, MetricQueue, RejectedError, Sent
+from mlstack.client.upstream import (
+    MLFLOW_ENABLE_ASYNC_LOGGING,
+    LogBatch,
+    LogMetric,
+    LogParam,
+    RestStore,
+    RunOperations,
+    SetTag,
+    get_default_host_creds,
+    is_metric_name,
+    log_metrics_asynchronously,
+    skip_databricks,
+)
 
 # Calls that neither read what was logged nor end anything.
 _PLAIN_WRITES = (LogBatch, LogMetric, LogParam, SetTag)
-
-
-class Logged(RunOperations):
-    """What log_metric returns: something to wait for, and nothing to look at below a notebook's cell."""
-
-    def _ipython_display_(self) -> None:
-        pass
+# Answers that say nothing of the metrics themselves.
+_UNRELATED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class Store(RestStore):
-    """MLflow's REST client with a metric queue for metrics."""
+    """MLflow's REST client with a queue for metrics."""
 
     def __init__(self, store_uri: str, **_: Any) -> None:
         super().__init__(partial(get_default_host_creds, store_uri))
+        skip_databricks()
         self._address = store_uri
         self._queue = MetricQueue(self._send)
+        if not MLFLOW_ENABLE_ASYNC_LOGGING.is_set():
+            log_metrics_asynchronously()
+
+    def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
+        """As MLflow's own. Raises MlflowException, TypeError or ValueError for a wrong metric, as log_metric does."""
+        sent = self._put(run_id, [metric])
+        if sent is None:
+            self.log_metric(run_id, metric)
+        return RunOperations(sent)
 
     def log_batch_async(self, run_id: str, metrics: Sequence[Metric], params: list[Param], tags: list[RunTag]) -> RunOperations:
-        """Points go into the metric queue. A wrong one raises here, and not a thousand others later."""
-        for metric in metrics:
-            _validate_metric(metric.key, metric.value, metric.timestamp, metric.step)
-        if params or tags:
-            self.log_batch(run_id, [], params, tags)
-        return Logged(self._queue.put(run_id, metrics))
+        """As MLflow's own. Raises as log_batch does for what is wrong, and then stores nothing of it."""
+        sent = None if params or tags else self._put(run_id, metrics)
+        if sent is None:
+            self.log_batch(run_id, metrics, params, tags)
+        return RunOperations(sent)
+
+    def _put(self, run_id: str, metrics: Sequence[Metric]) -> list[Sent] | None:
+        """None where it is left to MLflow."""
+        is_off = MLFLOW_ENABLE_ASYNC_LOGGING.is_set() and not MLFLOW_ENABLE_ASYNC_LOGGING.get()
+        return self._queue.put(run_id, metrics) if not is_off and all(map(_is_plain, metrics)) else None
 
     def flush_async_logging(self) -> None:
-        """Returns when everything that was logged is stored. Raises MlstackError when something could not be."""
+        """Returns when everything that was logged is stored. Raises ClientError when something could not be."""
         self._queue.flush()
-        runs, reason = self._queue.dropped()
-        if runs:
-            what = ", ".join(f"{count} of run {run_id}" for run_id, count in runs.items())
-            raise MlstackError(
-                f"not every value that was logged is stored: {what} could not be sent to {self._address}: {reason}",
-                "The run misses them and is not marked as finished; what was stored before stays.",
-                "make status shows whether the stack is well; then log these values again",
-            ) from reason
+        self._raise(self._queue.losses())
 
-    end_async_logging = shut_down_async_logging = flush_async_logging
+    def end_async_logging(self) -> None:
+        """Returns when everything that was logged is stored or given up: MLflow calls it at the end of each run."""
+        self._queue.flush()
+
+    shut_down_async_logging = end_async_logging
+
+    def update_run_info(self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None) -> RunInfo:
+        """As MLflow's own. Raises ClientError, and does not end the run, when metrics of this very run could not be stored."""
+        if run_status is not None and RunStatus.is_terminated(run_status):
+            self._queue.flush()
+            self._raise(self._queue.losses(run_id))
+        info: RunInfo = super().update_run_info(run_id, run_status, end_time, run_name)
+        return info
+
+    def _raise(self, losses: dict[str, Loss]) -> None:
+        if not losses:
+            return
+        lost = ", ".join(f"{loss.count} of run {run_id}" for run_id, loss in losses.items())
+        reason = [*losses.values()][-1].reason
+        raise ClientError(
+            f"not every metric that was logged is stored: {lost} could not be sent to {self._address}: {reason}",
+            "The run misses them and is not marked as finished; what was stored before stays.",
+            "make status shows whether the stack is healthy; then log these metrics again",
+        ) from reason
 
     def _call_endpoint(self, api: Any, *arguments: Any, **named: Any) -> Any:
         if api not in _PLAIN_WRITES and self._queue.waiting:
-            self._queue.flush()  # what could not be stored is told at the end of the run, and not by whatever comes next
+            self._queue.flush()  # what could not be stored is reported at the end of its run, not by whatever call comes next
         return super()._call_endpoint(api, *arguments, **named)
 
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        self.log_batch(run_id, list(metrics), [], [])
+        try:
+            self.log_batch(run_id, list(metrics), [], [])
+        except MlflowException as error:
+            status = error.get_http_status_code()
+            is_of_request = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _UNRELATED
+            if is_of_request and self._is_active(run_id):
+                raise RejectedError(error) from error
+            raise
+
+    def _is_active(self, run_id: str) -> bool:
+        """Whether a run takes metrics: where not, none of its points needs another request."""
+        try:
+            return bool(self.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+        except MlflowException:
+            return False
+
+
+def _is_plain(metric: Metric) -> bool:
+    """Whether no part of MLflow has a reason to reject this metric for what it is."""
+    return (
+        type(metric.key) is str
+        and isinstance(metric.value, float)
+        and _is_long(metric.timestamp)
+        and metric.timestamp >= 0
+        and _is_long(metric.step)
+        and is_metric_name(metric.key)
+    )
+
+
+def _is_long(number: Any) -> bool:
+    """Whether it is an integer of 64 bits, also one of NumPy."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and -(2**63) <= int(number) < 2**63

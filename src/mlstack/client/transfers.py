@@ -1,6 +1,6 @@
 """Files that go to and from the storage through links: many at once, patiently, and each whole or not at all.
 
-It knows nothing of MLflow, which loads it while MLflow itself is being loaded.
+It knows nothing of MLflow but its exception, and is loaded while MLflow itself is.
 """
 
 import logging
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import tenacity
 import urllib3
 
-from mlstack.errors import MlstackError
+from mlstack.client.errors import ClientError
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Transfers:
         return len(self._futures)
 
     def finish(self, step: int = 1, tell: Callable[[], None] = lambda: None) -> None:
-        """Waits for all, and tells of each step and of the end. Raises what the first that failed raised: MlstackError,
+        """Waits for all, and tells of each step and of the end. Raises what the first that failed raised: ClientError,
         MlflowException or OSError."""
         for number, future in enumerate(as_completed(self._futures), 1):
             future.result()
@@ -137,7 +137,7 @@ class Transfers:
                     is_first = attempt.retry_state.attempt_number == 1
                     transfer(self._connections, link if is_first else again(name), self._ended)
         except (Again, urllib3.exceptions.HTTPError) as error:
-            raise MlstackError(
+            raise ClientError(
                 f"the artifact {name} was not transferred: {error}.",
                 "The storage did not answer as it should, however often it was asked; nothing is half there.",
                 "make doctor says what is wrong with the stack; then do it again",
@@ -201,7 +201,7 @@ def _go_on(ended: threading.Event) -> None:
 
 
 def _check(answer: urllib3.BaseHTTPResponse) -> None:
-    """Raises Again, Refused or MlstackError when the storage did not do it."""
+    """Raises Again, Refused or ClientError when the storage did not do it."""
     if answer.status == HTTPStatus.OK:
         return
     code = re.search(rb"<Code>(\w+)</Code>", answer.data)
@@ -210,4 +210,4 @@ def _check(answer: urllib3.BaseHTTPResponse) -> None:
         raise Refused(said)
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in PASSING:
         raise Again(said)
-    raise MlstackError(f"{said}.", "It will not take or give this artifact.", "check the name of the file")
+    raise ClientError(f"{said}.", "It will not take or give this artifact.", "check the name of the file")

@@ -1,0 +1,101 @@
+"""Every name of MLflow that is not part of its public API and that the client uses: to be read again at each of its upgrades."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+from mlflow.environment_variables import (
+    MLFLOW_ENABLE_ASYNC_LOGGING,
+    MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.service_pb2 import LogBatch, LogMetric, LogParam, SetTag
+from mlflow.store.artifact.artifact_repo import verify_artifact_path
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
+from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
+from mlflow.utils.request_utils import augmented_raise_for_status
+from mlflow.utils.rest_utils import http_request
+from mlflow.utils.uri import validate_path_is_safe
+from mlflow.utils.validation import _validate_metric
+
+__all__ = [
+    "MLFLOW_ENABLE_ASYNC_LOGGING",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "RESOURCE_DOES_NOT_EXIST",
+    "ArtifactProgressBar",
+    "LogBatch",
+    "LogMetric",
+    "LogParam",
+    "MlflowArtifactsRepository",
+    "RestStore",
+    "RunOperations",
+    "SetTag",
+    "augmented_raise_for_status",
+    "create_tmp_dir",
+    "get_default_host_creds",
+    "http_request",
+    "is_metric_name",
+    "log_metrics_asynchronously",
+    "relative_path_to_artifact_path",
+    "skip_databricks",
+    "validate_path_is_safe",
+    "verify_artifact_path",
+]
+
+
+@lru_cache(maxsize=10_000)
+def is_metric_name(name: str) -> bool:
+    """Whether MLflow's server takes this name for a metric."""
+    try:
+        _validate_metric(name, 0.0, 0, 0)
+    except MlflowException:
+        return False
+    return True
+
+
+@cache
+def log_metrics_asynchronously() -> None:
+    """Makes `synchronous=False` the default of MLflow's calls that log metrics, and of no other.
+
+    MLFLOW_ENABLE_ASYNC_LOGGING would do it for parameters and tags too, whose calls then return an operation and not the value.
+    What is returned is an operation here as well: notebooks do not display it below a cell.
+    """
+    from mlflow import MlflowClient, log_metric, log_metrics
+
+    for call in (log_metric, log_metrics, MlflowClient.log_metric, MlflowClient.log_batch):
+        _set_default(call, "synchronous", False)
+    RunOperations._ipython_display_ = lambda _: None  # type: ignore[attr-defined]
+
+
+@cache
+def skip_databricks() -> None:
+    """Stops MLflow from searching the disk for Databricks' packages at each call (docs/adr/0018: what it costs).
+
+    Spark can have no session while it is not imported, and without Databricks' runtime no request carries its headers.
+    """
+    from mlflow.tracking._model_registry import utils as model_registry
+    from mlflow.tracking.request_header import registry as headers
+
+    of_session: Any = model_registry._get_registry_uri_from_spark_session
+    model_registry._get_registry_uri_from_spark_session = lambda: of_session() if "pyspark" in sys.modules else None
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        providers = headers._request_header_provider_registry._registry
+        providers[:] = [each for each in providers if not isinstance(each, DatabricksRequestHeaderProvider)]
+
+
+def _set_default(function: Callable[..., Any], name: str, value: Any) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    function.__defaults__ = tuple((defaults | {name: value}).values())
