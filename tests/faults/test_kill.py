@@ -102,7 +102,7 @@ def test_every_call_of_a_batch_that_is_refused_is_told_and_so_is_the_flush(stack
     """A deleted run takes no metrics; twenty calls leave as one batch."""
     said = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
     assert "told 20" in said
-    assert "not every value that was logged is stored: 20 of run" in said
+    assert "not every metric that was logged is stored: 20 of run" in said
     assert "\nfine\n" in said  # once told, it is over
 
 

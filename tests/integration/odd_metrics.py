@@ -51,7 +51,7 @@ def outcomes(way: str) -> Any:
     client, said = mlflow.MlflowClient(), {}
     with mlflow.start_run() as run:
         for number, (name, case) in enumerate(CASES.items()):
-            metric = {"key": "k", "value": 1.0, "timestamp": number, "step": 2} | case
+            metric = {"key": "k", "value": 1.0, "timestamp": number + 1, "step": 2} | case
             mlflow.log_metric("good", 1, timestamp=1, step=2 * number)
             try:
                 if way == "log_metric":

@@ -157,10 +157,10 @@ def _artifact_name(folder: Path, file: str, artifact_path: str | None) -> str:
     return posixpath.join(artifact_path or "", below, file)
 
 
-def _check_name(name: str, *, in_url: bool = False) -> None:
-    """MLflow's server decodes names like URLs, and its own client puts them into one, where a ? ends them."""
+def _check_name(name: str) -> None:
+    """MLflow's server decodes names like URLs, and its client reads them from one, where a ? ends them."""
     try:
-        is_kept = validate_path_is_safe(name) == name and not (in_url and "?" in name)
+        is_kept = validate_path_is_safe(name) == name and "?" not in name
     except (MlflowException, ValueError):
         is_kept = False
     if not is_kept:
