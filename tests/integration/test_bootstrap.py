@@ -20,7 +20,7 @@ from tests.clone import Clone
 from tests.integration.conftest import keys, login, roles_of
 from tests.integration.service import Service
 
-STEPS = 19  # of database and storage together
+STEPS = 20  # of database and storage together
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,6 @@ class Repository(MlflowArtifactsRepository):
                 for (name, file), link in zip(batch, answer["links"], strict=True):
                     transfers.begin(partial(send, file), name, link, self._write_again)
             transfers.finish()
-        for name, _ in proxied:
-            _check_name(name, in_url=True)
         for name, file in proxied:
             super().log_artifact(str(file), posixpath.dirname(name) or None)
 
