@@ -142,6 +142,14 @@ OF_CLIENT: tuple[OfClient, ...] = (
         r"(values|calls|runs): .*",
         r"call( \d)?\.returned: ours '\w+', genuine None",
     ),
+    OfClient(
+        "artifact names with #, ?, %, a drive letter, a tab, a line's end or a space in front",
+        "rejected at upload, or stored under that very name",
+        "stored under another name, or so that it cannot be listed or downloaded",
+        "A file that is not there under its name is lost.",
+        r"artifacts: ((file|path|text|dict) '.*([#?%]|C:|\\[nt]).*'|file ' a'|folder.*)",
+        r"(put|get|get all|list|objects)\b",
+    ),
 )
 CONCURRENT_WRITERS = Known(
     "many writers of the same metrics at once",
