@@ -62,16 +62,16 @@ test-faults: ## Every fault, with a client at work (25 minutes; REPORT=1 writes 
 	@REPORT=$(REPORT) scripts/test-faults.sh $(TESTS)
 
 test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and had back (25 minutes)
-	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh && .venv/bin/pytest --timeout 3000 tests/slow $(TESTS)
+	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/pytest --timeout 3000 tests/slow $(TESTS)
 
 test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other odd calls; REPORT=1 writes docs/conformance.md)
 	@SEED=$(SEED) REPORT=$(REPORT) scripts/test-conformance.sh $(TESTS)
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
-	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh && .venv/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(LINES),--lines $(LINES)) $(if $(REPETITIONS),--repetitions $(REPETITIONS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report docs/performance.md)
+	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(LINES),--lines $(LINES)) $(if $(REPETITIONS),--repetitions $(REPETITIONS)) $(if $(RESULTS),--results $(RESULTS)) $(if $(REPORT),--report docs/performance.md)
 
-lint: ## ruff and mypy
-	@scripts/venv.sh && .venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+check: ## Style, types, walls, linters and unit tests; needs no Docker
+	@scripts/check.sh
 
 lock: ## Renew the hash-locked requirements (needs uv)
 	@scripts/lock.sh

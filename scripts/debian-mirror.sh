@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The Debian mirror that this host itself is configured with (empty on Ubuntu: mmdebstrap then takes Debian's default).
 # Sourced by the scripts that take packages from Debian's archive.
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # How the scripts speak: one line for a step, and for an error what is wrong, why it matters, what fixes it.
 # Sourced by the other scripts.
 

@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 
 scripts/engine.sh
 scripts/base-image.sh
-scripts/venv.sh
+scripts/venv.sh check
 exec .venv/bin/pytest -s --timeout 1500 tests/faults/test_matrix.py ${REPORT:+--report docs/reliability.md} "$@"

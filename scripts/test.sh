@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 scripts/engine.sh
 scripts/base-image.sh
-scripts/venv.sh
+scripts/venv.sh check
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --quiet --check .
 .venv/bin/mypy --no-error-summary

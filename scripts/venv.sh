@@ -1,13 +1,22 @@
 #!/usr/bin/env bash
-# .venv with the hash-locked packages of requirements/host.txt. uv does it; where uv is missing it is obtained from PyPI.
+# .venv with the hash-locked packages of the commands (requirements/host.txt), or with `venv.sh check` those of checks and
+# tests too (requirements/check.txt). uv installs them; where uv is missing it is obtained from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
 
 # Made last: a venv whose making was interrupted, or is older than its lock, is made again.
 readonly MARK=.venv/mlstack.lock
-wanted() { cat requirements/host.txt pyproject.toml; } # the second for the entry points that MLflow looks for
-wanted | cmp -s - "$MARK" && exit 0
+# pyproject.toml for the entry points that MLflow looks for; the folder because a venv works in its own place alone:
+# in a copied or renamed project it would run the code of the first one, on the first one's stack.
+locked_by() { cat "requirements/$1.txt" pyproject.toml && pwd -P; }
+is_current() { locked_by "$1" | cmp -s - "$MARK"; }
+set=${1:-host}
+is_current "$set" && exit 0
+# The checks' packages hold those of the commands: a developer's venv is not reduced by the next command.
+if [ "$set" = host ] && is_current check; then exit 0; fi
+
+if [ -e "$MARK" ] && [ "$(tail -n 1 "$MARK")" != "$(pwd -P)" ]; then rm -rf .venv; fi # made in another folder
 
 readonly UV_VENV=.venv/uv
 uv=$(command -v uv || true)
@@ -25,14 +34,14 @@ if [ -z "$uv" ]; then
   uv=$PWD/$UV_VENV/bin/uv
 fi
 
-step "Python packages of mlstack's commands into .venv"
+step "Python packages of mlstack's commands into .venv ($set)"
 # Behind a proxy that signs TLS anew, uv has to trust what the system trusts. An index set for pip is meant for uv too.
 export UV_SYSTEM_CERTS=true
 [ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
 { "$uv" venv --quiet --allow-existing --python '>=3.11' .venv &&
-  "$uv" pip sync --quiet --python .venv/bin/python --require-hashes requirements/host.txt &&
+  "$uv" pip sync --quiet --python .venv/bin/python --require-hashes "requirements/$set.txt" &&
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
   die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
 # Compiled once, here: where PYTHONDONTWRITEBYTECODE is set, every command would take a second to compile it again.
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import mlstack.host.cli, mlstack.host.render.status, mlstack.host.status, mlstack.host.commands.upgrade'
-wanted >"$MARK"
+locked_by "$set" >"$MARK"

@@ -19,6 +19,7 @@ sql() { psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --username "$POSTGRES_USE
 run_init_scripts() {
   local script
   for script in /docker-entrypoint-initdb.d/*; do
+    # shellcheck disable=SC1090 # the user's own script
     case "$script" in
       *.sh) if [ -x "$script" ]; then "$script"; else . "$script"; fi ;;
       *.sql) sql "$POSTGRES_DB" --file "$script" ;;
@@ -36,6 +37,7 @@ make_cluster() {
   [ -z "$(find "$PGDATA" -mindepth 1 -maxdepth 1 ! -name lost+found ! -name .first-start -print -quit)" ] ||
     fail "$PGDATA holds files but no database. Nothing was changed. Give Postgres an empty volume, or restore the missing PG_VERSION."
   rm -rf "$MAKING"
+  # shellcheck disable=SC2086 # a list of options
   initdb --pgdata "$MAKING" --username "$POSTGRES_USER" --pwfile <(printf '%s\n' "$POSTGRES_PASSWORD") \
     --auth-local trust --auth-host scram-sha-256 --encoding UTF8 --data-checksums ${POSTGRES_INITDB_ARGS:-} >/dev/null
   printf 'host all all all scram-sha-256\n' >>"$MAKING/pg_hba.conf"

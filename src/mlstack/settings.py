@@ -389,6 +389,11 @@ def log_level(value: str) -> str:
     return read("LOG_LEVEL", values={"LOG_LEVEL": value})["LOG_LEVEL"].upper()
 
 
+def backup_dir(project: Path) -> Path:
+    """The folder of a project's backups. Raises SettingsError where BACKUP_DIR is missing."""
+    return project / Path(read("BACKUP_DIR", values=of_project(project))["BACKUP_DIR"]).expanduser()
+
+
 def log_dir(value: str | Path, project: Path | None = None) -> Path:
     """The folder of the log files; a relative one is relative to the project, not to the current folder."""
     return (project or PROJECT) / Path(value).expanduser()

@@ -14,8 +14,7 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.commands import gc
-from mlstack.host.compose import docker
-from mlstack.host.engine import PROJECT_LABEL
+from mlstack.host.compose import PROJECT_LABEL, docker
 from mlstack.jobs.gc import versions
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login

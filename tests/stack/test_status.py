@@ -96,17 +96,25 @@ def test_a_volume_is_as_large_as_du_says(stack: Clone) -> None:
     assert size == pytest.approx(int(kilobytes) * 1024, rel=0.1)
 
 
-def test_a_volume_that_takes_long_to_count_is_said_to_be_larger(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status_of, "COUNTING", 0.0001)
-    volumes = status_of.status(stack.folder).volumes
-    assert [volume.name for volume in volumes if volume.is_complete] == []
-
-
 def test_the_last_complete_backup_is_shown(stack: Clone, backup: Path) -> None:
     found = as_json(stack)[1]["backup"]
     assert (found["folder"], found["size"]) == ("backups/20260102T000000Z", 5_000_000)
     assert found["age"] > 86400
     assert "backups/20260102T000000Z, 5.0 MB" in stack.make("status").stdout
+
+
+def test_backup_in_another_folder_is_shown_where_backup_dir_says(stack: Clone, backup: Path, tmp_path: Path) -> None:
+    stack.set(BACKUP_DIR=str(tmp_path / "elsewhere"))
+    try:
+        assert status_of.last_backup(stack.folder) is None
+        (backup / "20260102T000000Z").rename(tmp_path / "moved")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "moved").rename(tmp_path / "elsewhere/20260102T000000Z")
+        found = status_of.last_backup(stack.folder)
+    finally:
+        stack.set(BACKUP_DIR="backups")
+    assert found is not None
+    assert found.folder == str(tmp_path / "elsewhere/20260102T000000Z")
 
 
 def test_a_manifest_that_cannot_be_read_is_said(stack: Clone, backup: Path) -> None:

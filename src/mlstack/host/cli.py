@@ -34,6 +34,14 @@ Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, ju
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
+@app.callback()
+def own_stack_only() -> None:
+    """A local machine-learning platform: the commands behind make."""
+    from mlstack.host import ownership
+
+    ownership.require_own(PROJECT)
+
+
 @app.command()
 def env() -> None:
     """Write .env with fresh secrets, or add what a newer version needs. Values that are there stay."""
@@ -351,7 +359,7 @@ def _show_backups() -> None:
     from mlstack.host.backup import manifest
     from mlstack.host.commands import backup as backing_up
 
-    backups = backing_up.folder(PROJECT)
+    backups = settings.backup_dir(PROJECT)
     table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:

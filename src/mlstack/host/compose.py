@@ -10,6 +10,10 @@ from pathlib import Path
 from mlstack import settings
 from mlstack.errors import MlstackError
 
+# Compose's labels on what it makes: the stack's name, and the folder that it was started from.
+PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
+SERVICE_LABEL = "com.docker.compose.service"
+
 
 @dataclass(frozen=True)
 class Container:

@@ -15,13 +15,12 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host.compose import FOLDER_LABEL, PROJECT_LABEL, SERVICE_LABEL
 
 # Compose's labels on a container. The images that compose builds carry the first two as well, and hand them on to
 # whatever is started from them by hand: only compose itself writes a configuration's hash.
-PROJECT_LABEL, SERVICE_LABEL = "com.docker.compose.project", "com.docker.compose.service"
 HASH_LABEL, ONE_OFF_LABEL = "com.docker.compose.config-hash", "com.docker.compose.oneoff"
 VERSION_LABEL = "org.opencontainers.image.version"
-FOLDER_LABEL = "com.docker.compose.project.working_dir"
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,12 @@ class Changes:
     made_private: bool = False
 
 
-def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambda name: None) -> Changes:
+def ensure(
+    project: Path, generated_is_lost: Callable[[str], str | None] = lambda name: None, known: Mapping[str, str] | None = None
+) -> Changes:
     """Writes `.env`, or adds the keys that it lacks; never changes a value that is there.
+
+    `known` has values that a missing key gets instead of a fresh one.
 
     `generated_is_lost` is asked before a secret is made: it says why a fresh one cannot work, if so, and nothing is written.
     Raises MlstackError then, and when the file cannot be read or written.
@@ -62,15 +66,16 @@ def ensure(project: Path, generated_is_lost: Callable[[str], str | None] = lambd
     filled = {binding.key for binding in bindings if binding.value}
     wanted = dotenv_values(stream=StringIO(example), interpolate=False)
     missing = {name: value for name, value in wanted.items() if name not in filled and (value or name not in there)}
+    known = known or {}
     for name, value in missing.items():
-        if value == GENERATED and (reason := generated_is_lost(name)):
+        if value == GENERATED and name not in known and (reason := generated_is_lost(name)):
             raise MlstackError(
                 f"{name} is missing from .env, and a fresh one would not fit: {reason}",
                 "Nothing was changed.",
                 "put the old .env back; start empty with make reset; or make this a second stack with a name and ports of its"
                 " own: COMPOSE_PROJECT_NAME=… MLFLOW_PORT=… make up",
             )
-    text = _filled(example) if present is None else _completed(bindings, example, missing)
+    text = _filled(example, known) if present is None else _completed(bindings, example, missing, known)
     made_private = present is not None and _make_private(path)
     if text != present:
         _write(path, text)
@@ -193,24 +198,24 @@ def _ambiguity_outside_quotes(raw: str, above: Collection[str], *, is_secret: bo
     return None
 
 
-def _filled(example: str) -> str:
-    return "\n".join(_fill(line) for line in example.splitlines()) + "\n"
+def _filled(example: str, known: Mapping[str, str]) -> str:
+    return "\n".join(_fill(line, known) for line in example.splitlines()) + "\n"
 
 
-def _completed(bindings: Sequence[Binding], example: str, missing: Collection[str]) -> str:
+def _completed(bindings: Sequence[Binding], example: str, missing: Collection[str], known: Mapping[str, str]) -> str:
     """The file as it is, with what it lacks at its end. Lines of missing keys without a value give way."""
     kept = "".join(binding.original.string for binding in bindings if binding.key not in missing)
-    added = [_fill(line) for line in example.splitlines() if line.split("=", 1)[0] in missing]
+    added = [_fill(line, known) for line in example.splitlines() if line.split("=", 1)[0] in missing]
     if not added:
         return kept
     separator = "\n" if kept.endswith("\n") else "\n\n"
     return kept + separator + "\n".join(["# ---- Added by make env: .env.example explains them " + "-" * 44, *added]) + "\n"
 
 
-def _fill(line: str) -> str:
+def _fill(line: str, known: Mapping[str, str]) -> str:
     """A line of the example with its value: the shell's if it sets one, since it would win over the file anyway."""
     name, _, value = line.partition("=")
-    if name in VARIABLES and (chosen := _written(settings.of_shell(name))):
+    if name in VARIABLES and (chosen := _written(settings.of_shell(name) or known.get(name, ""))):
         return f"{name}={chosen}"
     if value == GENERATED:
         return f"{name}={fresh_secret(name)}"

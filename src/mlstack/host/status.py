@@ -135,7 +135,7 @@ def status(project: Path) -> Status:
 
 def last_backup(project: Path) -> Backup | None:
     """The newest complete backup. Raises MlstackError when a manifest cannot be read."""
-    for folder in sorted((project / "backups").glob("*/manifest.json"), reverse=True):
+    for folder in sorted(settings.backup_dir(project).glob("*/manifest.json"), reverse=True):
         if not _is_backup_name(folder.parent.name):
             continue
         try:
@@ -149,7 +149,8 @@ def last_backup(project: Path) -> Backup | None:
                 f"look at {folder}, or make backup",
             ) from error
         age = int((datetime.now(UTC) - created).total_seconds())
-        return Backup(str(folder.parent.relative_to(project)), created.isoformat(), size, age)
+        place = folder.parent.relative_to(project) if folder.is_relative_to(project) else folder.parent
+        return Backup(str(place), created.isoformat(), size, age)
     return None
 
 

@@ -34,14 +34,9 @@ class Taken:
     pruned: tuple[Path, ...] = ()
 
 
-def folder(project: Path) -> Path:
-    """Where the backups of this project are."""
-    return project / Path(settings.read("BACKUP_DIR", values=settings.of_project(project))["BACKUP_DIR"]).expanduser()
-
-
 def find(project: Path, backup: str | None) -> Path:
     """The folder of a backup: by path, by its name, or the newest. Raises MlstackError when there is none."""
-    backups = folder(project)
+    backups = settings.backup_dir(project)
     if backup in (None, "latest"):
         complete = manifest.folders(backups)
         if not complete:
@@ -69,7 +64,7 @@ def back_up(project: Path, keep: int | None = None) -> Taken:
 
 def _taken(project: Path, keep: int | None) -> Taken:
     stack.require_running(project)
-    source, backups = stack.of_project(project), folder(project)
+    source, backups = stack.of_project(project), settings.backup_dir(project)
     work = _prepared(backups)
     client = stack.storage_client(source.keys)
     if not bucket.is_versioned(client, source.keys.bucket):

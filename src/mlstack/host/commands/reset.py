@@ -28,8 +28,14 @@ class Loss:
 
 
 def losses(project: Path) -> list[Loss]:
-    """What a reset would delete, with sizes as Docker tells them."""
-    name = settings.of_project(project).get("COMPOSE_PROJECT_NAME", "mlstack")
+    """What a reset would delete, with sizes as Docker tells them. Raises MlstackError without an `.env`."""
+    if not (project / ".env").exists():
+        raise MlstackError(
+            "there is no .env here.",
+            "It says which stack belongs to this folder; volumes of the usual name may be another folder's.",
+            "make env writes one (if it was lost: with what the containers were given)",
+        )
+    name = settings.of_project(project)["COMPOSE_PROJECT_NAME"]
     ours = volumes(name)
     if not ours:
         return []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, preflight
+from mlstack.host import env_file, preflight, recovery
 from mlstack.host.backup import stack, swap
 from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
 from mlstack.logger import get_logger
@@ -33,8 +33,15 @@ _UNREACHABLE = r"(error sending request|dial tcp|Temporary failure|Could not res
 
 def prepare_env(project: Path) -> None:
     """Writes or completes `.env` and says what it did. Raises MlstackError when that would lock the user out of data."""
-    changes = env_file.ensure(project, lambda name: _lost(project, name))
-    if changes.created:
+    known = {} if (project / ".env").exists() else recovery.from_containers(project)
+    changes = env_file.ensure(project, lambda name: _lost(project, name), known)
+    if changes.created and known:
+        log.warning(
+            ".env was missing: wrote it with what the containers of %s were given; keys that no container knows have their"
+            " defaults (check BACKUP_DIR and LOG_DIR)",
+            known["COMPOSE_PROJECT_NAME"],
+        )
+    elif changes.created:
         log.info("wrote .env with fresh secrets, readable by you alone")
     if changes.added:
         log.info("added to .env: %s", ", ".join(changes.added))

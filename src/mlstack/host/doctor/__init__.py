@@ -4,21 +4,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mlstack.host.doctor import environment, jupyter, machine, minio, mlflow, postgres, stack, tidying
-from mlstack.host.doctor.check import Check, Doubt, Result, State, run
+from mlstack.host.doctor.check import Check, Doubt, Result, State, registered, run
 from mlstack.host.doctor.context import Limits, Subject
 
 __all__ = ["CHECKS", "Check", "Doubt", "Limits", "Result", "State", "Subject", "diagnose", "examine"]
 
-CHECKS: tuple[Check, ...] = (
-    *machine.CHECKS,
-    *environment.CHECKS,
-    *stack.CHECKS,
-    *postgres.CHECKS,
-    *minio.CHECKS,
-    *mlflow.CHECKS,
-    *jupyter.CHECKS,
-    *tidying.CHECKS,
-)
+CHECKS = registered(*(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, tidying)))
 
 
 def examine(subject: Subject, announce: Callable[[Check], None] = lambda check: None) -> Iterator[Result]:

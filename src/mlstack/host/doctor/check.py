@@ -53,9 +53,22 @@ class Check:
     needs: tuple["Check", ...] = ()
 
 
+_registered: list[Check] = []
+
+
 def check(reach: str, name: str, *needs: Check) -> Callable[[Examination], Check]:
-    """Makes a check of a function."""
-    return lambda examine: Check(reach, name, examine, needs)
+    """Makes a check of a function. The doctor runs every check that was made in one of its modules."""
+
+    def register(examine: Examination) -> Check:
+        _registered.append(Check(reach, name, examine, needs))
+        return _registered[-1]
+
+    return register
+
+
+def registered(*reaches: str) -> tuple[Check, ...]:
+    """Every check so far, in the order of their reaches, then in that of their definition."""
+    return tuple(sorted(_registered, key=lambda made: reaches.index(made.reach)))
 
 
 def run(subject: Subject, checks: Sequence[Check], announce: Callable[[Check], None] = lambda check: None) -> Iterator[Result]:

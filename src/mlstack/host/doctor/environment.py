@@ -112,6 +112,3 @@ def name(subject: Subject) -> None:
 def ports(subject: Subject) -> None:
     if problems := preflight.check_ports(subject.values):
         raise ExceptionGroup("ports", problems)
-
-
-CHECKS = (env, keys, shell, permissions, certificates, folders, compose, name, ports)

@@ -103,6 +103,3 @@ def _call(subject: Subject, method: str, path: str, token: str | None = None) ->
         raise MlstackError(
             f"Jupyter does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=jupyter"
         ) from error
-
-
-CHECKS = (token, kernel, folders, isolation)

@@ -65,6 +65,3 @@ def lock_is_free(subject: Subject) -> None:
             "What is found below may change.",
             "make doctor, when it is done",
         )
-
-
-CHECKS = (engine, memory, disk, inodes, clock, lock_is_free)

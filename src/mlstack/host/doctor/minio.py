@@ -113,6 +113,3 @@ def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
             "MLflow cannot keep artifacts.",
             "make logs SERVICE=minio",
         ) from error
-
-
-CHECKS = (round_trip, versions, scope, clock)

@@ -183,4 +183,4 @@ def _connected(subject: Subject, role: Role) -> Iterator[Any]:
         connection.close()
 
 
-CHECKS = (*LOGINS.values(), connections, checksums, *(_schema(schema) for schema in SCHEMAS))
+HEADS = {schema.name: _schema(schema) for schema in SCHEMAS}

@@ -123,6 +123,3 @@ def backup(subject: Subject) -> str:
     if found.age > subject.limits.backup_age:
         raise Doubt(f"the last backup is {days:.0f} days old.", "What came after it could be lost.", "make backup")
     return f"{days:.1f} days old"
-
-
-CHECKS = (running, *SERVICES.values(), one_shots, configuration, images, loopback, memory, backup)

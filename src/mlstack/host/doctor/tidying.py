@@ -22,6 +22,3 @@ def objects(subject: Subject) -> str:
         return "none written"
     removed = in_one_shot(subject.project, "bootstrap", "purge", prefixes=[DOCTOR, *subject.artifacts])["removed"]
     return f"{removed} versions removed"
-
-
-CHECKS = (runs, objects)

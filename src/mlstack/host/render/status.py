@@ -14,7 +14,8 @@ def screen(status: Status) -> Group:
 
 
 def _services(status: Status) -> Table:
-    table = Table("service", "state", "up", "memory", "version", "where", box=None, pad_edge=False, header_style="dim")
+    table = Table("service", "state", "up", "memory", "version", box=None, pad_edge=False, header_style="dim")
+    table.add_column("where", no_wrap=True, overflow="ignore")  # a shortened address leads nowhere
     for service in status.services:
         colour = "green" if service.is_well else "red"
         state = service.health or service.state

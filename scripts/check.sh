@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# make check: style, types, walls between folders, linters and unit tests. Nothing here needs a container.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/messages.sh
+
+scripts/venv.sh check
+PATH=$PWD/.venv/bin:$PATH
+readonly SHELL_FILES=(scripts/*.sh docker/postgres/entrypoint.sh docker/python/{install,mlflow-server,on-empty-tmp,with-logins} .ci/run)
+readonly ACTIONLINT=github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
+
+step "Python: style, types, walls between folders"
+ruff check --quiet .
+ruff format --quiet --check .
+mypy --no-error-summary
+lint-imports --no-logo >/dev/null || { lint-imports --no-logo; exit 1; }
+
+step "Shell, Dockerfiles, YAML, workflows"
+shellcheck --external-sources "${SHELL_FILES[@]}"
+hadolint docker/*/Dockerfile tests/faults/engine.Dockerfile
+yamllint --strict .
+check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check-jsonschema --quiet --builtin-schema vendor.renovate renovate.json
+if command -v go >/dev/null; then
+  go run "$ACTIONLINT"
+else
+  step "actionlint needs Go, which is not here: the workflows were checked by their schema only"
+fi
+
+step "Unit tests"
+pytest tests/unit -m "not docker" --numprocesses auto --quiet "$@"
