@@ -41,6 +41,7 @@ class Comparison:
         twins = self.pair.runs(len(sequences), self.place.experiment)
         found: dict[str, list[str]] = {}
         in_its_words: dict[str, str] = {}
+        differs_on_purpose: set[str] = set()  # what is stored then differs as well
         for run, twin, templates in zip(runs, twins, sequences, strict=True):
             found[run] = []
             for template in templates:
@@ -48,6 +49,8 @@ class Comparison:
                 ours, genuine = self.pair.send(call)
                 self.answers[area] += 1
                 lines = answers_differ(call, ours, genuine)
+                if not lines and differences(ours.normal(), genuine.normal()):
+                    differs_on_purpose.add(run)
                 if words := quoted(self.place.fill(template, twin)):
                     in_its_words[run] = twin
                     other = answers_differ(call, ours, self.pair.genuine.send(words))
@@ -57,7 +60,7 @@ class Comparison:
         for run, templates in zip(runs, sequences, strict=True):
             self.runs[area] += 1
             ours_, genuine_ = stored[0][run], stored[1][run]
-            lines = differences(ours_, genuine_)
+            lines = [] if run in differs_on_purpose else differences(ours_, genuine_)
             if lines and run in in_its_words:
                 lines = differences(ours_, stored[1][in_its_words[run]])
             if lines:

@@ -12,7 +12,7 @@ from tests.conformance.servers import Answer, Call, post
 
 # A number of JSON that Python's parser takes and the standard does not, or that is larger than any float. Not inside strings.
 _SPECIAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d+(?:\.\d+)?[eE]\+?\d{3,}')
-BAD_REQUEST, INTERNAL_ERROR = 400, 500
+BAD_REQUEST, UNAUTHORIZED, INTERNAL_ERROR = 400, 401, 500
 LOGGING = ("/runs/log-metric", "/runs/log-batch")
 
 
@@ -90,25 +90,48 @@ MULTIPART = OfServer(
     ),
     lambda call, ours, genuine: "/mlflow-artifacts/mpu/create/" in call.path and (ours.status, genuine.status) == (501, 200),
 )
-NUL = OfServer(
-    "the character NUL",
+WRONG_REQUESTS = OfServer(
+    "requests that no database or parser takes: NUL, half of a surrogate pair, JSON of thousands of levels",
     "400",
-    "500, or a name that is rejected",
-    "Postgres cannot store it. The request is wrong, not the server, and no client should try it again.",
+    "500, or the field is ignored",
+    "The request is wrong, not the server, and no client should try it again.",
     post("runs/set-tag", {"run_id": "{run}", "key": "t", "value": "\0"}),
-    lambda call, ours, genuine: ours.status == BAD_REQUEST and b"NUL" in ours.body and genuine.status >= BAD_REQUEST,
+    lambda call, ours, genuine: (
+        (ours.status, ours.error_code) == (BAD_REQUEST, "INVALID_PARAMETER_VALUE")
+        and (genuine.status == INTERNAL_ERROR or b"NUL" in ours.body)
+    ),
 )
 HTML_ERRORS = OfServer(
     "errors of the server",
     "500 in JSON, like every other error",
     "500 as an HTML page or plain text",
     "Clients read the error code and the message from JSON.",
-    post("runs/log-batch", {"run_id": "{run}", "metrics": 1.5, "params": None}),
+    post("runs/log-batch", {"run_id": "{run}", "metrics": [[]]}),
     lambda call, ours, genuine: (
         ours.status == genuine.status == INTERNAL_ERROR and ours.error_code == "INTERNAL_ERROR" and genuine.json is None
     ),
 )
-OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, NUL, HTML_ERRORS)
+LOGIN_FIRST = OfServer(
+    "calls without an account",
+    "401 as plain text, before the body is read",
+    "401 with the same text as HTML, after the body is read",
+    "Nobody without an account may fill the server's memory (docs/security.md).",
+    replace(post("runs/log-metric", {"run_id": "{run}", "key": "m", "value": 1, "timestamp": 1}), account=None),
+    lambda call, ours, genuine: ours.status == genuine.status == UNAUTHORIZED and ours.body == genuine.body,
+)
+SOURCES = OfServer(
+    "where a model version's files are",
+    "artifacts of this server only; 400 for anything else",
+    "any S3 object that the server's keys open",
+    "A version whose source is another's file could be read past its permissions (docs/security.md).",
+    post("model-versions/create", {"name": "{model}", "source": "s3://elsewhere/model"}),
+    lambda call, ours, genuine: (
+        call.path.endswith("/model-versions/create")
+        and ours.status == BAD_REQUEST
+        and b"Invalid model version source" in ours.body
+    ),
+)
+OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, WRONG_REQUESTS, HTML_ERRORS, LOGIN_FIRST, SOURCES)
 
 OF_CLIENT: tuple[OfClient, ...] = (
     OfClient(
@@ -118,6 +141,14 @@ OF_CLIENT: tuple[OfClient, ...] = (
         "They return before the server has answered; with `synchronous=True` they return None after it has.",
         r"(values|calls|runs): .*",
         r"call( \d)?\.returned: ours '\w+', genuine None",
+    ),
+    OfClient(
+        "artifact names with #, ?, %, a drive letter, a tab, a line's end or a space in front",
+        "rejected at upload, or stored under that very name",
+        "stored under another name, or so that it cannot be listed or downloaded",
+        "A file that is not there under its name is lost.",
+        r"artifacts: ((file|path|text|dict) '.*([#?%]|C:|\\[nt]).*'|file ' a'|folder.*)",
+        r"(put|get|get all|list|objects)\b",
     ),
 )
 CONCURRENT_WRITERS = Known(

@@ -100,7 +100,7 @@ _MADE = (
     (re.compile(r"0x[0-9a-f]{6,}"), "<address>"),
     (re.compile(r"s3://[\w-]+"), "s3://<bucket>"),
     (re.compile(r"http://127\.0\.0\.1:\d+"), "<server>"),
-    (re.compile(r"\[parameters: .*", re.DOTALL), "<parameters>"),
+    (re.compile(r"(\(psycopg2\.[\w.]+\)).*", re.DOTALL), r"\1"),  # the statement, which is another one in ours
     (re.compile(r"^[a-z]+-[a-z]+-\d+$"), "<name>"),  # of a run
 )
 
