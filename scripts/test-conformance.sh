@@ -6,5 +6,5 @@ cd "$(dirname "$0")/.."
 
 scripts/engine.sh
 scripts/base-image.sh
-scripts/venv.sh
+scripts/venv.sh check
 exec .venv/bin/pytest tests/conformance ${SEED:+--seed "$SEED"} ${REPORT:+--conformance-page docs/conformance.md} "$@"

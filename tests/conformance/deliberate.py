@@ -18,7 +18,7 @@ LOGGING = ("/runs/log-metric", "/runs/log-batch")
 
 @dataclass(frozen=True)
 class Known:
-    """A difference that tests of its own show."""
+    """A difference by its words alone; one that depends on timing has no example."""
 
     name: str
     ours: str
@@ -154,7 +154,7 @@ OF_CLIENT: tuple[OfClient, ...] = (
 CONCURRENT_WRITERS = Known(
     "many writers of the same metrics at once",
     "every call is stored",
-    "some calls are answered 503 (deadlocks in Postgres)",
+    "now and then a call is answered 503 (a deadlock in Postgres)",
     "The workers of one training job log to one run.",
 )
 EVERY: tuple[Known, ...] = (*OF_SERVER, CONCURRENT_WRITERS, *OF_CLIENT)
