@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# debian:trixie-slim, the one external image. Pulled where an image registry answers, otherwise made from Debian's archive.
+# debian:trixie-slim, the only external image: pulled if an image registry answers, otherwise made from Debian's archive.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
 . scripts/debian-mirror.sh
 
-# The tests set this; nobody else has to.
+# Set by the tests only.
 readonly IMAGE=${MLSTACK_BASE_IMAGE:-debian:trixie-slim}
 readonly PULL_TIMEOUT=120
 

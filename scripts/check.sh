@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make check: style, types, walls between folders, linters and unit tests. Nothing here needs a container.
+# make check: style, types, import contracts, linters and unit tests. No container is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
@@ -9,7 +9,7 @@ PATH=$PWD/.venv/bin:$PATH
 readonly SHELL_FILES=(scripts/*.sh docker/postgres/entrypoint.sh docker/take-secrets docker/python/{install,mlflow-server,on-empty-tmp,with-logins} .ci/run)
 readonly ACTIONLINT=github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 
-step "Python: style, types, walls between folders"
+step "Python: style, types, import contracts"
 ruff check --quiet .
 ruff format --quiet --check .
 mypy --no-error-summary

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The Debian mirror that this host itself is configured with (empty on Ubuntu: mmdebstrap then takes Debian's default).
-# Sourced by the scripts that take packages from Debian's archive.
+# The Debian mirror that the host is configured with (empty on Ubuntu: mmdebstrap then uses Debian's default).
+# Sourced by the scripts that use Debian's archive.
 
-# debian_mirror [LABEL]: the URI of the first source whose release is labelled so (Debian, Debian-Security)
+# debian_mirror [LABEL]: the URI of the first source whose release has this label (Debian, Debian-Security)
 debian_mirror() {
   apt-get indextargets --format '$(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null | awk -v label="${1:-Debian}" '$1 == label { print $2; exit }'
 }

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# A Docker engine with compose and buildx. Nothing is installed where they already work.
-# On Debian or Ubuntu as root, what is missing comes from the distribution; anywhere else we say what is missing.
-# `engine.sh check` only looks (exit 0: ready); `engine.sh` alone also mends.
+# Ensures a Docker engine with compose and buildx. Nothing is installed if they already work. On Debian or Ubuntu as root, missing
+# parts are installed from the distribution; anywhere else, a message names them. `engine.sh check` only checks (exit 0: ready).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
 
-# The tests set these; nobody else has to.
+# Set by the tests only.
 readonly MIN_ENGINE=${MLSTACK_MIN_ENGINE:-20.10} MIN_COMPOSE=${MLSTACK_MIN_COMPOSE:-2.20}
 readonly PIDFILE=${MLSTACK_ENGINE_PIDFILE:-/var/run/docker.pid}
 readonly DOCS=https://docs.docker.com/engine/install/
@@ -20,7 +19,7 @@ engine_version() { docker version --format '{{.Server.Version}}' 2>/dev/null; }
 compose_version() { docker compose version --short 2>/dev/null | sed 's/^v//'; }
 has_buildx() { docker buildx version >/dev/null 2>&1; }
 
-# Why the engine does not answer: ready | absent | denied | stopped
+# State of the engine: ready | absent | denied | stopped
 engine_state() {
   command -v docker >/dev/null 2>&1 || { echo absent; return; }
   local error
@@ -31,7 +30,7 @@ engine_state() {
   esac
 }
 
-# debian | ubuntu where root may install packages, otherwise empty
+# debian | ubuntu if root may install packages, otherwise empty
 installable_distribution() {
   [ "$(id -u)" = 0 ] && [ -r /etc/os-release ] || return 0
   (. /etc/os-release; case "$ID" in debian|ubuntu) echo "$ID" ;; esac)
@@ -48,7 +47,7 @@ check_versions() {
     "The stack's compose file needs features it does not have." "upgrade the compose plugin: https://docs.docker.com/compose/install/"
 }
 
-# ---- from here on things are changed -------------------------------------------------
+# ---- changes to the host below this line -------------------------------------------------
 
 apt_install() {
   DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >>"$LOG.apt" 2>&1 ||
@@ -61,7 +60,7 @@ install_engine() {
   [ -n "$distribution" ] || die "Docker is not installed." \
     "Postgres, MinIO, MLflow and Jupyter run in containers." "install Docker Desktop or Engine: $DOCS (as root on Debian or Ubuntu, make up installs it)"
   packages="docker.io iptables iproute2 ca-certificates"
-  # Debian 13 has the client in a package of its own.
+  # Debian 13 has the client in a separate package.
   apt-cache show docker-cli >/dev/null 2>&1 && packages="$packages docker-cli"
   step "No Docker engine here: installing $packages from $distribution's own archive (about 20 s)"
   apt-get update -qq >>"$LOG.apt" 2>&1 || die "apt-get update failed." "The package lists are needed to install Docker." "see $LOG.apt and check /etc/apt/sources.list*"
@@ -85,8 +84,8 @@ install_plugins() {
   fi
 }
 
-# Debian 12 has neither plugin. Debian 13's are static enough (libc6 >= 2.34) to run on it: they are fetched with an
-# apt configuration of their own, so that signatures are checked and the system's sources stay as they are.
+# Debian 12 has neither plugin. Debian 13's run on it (libc6 >= 2.34): they are fetched with a separate apt configuration, so that
+# signatures are checked and the system's sources do not change.
 plugins_from_newer_debian() {
   local work plugins=/usr/local/lib/docker/cli-plugins
   work=$(mktemp -d)
@@ -111,7 +110,7 @@ start_engine() {
   else
     step "Starting the Docker engine in the background (log: $LOG)"
     forget_dead_engine
-    # A session of its own: it outlives this shell and its Ctrl-C. The lock (fd 9) must not outlive us with it.
+    # In a new session, so that it outlives this shell and its Ctrl-C. It must not inherit the lock (fd 9).
     setsid nohup dockerd >>"$LOG" 2>&1 </dev/null 9>&- &
   fi
   local deadline=$((SECONDS + 60))
@@ -122,12 +121,12 @@ start_engine() {
   done
 }
 
-# A killed dockerd leaves its pid file behind and the next one refuses to start while that number is in use.
+# A killed dockerd leaves its pid file behind, and the next one does not start while that pid is in use.
 forget_dead_engine() {
   local pid
   [ -f "$PIDFILE" ] || return 0
   pid=$(cat "$PIDFILE")
-  # A killed engine that nobody has reaped yet is still listed, as a zombie.
+  # A killed engine that was not reaped yet is still listed, as a zombie.
   if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != dockerd ] || grep -q '^State:[[:space:]]*[ZX]' "/proc/$pid/status"; then
     note "removing the pid file of an engine that is gone ($PIDFILE, $pid)"
     rm -f "$PIDFILE"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes requirements/*.txt from *.in: hashes of every file, for every platform, and no index host. Run by `make lock`.
+# make lock: writes requirements/*.txt from *.in, with hashes of every file for every platform, and without an index URL.
 set -euo pipefail
 cd "$(dirname "$0")/../requirements"
 for set in uv mlflow notebook host check; do

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How the scripts speak: one line for a step, and for an error what is wrong, why it matters, what fixes it.
+# Messages of the scripts: one line for a step; for an error, what is wrong, why it matters and how to fix it.
 # Sourced by the other scripts.
 
 step() { printf '==> %s\n' "$*"; }

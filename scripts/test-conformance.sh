@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make test-conformance: the shipped stack beside genuine MLflow (about 8 minutes). SEED=n makes other odd calls; REPORT=1
-# writes docs/conformance.md. Arguments go to pytest.
+# make test-conformance: compares the shipped stack with genuine MLflow (about 8 minutes). SEED=n generates other malformed
+# calls; REPORT=1 writes docs/conformance.md. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

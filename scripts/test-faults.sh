@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make test-faults: every fault of docs/reliability.md, on stacks of its own (about 25 minutes). REPORT=1 writes the table
-# there. Arguments go to pytest.
+# make test-faults: injects every fault of docs/reliability.md, on temporary stacks (about 25 minutes). REPORT=1 writes the
+# table there. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

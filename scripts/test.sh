@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make test: prepares the host as make up does, then every check and test. They use stacks of their own, with names and
-# ports that no running stack has. Arguments go to pytest: make test TESTS=tests/unit
+# make test: prepares the host as make up does, then runs style and type checks and all tests. They use temporary stacks, whose
+# names and ports differ from those of any running stack. Arguments go to pytest: make test TESTS=tests/unit
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

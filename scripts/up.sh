@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make up, restore, verify, upgrade: prepares the host, then hands over to Python. Each step looks first and may be run again.
+# make up, restore, verify, upgrade: prepares the host, then starts the Python command. Each step is idempotent.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# .venv with the hash-locked packages of the commands (requirements/host.txt), or with `venv.sh check` those of checks and
-# tests too (requirements/check.txt). uv installs them; where uv is missing it is obtained from PyPI.
+# Makes .venv with the hash-locked packages of the commands (requirements/host.txt), or with `venv.sh check` also those of checks
+# and tests (requirements/check.txt). uv installs them; if uv is missing, it is installed from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/messages.sh
 
-# Made last: a venv whose making was interrupted, or is older than its lock, is made again.
+# Written last: an incomplete venv, or one that is older than its lock, is made again.
 readonly MARK=.venv/mlstack.lock
-# pyproject.toml for the entry points that MLflow looks for; the folder because a venv works in its own place alone:
-# in a copied or renamed project it would run the code of the first one, on the first one's stack.
+# pyproject.toml for the entry points that MLflow looks for; the folder because a venv contains its own path: in a copied or
+# renamed project it would run the original's code, on the original's stack.
 locked_by() { cat "requirements/$1.txt" pyproject.toml && pwd -P; }
 is_current() { locked_by "$1" | cmp -s - "$MARK"; }
 set=${1:-host}
 is_current "$set" && exit 0
-# The checks' packages hold those of the commands: a developer's venv is not reduced by the next command.
+# The checks' packages include those of the commands, so the next command keeps a developer's venv as it is.
 if [ "$set" = host ] && is_current check; then exit 0; fi
 
 if [ -e "$MARK" ] && [ "$(tail -n 1 "$MARK")" != "$(pwd -P)" ]; then rm -rf .venv; fi # made in another folder
@@ -35,13 +35,13 @@ if [ -z "$uv" ]; then
 fi
 
 step "Python packages of mlstack's commands into .venv ($set)"
-# Behind a proxy that signs TLS anew, uv has to trust what the system trusts. An index set for pip is meant for uv too.
+# Behind a proxy that re-signs TLS, uv has to trust the system's certificates. An index set for pip applies to uv too.
 export UV_SYSTEM_CERTS=true
 [ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
 { "$uv" venv --quiet --allow-existing --python '>=3.11' .venv &&
   "$uv" pip sync --quiet --python .venv/bin/python --require-hashes "requirements/$set.txt" &&
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
   die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
-# Compiled once, here: where PYTHONDONTWRITEBYTECODE is set, every command would take a second to compile it again.
+# Compiled once, here: with PYTHONDONTWRITEBYTECODE set, every command would take a second to compile it again.
 env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import mlstack.host.cli, mlstack.host.render.status, mlstack.host.status, mlstack.host.commands.upgrade'
 locked_by "$set" >"$MARK"

@@ -28,8 +28,8 @@ run_init_scripts() {
   done
 }
 
-# A new cluster is made in a folder of its own and moved into place when it is whole, PG_VERSION last: a first start
-# that is interrupted anywhere begins again or goes on, and never serves a half-made database.
+# A new cluster is created in a separate folder and moved into place when it is complete, PG_VERSION last: an interrupted first
+# start restarts or resumes, and never serves a half-initialised database.
 readonly MAKING="$PGDATA/.first-start"
 
 make_cluster() {

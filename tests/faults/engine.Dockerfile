@@ -1,4 +1,4 @@
-# A Docker engine of its own in a container: the one of this machine is never restarted by a test.
+# A Docker engine in a container, so that no test restarts the host's engine.
 FROM debian:trixie-slim
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends docker.io docker-cli docker-compose iptables ca-certificates procps >/dev/null \
     && rm -rf /var/lib/apt/lists/*
