@@ -146,7 +146,7 @@ refuse_to_touch() {
 may_start() { [ "$(id -u)" = 0 ] && [ -z "${DOCKER_HOST:-}" ] && command -v dockerd >/dev/null 2>&1; }
 
 main() {
-  local mode=${1:-mend} state
+  local mode=${1:-fix} state
   state=$(engine_state)
   if [ "$state" = ready ] && check_versions; then return 0; fi
   if [ "$mode" = check ]; then
