@@ -13,8 +13,8 @@ from minio import Minio
 
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 Auth = tuple[str, str]
 Call = Callable[..., requests.Response]

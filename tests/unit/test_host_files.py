@@ -23,7 +23,7 @@ from mlstack.host.backup import manifest
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.lock import held
 from mlstack.logger import create, get_logger
-from tests.unit.projects import ROOT, set_values
+from tests.support.projects import ROOT, set_values
 from tests.unit.test_backup import folder as folder_of_a_backup
 
 folder = folder_of_a_backup  # a complete backup

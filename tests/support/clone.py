@@ -17,7 +17,7 @@ from mlstack.host.compose import compose, docker
 from mlstack.host.preflight import free_ports
 
 NAME = "mlstack-test"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
