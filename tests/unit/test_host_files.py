@@ -262,7 +262,7 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, planted: str) -> None
 RECORDER = """#!/bin/sh
 for argument in "$(basename "$0")" "$@" ${PYTEST_ADDOPTS:+"$PYTEST_ADDOPTS"}; do printf "<%s>" "$argument"; done
 """
-VARIABLES = ("BACKUP", "KEEP", "LINES", "NAME", "OLDER_THAN", "REPETITIONS", "RESULTS", "SERVICE", "TESTS")
+VARIABLES = ("BACKUP", "KEEP", "LINES", "NAME", "OLDER_THAN", "REPETITIONS", "RESULTS", "SEED", "SERVICE", "TESTS")
 COMMANDS = ("backup", "bench", "gc", "logs", "restore", "test", "test-faults", "test-slow", "user", "user-remove", "verify")
 
 
