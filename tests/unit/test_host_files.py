@@ -263,7 +263,20 @@ RECORDER = """#!/bin/sh
 for argument in "$(basename "$0")" "$@" ${PYTEST_ADDOPTS:+"$PYTEST_ADDOPTS"}; do printf "<%s>" "$argument"; done
 """
 VARIABLES = ("BACKUP", "KEEP", "LINES", "NAME", "OLDER_THAN", "REPETITIONS", "RESULTS", "SEED", "SERVICE", "TESTS")
-COMMANDS = ("backup", "bench", "gc", "logs", "restore", "test", "test-faults", "test-slow", "user", "user-remove", "verify")
+COMMANDS = (
+    "backup",
+    "bench",
+    "gc",
+    "logs",
+    "restore",
+    "test",
+    "test-conformance",
+    "test-faults",
+    "test-slow",
+    "user",
+    "user-remove",
+    "verify",
+)
 
 
 @pytest.fixture
