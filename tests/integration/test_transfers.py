@@ -62,7 +62,7 @@ def other_program(built: Clone) -> Iterator[None]:
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
