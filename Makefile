@@ -3,7 +3,7 @@
 MLSTACK := .venv/bin/mlstack
 
 # Arguments of make reach a command as MLSTACK_<name> in the environment, so neither make nor a shell evaluates them as code.
-ARGUMENTS := BACKUP JSON KEEP LINES NAME OLDER_THAN QUICK REPETITIONS REPORT RESULTS SERVICE TESTS YES
+ARGUMENTS := BACKUP JSON KEEP LINES NAME OLDER_THAN QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
 $(foreach name,$(ARGUMENTS),$(eval export MLSTACK_$(name) := $$(value $(name))))
 unexport $(ARGUMENTS)
 # Only YES=1, y or yes on make's own command line answers a question; an exported YES does not.
@@ -63,7 +63,7 @@ reset: ## Delete all data of this stack, after asking (YES=1 answers)
 	@scripts/venv.sh && $(MLSTACK) reset $(CONFIRMED)
 
 ##@ For developers
-test: ## Style, types and tests, on temporary stacks
+test: ## Style, types, unit, integration and stack tests, on temporary stacks
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" scripts/test.sh
 
 test-faults: ## Inject every fault while a client works (25 minutes; REPORT=1 writes docs/reliability.md)
@@ -73,7 +73,9 @@ test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and rest
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
 
 test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other malformed calls; REPORT=1 writes docs/conformance.md)
-	@SEED=$(SEED) REPORT=$(REPORT) scripts/test-conformance.sh $(TESTS)
+	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" SEED="$$MLSTACK_SEED" REPORT="$$MLSTACK_REPORT" scripts/test-conformance.sh
+
+test-all: test test-faults test-slow test-conformance ## All tests above (90 minutes)
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}
@@ -85,4 +87,4 @@ lock: ## Update the hash-locked requirements (needs uv)
 	@scripts/lock.sh
 
 help: ## Print this list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -23,7 +23,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.compose import compose, docker
 from mlstack.host.engine import connect
 from mlstack.host.preflight import free_ports
-from tests.clone import make_clone, remove_leftovers, users_environment
+from tests.support.clone import make_clone, remove_leftovers, users_environment
 
 HERE = Path(__file__).parent
 SOURCE = (HERE / "client.py").read_text(encoding="utf-8")

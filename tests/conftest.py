@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 from testcontainers.core.config import testcontainers_config
 
-from tests.clone import Clone, make_clone, remove_leftovers
+from tests.support.clone import Clone, make_clone, remove_leftovers
 
 # Its image cannot be pulled where no image registry answers. Fixtures remove what they make, also after Ctrl-C;
 # what a killed run leaves is removed by the next one.

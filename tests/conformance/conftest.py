@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clone import Clone
 from tests.conformance import report
 from tests.conformance.comparison import Comparison, Place
 from tests.conformance.servers import Pair, genuine_beside, get, post
+from tests.support.clone import Clone
 
 SEED = 12
 

@@ -24,7 +24,7 @@ from mlstack.host.compose import compose
 from mlstack.host.preflight import free_ports
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
+from tests.support.clone import Clone
 
 HERE = Path(__file__).parent
 PACKAGES = "/usr/local/lib/python3.13/dist-packages"

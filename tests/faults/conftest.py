@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clone import Clone
 from tests.faults import report
 from tests.faults.experiment import Row
 from tests.faults.stack import Stack
+from tests.support.clone import Clone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

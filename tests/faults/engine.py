@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlstack.host.compose import docker
-from tests.clone import Clone
-from tests.integration.service import wait_until
+from tests.support.clone import Clone
+from tests.support.service import wait_until
 
 DOCKERFILE = Path(__file__).with_name("engine.Dockerfile")
 START = "rm -f /var/run/docker.pid; exec dockerd >>/var/log/dockerd.log 2>&1"

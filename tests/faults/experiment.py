@@ -8,7 +8,7 @@ from tests.faults import comparison
 from tests.faults.comparison import Ledger, Verdict
 from tests.faults.faults import Fault
 from tests.faults.stack import PATIENCE, Stack, start_client
-from tests.integration.service import wait_until
+from tests.support.service import wait_until
 
 SHOWN = 220  # characters of a client's message
 

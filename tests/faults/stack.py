@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.clone import Clone, users_environment
 from tests.faults import comparison
 from tests.faults.comparison import KINDS, Ledger
-from tests.integration.service import wait_until
+from tests.support.clone import Clone, users_environment
+from tests.support.service import wait_until
 
 HERE = Path(__file__).parent
 SERVICES = ("postgres", "minio", "mlflow", "jupyter")

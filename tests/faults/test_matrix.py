@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clone import Clone
 from tests.faults import experiment, faults
 from tests.faults.engine import engine_for
 from tests.faults.experiment import Result, Row
 from tests.faults.faults import Fault
 from tests.faults.stack import Stack
+from tests.support.clone import Clone
 
 # Small volumes in memory, of which the faults together fill a half by themselves. What is in them counts as memory of the
 # service that wrote it.

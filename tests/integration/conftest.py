@@ -6,8 +6,8 @@ from testcontainers.core.network import Network
 from mlstack.host.commands import start
 from mlstack.jobs.bootstrap.__main__ import services
 from mlstack.settings import Keys, Login, Roles
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 
 @pytest.fixture(scope="session")

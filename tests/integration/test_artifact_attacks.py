@@ -13,8 +13,8 @@ from minio import Minio
 
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 Auth = tuple[str, str]
 Call = Callable[..., requests.Response]
@@ -116,7 +116,7 @@ def deny(artifacts: Artifacts, account: Auth, experiment: str) -> None:
         ("X-Minio-Source-MTime", "2040-01-01T00:00:00Z"),
         ("X-Minio-Source-MTime", "2001-01-01T00:00:00Z"),
         ("X-Minio-Source-Etag", "0" * 32),
-        ("X-Minio-Source-Version-Id", str(uuid.uuid4())),
+        ("X-Minio-Source-Version-Id", "7d444840-9dc0-11d1-b245-5ffdce74fad2"),
         ("X-Minio-Source-Replication-Request", "true"),
         ("X-Amz-Tagging", "team=other"),
         ("X-Amz-Storage-Class", "REDUCED_REDUNDANCY"),

@@ -16,9 +16,9 @@ from mlstack.jobs.bootstrap import postgres as postgres_steps
 from mlstack.jobs.bootstrap.__main__ import services
 from mlstack.postgres import connected
 from mlstack.settings import Keys, Login, Roles
-from tests.clone import Clone
 from tests.integration.conftest import keys, login, roles_of
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 STEPS = 20  # of database and storage together
 

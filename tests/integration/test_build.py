@@ -4,7 +4,7 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.commands import start
-from tests.clone import Clone
+from tests.support.clone import Clone
 
 
 def test_a_package_index_that_cannot_be_reached_is_named(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ import json
 from mlstack.postgres import connected
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 # The first cell of a newcomer: nothing is configured.
 FIRST_CELL = """

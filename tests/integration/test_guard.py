@@ -14,8 +14,8 @@ import pytest
 import requests
 from testcontainers.core.network import Network
 
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 Auth = tuple[str, str]
 MIB = 1 << 20

@@ -14,8 +14,8 @@ import websocket
 from testcontainers.core.network import Network
 
 from mlstack.host.compose import docker
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 
 @pytest.fixture

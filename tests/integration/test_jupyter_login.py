@@ -7,8 +7,8 @@ import requests
 from testcontainers.core.network import Network
 
 from mlstack.host.compose import docker
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 OTHER_TOKEN = "another-token-than-before"
 # Whatever a package could leave for the next start of the server.

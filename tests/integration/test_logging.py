@@ -5,7 +5,7 @@ from typing import Any
 
 from mlstack.postgres import connected
 from mlstack.settings import Login
-from tests.integration.service import Service
+from tests.support.service import Service
 
 
 def stored(role: Login, run: str) -> list[tuple[Any, ...]]:

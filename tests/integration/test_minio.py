@@ -14,7 +14,7 @@ from minio.versioningconfig import SUSPENDED, VersioningConfig
 from mlstack.host.backup.bucket import as_of
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from tests.integration.service import Service, wait_until
+from tests.support.service import Service, wait_until
 
 pytestmark = pytest.mark.usefixtures("bootstrapped")
 MIB = 1024 * 1024

@@ -6,8 +6,8 @@ import pytest
 import requests
 from testcontainers.core.network import Network
 
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import requests
 
 from mlstack.postgres import connected
 from mlstack.settings import Login
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 AWKWARD: list[list[dict[str, Any]]] = [
     [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],

@@ -16,8 +16,8 @@ from mlstack.errors import MlstackError
 from mlstack.host.compose import docker
 from mlstack.postgres import connected
 from mlstack.settings import Login
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 READY = ExecWaitStrategy(["pg_isready", "-h", "127.0.0.1"])
 PASSWORD = "pa$$ 'w0rd\" #\\"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.clone import ROOT
 from tests.integration import processes
-from tests.integration.service import Service
+from tests.support.clone import ROOT
+from tests.support.service import Service
 
 WRITE = "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
 HERE = Path(__file__).parent

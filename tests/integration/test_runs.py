@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.clone import Clone
-from tests.integration.service import Service
+from tests.support.clone import Clone
+from tests.support.service import Service
 
 # Runs that differ in all that can differ, in two experiments.
 FILL = """

@@ -14,8 +14,8 @@ from testcontainers.core.network import Network
 
 from mlstack import postgres as database
 from mlstack.settings import Login, Roles
-from tests.clone import Clone
-from tests.integration.service import Service, wait_until
+from tests.support.clone import Clone
+from tests.support.service import Service, wait_until
 
 Auth = tuple[str, str]
 PATH = "/api/2.0/mlstack/runs/search"

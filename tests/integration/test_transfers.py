@@ -18,9 +18,9 @@ from mlstack.client.transfers import Patience, Transfers, receive, send
 from mlstack.errors import MlstackError
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from tests import exchanged
-from tests.clone import Clone, free_ports
-from tests.integration.service import Service, wait_until
+from tests.support import transfers as exchanged
+from tests.support.clone import Clone, free_ports
+from tests.support.service import Service, wait_until
 
 MEGABYTE = 1024**2
 PATIENT = Patience(retries=12, backoff=0.1, silence=30)
@@ -62,7 +62,7 @@ def other_program(built: Clone) -> Iterator[None]:
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=1).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 

@@ -25,9 +25,9 @@ from mlstack.host.commands import backup as backing_up
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.postgres import connected
-from tests.clone import Clone
-from tests.stack.program import admin, everything, fill, finished, started
 from tests.stack.test_stack import at_a_terminal
+from tests.support.clone import Clone
+from tests.support.work import admin, everything, fill, finished, started
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]

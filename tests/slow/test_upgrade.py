@@ -17,8 +17,8 @@ import requests
 from mlstack.host.backup import postgres, stack
 from mlstack.host.compose import docker
 from mlstack.postgres import connected
-from tests.clone import Clone, free_ports
-from tests.stack.program import admin, everything, finished, started
+from tests.support.clone import Clone, free_ports
+from tests.support.work import admin, everything, finished, started
 
 # Its newest dependencies no longer fit it. Its accounts lived in a file of their own, so it is used without.
 OLD = ("mlflow==2.22.*", "sqlalchemy<2.1", "setuptools<81", "psycopg2-binary", "boto3")

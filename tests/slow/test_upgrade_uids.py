@@ -7,7 +7,7 @@ import pytest
 
 from mlstack.host.compose import docker
 from mlstack.host.volumes import SERVICE_OF, give_to_services
-from tests.clone import Clone
+from tests.support.clone import Clone
 
 BUILT = ("minio", "mlflow", "jupyter")
 KEPT = """

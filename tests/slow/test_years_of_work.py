@@ -11,8 +11,8 @@ import pytest
 
 from mlstack.host.backup import manifest
 from mlstack.host.commands.backup import in_units
-from tests.clone import Clone, make_clone
-from tests.stack.program import admin, everything, fill, finished, started
+from tests.support.clone import Clone, make_clone
+from tests.support.work import admin, everything, fill, finished, started
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 from mlstack import settings
 from mlstack.postgres import connected
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
+from tests.support.clone import Clone
 
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
 

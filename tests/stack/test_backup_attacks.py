@@ -21,8 +21,8 @@ from mlstack.host.backup.manifest import Artifact
 from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import gc
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
 from tests.stack.conftest import rows
+from tests.support.clone import Clone
 
 ROOM = 1200  # characters of SQL that fit into a crafted dump
 MARKER = "/tmp/planted"  # noqa: S108 (in Postgres' container)

@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.clone import ROOT, users_environment
+from tests.support.clone import ROOT, users_environment
 
 
 def test_make_bench_leaves_a_table_and_pictures(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from mlstack.jobs.gc.versions import histories
 from mlstack.postgres import connected
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
-from tests.examined import result_of, with_needs
-from tests.integration.service import wait_until
 from tests.stack.conftest import SECRETS, rows
+from tests.support.clone import Clone
+from tests.support.doctor import result_of, with_needs
+from tests.support.service import wait_until
 
 Break = Callable[[Clone], AbstractContextManager[None]]
 

@@ -9,7 +9,7 @@ import pytest
 from mlstack import settings
 from mlstack.host.commands import start
 from mlstack.host.compose import docker
-from tests.clone import Clone
+from tests.support.clone import Clone
 
 # Not given to any container: their defaults are written again.
 UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "LOG_DIR", "CA_BUNDLE"}

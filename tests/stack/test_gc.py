@@ -18,8 +18,8 @@ from mlstack.host.compose import PROJECT_LABEL, docker
 from mlstack.jobs.gc import versions
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests.clone import Clone, users_environment
 from tests.stack.conftest import rows
+from tests.support.clone import Clone, users_environment
 
 # What a user did: a run in the trash, one that a registered model uses in the trash too, one that goes on.
 LIFE = """

@@ -13,8 +13,8 @@ from mlstack.host.doctor import State, diagnose, tidying
 from mlstack.host.doctor.mlflow import JUPYTER, STEPS
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests.clone import Clone
 from tests.stack.conftest import rows
+from tests.support.clone import Clone
 
 # Names that a host command would give its logs and build transcripts during the next minutes, in every folder that a
 # notebook can name from its log folder: links to a file of the host's user.

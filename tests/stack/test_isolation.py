@@ -12,9 +12,9 @@ import pytest
 import requests
 
 from mlstack.host.compose import docker
-from tests.clone import Clone
-from tests.integration.service import wait_until
 from tests.stack.conftest import SECRETS
+from tests.support.clone import Clone
+from tests.support.service import wait_until
 
 SERVICES = ("postgres", "minio", "mlflow", "jupyter")
 ONE_SHOTS = ("bootstrap", "migration")

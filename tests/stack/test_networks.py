@@ -21,8 +21,8 @@ from mlstack.host import networks
 from mlstack.host.compose import docker
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
-from tests.clone import Clone, free_ports
-from tests.integration.service import wait_until
+from tests.support.clone import Clone, free_ports
+from tests.support.service import wait_until
 
 METADATA = "169.254.169.254"
 

@@ -27,8 +27,8 @@ from mlstack.host.compose import docker
 from mlstack.postgres import connected
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login, Roles
-from tests.clone import Clone
 from tests.stack.conftest import SECRETS
+from tests.support.clone import Clone
 
 SERVICES = ("postgres", "minio", "mlflow", "jupyter")
 ONE_SHOT = "bootstrap"

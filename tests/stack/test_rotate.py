@@ -12,8 +12,8 @@ from minio.error import S3Error
 from mlstack import settings
 from mlstack.postgres import accepts
 from mlstack.s3 import client_for
-from tests.clone import Clone
 from tests.stack.conftest import SECRETS
+from tests.support.clone import Clone
 
 # Written before the rotation, read after it: a run with an artifact, and a secret that MLflow keeps encrypted.
 WRITE = """

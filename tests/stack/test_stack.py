@@ -13,9 +13,9 @@ import pytest
 from mlstack.host.compose import docker
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
-from tests import exchanged
-from tests.clone import Clone, users_environment
 from tests.stack.conftest import SECRETS, rows
+from tests.support import transfers as exchanged
+from tests.support.clone import Clone, users_environment
 
 
 def objects(keys: Keys) -> dict[str, str]:

@@ -14,9 +14,9 @@ from mlstack.errors import MlstackError
 from mlstack.host import status as status_of
 from mlstack.host.compose import docker
 from mlstack.settings import Login
-from tests.clone import Clone
-from tests.integration.service import wait_until
 from tests.stack.conftest import SECRETS, rows
+from tests.support.clone import Clone
+from tests.support.service import wait_until
 
 PATIENCE = 20  # seconds: how long a busy machine takes to answer is not what is tested
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlstack.settings import VARIABLES
-from tests.unit.projects import new_project
+from tests.support.projects import new_project
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from benchmarks import __main__ as bench
 from benchmarks import growth, report
 from benchmarks.figures import DEFAULTS, MLSTACK, RAW, Against, Better, Figure, Goal, Line, number, percentile
 from benchmarks.lines import IN_CLIENTS, OF_MACHINE, QUICK, Size
-from tests.clone import ROOT
+from tests.support.clone import ROOT
 
 RATE = Line("rate", "calls", "calls/s", Better.MORE, (Goal(Against.DEFAULTS, 5), Goal(Against.RAW, 0.9)))
 TIME = Line("time", "a call", "ms", Better.LESS, (Goal(Against.DEFAULTS, 5), Goal(Against.VALUE, 20)))

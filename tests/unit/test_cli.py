@@ -13,7 +13,7 @@ import pytest
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
-from tests.unit.projects import NAME, set_values, with_package
+from tests.support.projects import NAME, set_values, with_package
 
 
 @dataclass
@@ -148,6 +148,7 @@ def test_without_a_command_the_help_lists_them(commands: Commands) -> None:
 # ---- what commands say -------------------------------------------------------------------------
 
 
+@pytest.mark.docker
 def test_env_shows_no_secret(commands: Commands) -> None:
     (commands.project / ".env").unlink()
     commands.environment["COMPOSE_PROJECT_NAME"] = NAME
@@ -167,6 +168,7 @@ def test_env_names_what_it_added(commands: Commands) -> None:
     assert "now by you alone" in err
 
 
+@pytest.mark.docker
 def test_env_does_not_lock_the_user_out_of_a_database(commands: Commands, volume: str) -> None:
     set_values(commands.project, POSTGRES_PASSWORD="")
     before = (commands.project / ".env").read_bytes()
@@ -202,6 +204,7 @@ def test_urls_in_a_file_hold_no_secret(commands: Commands) -> None:
 # ---- reset -------------------------------------------------------------------------------------
 
 
+@pytest.mark.docker
 def test_reset_without_a_terminal_is_refused(commands: Commands, volume: str) -> None:
     commands.environment |= {"COLUMNS": "200", "YES": "1"}
     code, out, err = commands.run("reset")
@@ -212,6 +215,7 @@ def test_reset_without_a_terminal_is_refused(commands: Commands, volume: str) ->
     assert is_there(volume)
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("answer", [b"n\n", b"\n", None], ids=["no", "enter", "Ctrl-C"])
 def test_reset_that_is_not_confirmed_deletes_nothing(commands: Commands, volume: str, answer: bytes | None) -> None:
     terminal, its_end = pty.openpty()
@@ -235,6 +239,7 @@ def test_reset_that_is_not_confirmed_deletes_nothing(commands: Commands, volume:
     assert is_there(volume)
 
 
+@pytest.mark.docker
 def test_reset_on_purpose_deletes_this_stack_alone(commands: Commands, volume: str) -> None:
     other = f"{NAME}-other_postgres"
     docker("volume", "create", "--label", f"com.docker.compose.project={NAME}-other", other)
@@ -248,6 +253,7 @@ def test_reset_on_purpose_deletes_this_stack_alone(commands: Commands, volume: s
             docker("volume", "rm", other)
 
 
+@pytest.mark.docker
 def test_reset_of_nothing_does_not_ask(commands: Commands) -> None:
     code, out, _ = commands.run("reset")
     assert code == 0

@@ -9,7 +9,7 @@ import pytest
 from tests.conformance import fuzz, report, sequences
 from tests.conformance.deliberate import EVERY, quoted
 from tests.conformance.servers import Call, differences, normal
-from tests.unit.projects import ROOT
+from tests.support.projects import ROOT
 
 PAGE = ROOT / "docs/conformance.md"
 

@@ -12,7 +12,7 @@ from dotenv import dotenv_values
 from mlstack import client, settings
 from mlstack.host import folders, preflight
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
-from tests.unit.projects import ROOT, compose_config, set_values
+from tests.support.projects import ROOT, compose_config, set_values
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
@@ -122,6 +122,7 @@ def test_compose_refuses_to_start_without_what_is_required(name: str) -> None:
     assert uses == ({":-"} if VARIABLES[name].optional else {":?"})
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("name", ["POSTGRES_PASSWORD", "JUPYTER_TOKEN", "CA_BUNDLE"])
 def test_compose_itself_names_what_is_missing(project: Path, name: str) -> None:
     set_values(project, **{name: ""})
@@ -130,15 +131,18 @@ def test_compose_itself_names_what_is_missing(project: Path, name: str) -> None:
     assert re.search(rf"required variable {name} is missing a value: run make env", done.stderr)
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", GIVEN)
 def test_a_service_is_given_its_own_values_and_no_other(project: Path, config: dict[str, Any], service: str) -> None:
     assert variables_in(project, config["services"][service]) == GIVEN[service]
 
 
+@pytest.mark.docker
 def test_every_value_is_given_to_somebody(project: Path, config: dict[str, Any]) -> None:
     assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY - CHOICES
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize(
     ("secret", "services"),
     [
@@ -159,6 +163,7 @@ def test_a_generated_secret_is_only_where_it_belongs(project: Path, secret: str,
     assert {name for name, service in found.items() if value in json.dumps(service)} == services
 
 
+@pytest.mark.docker
 def test_no_secret_is_in_an_argument_list_an_image_or_a_build(project: Path, config: dict[str, Any]) -> None:
     secrets = {name for name, variable in VARIABLES.items() if variable.secret}
     for service in config["services"].values():
@@ -166,17 +171,20 @@ def test_no_secret_is_in_an_argument_list_an_image_or_a_build(project: Path, con
         assert variables_in(project, exposed) & secrets == set()
 
 
+@pytest.mark.docker
 def test_jupyter_finds_mlflow_in_the_first_cell(config: dict[str, Any]) -> None:
     environment = config["services"]["jupyter"]["environment"]
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert not [name for name in environment if name.startswith(("AWS_", "MINIO_", "POSTGRES_", "PG", "MLFLOW_S3"))]
 
 
+@pytest.mark.docker
 def test_notebooks_are_as_patient_as_clients_on_this_machine(config: dict[str, Any]) -> None:
     environment = config["services"]["jupyter"]["environment"]
     assert {name: environment.get(name) for name in client.PATIENCE} == client.PATIENCE
 
 
+@pytest.mark.docker
 def test_the_services_are_those_of_the_contract(config: dict[str, Any]) -> None:
     assert config["services"].keys() == GIVEN.keys()
     before_mlflow = {
@@ -211,6 +219,7 @@ def test_the_names_of_the_contract_are_there() -> None:
     assert set(names.split()) <= set(VARIABLES)
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", GIVEN)
 def test_a_container_has_no_fixed_name_and_bounded_logs(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
@@ -218,6 +227,7 @@ def test_a_container_has_no_fixed_name_and_bounded_logs(config: dict[str, Any], 
     assert found["logging"]["options"].keys() == {"max-size", "max-file"}
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", LONG_RUNNING)
 def test_a_long_running_service_has_a_healthcheck_and_comes_back(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
@@ -226,6 +236,7 @@ def test_a_long_running_service_has_a_healthcheck_and_comes_back(config: dict[st
     assert "disable" not in found["healthcheck"]
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", sorted(ONE_SHOTS))
 def test_a_one_shot_ends_and_is_not_started_again(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
@@ -233,6 +244,7 @@ def test_a_one_shot_ends_and_is_not_started_again(config: dict[str, Any], servic
     assert "ports" not in found
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", GIVEN)
 def test_a_container_has_no_right_that_it_does_not_need(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
@@ -242,11 +254,13 @@ def test_a_container_has_no_right_that_it_does_not_need(config: dict[str, Any], 
     assert not [mount for mount in found.get("volumes", []) if "docker.sock" in mount["source"]]
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", GIVEN)
 def test_a_container_does_not_swap_beyond_its_limit(config: dict[str, Any], service: str) -> None:
     assert config["services"][service]["memswap_limit"] == config["services"][service]["mem_limit"]
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("service", LONG_RUNNING)
 def test_a_healthcheck_runs_without_secrets(config: dict[str, Any], service: str) -> None:
     found = config["services"][service]
@@ -256,23 +270,27 @@ def test_a_healthcheck_runs_without_secrets(config: dict[str, Any], service: str
     assert {name for name in found["environment"] if "PASSWORD" in name or "SECRET" in name or "TOKEN" in name} <= set(without)
 
 
+@pytest.mark.docker
 def test_the_first_process_of_a_container_is_one_without_secrets(config: dict[str, Any]) -> None:
     """Docker's own init would keep the whole environment: the images have one that is started after the secrets are taken."""
     assert not [name for name, service in config["services"].items() if service.get("init")]
 
 
+@pytest.mark.docker
 def test_the_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
     services = compose_config(project)["services"]
     assert all(service["pids_limit"] for service in services.values())
     assert sum(int(services[name]["mem_limit"]) for name in LONG_RUNNING) <= 7 * 1024**3
 
 
+@pytest.mark.docker
 def test_every_port_is_published_on_this_machine_alone(config: dict[str, Any]) -> None:
     published = [port for service in config["services"].values() for port in service.get("ports", [])]
     assert len(published) == len(preflight.PORTS)
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
 
 
+@pytest.mark.docker
 def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str, Any]) -> None:
     mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
     volumes = {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"}
@@ -289,6 +307,7 @@ def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str
     assert set(config["services"]["jupyter"]["tmpfs"]) == covers
 
 
+@pytest.mark.docker
 def test_each_container_has_a_log_folder_that_no_other_has_and_the_host_does_not_write_in(
     project: Path, config: dict[str, Any]
 ) -> None:
@@ -302,6 +321,7 @@ def test_each_container_has_a_log_folder_that_no_other_has_and_the_host_does_not
     assert found == {name: str(log_dir / name) for name in folders.LOGGING}
 
 
+@pytest.mark.docker
 def test_notebooks_have_no_way_to_the_database_and_meet_the_storage_alone(config: dict[str, Any]) -> None:
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
     assert networks["jupyter"] & networks["postgres"] == set()
@@ -310,6 +330,7 @@ def test_notebooks_have_no_way_to_the_database_and_meet_the_storage_alone(config
     assert networks["jupyter"] & networks["mlflow"] != set()
 
 
+@pytest.mark.docker
 def test_two_stacks_share_no_name(project: Path) -> None:
     names = []
     for stack in ("first", "second"):

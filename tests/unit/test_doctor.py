@@ -21,9 +21,9 @@ from mlstack.host.doctor import stack as stack_checks
 from mlstack.host.doctor.check import Check, Doubt, check, run
 from mlstack.host.doctor.stack import SERVICES
 from mlstack.host.render import doctor
-from tests.clone import free_ports
-from tests.examined import result_of
-from tests.unit.projects import NAME, ROOT, python, set_values, without
+from tests.support.clone import free_ports
+from tests.support.doctor import result_of
+from tests.support.projects import NAME, ROOT, python, set_values, without
 
 DOCTOR = ROOT / "src/mlstack/host/doctor"
 ENVIRONMENT = [each for each in CHECKS if each.reach in (machine.REACH, environment.REACH)]
@@ -45,6 +45,7 @@ def assert_failed(result: Result, cause: str, fix: str) -> None:
     assert result.why
 
 
+@pytest.mark.docker
 def test_nothing_is_wrong_with_a_project_that_could_start(ready: Path) -> None:
     assert [result for result in run(Subject(ready), ENVIRONMENT) if result.state is not State.OK] == []
 
@@ -128,21 +129,25 @@ def test_an_engine_that_is_away_is_one_cause_and_the_rest_is_still_checked(ready
     assert unasked == {results[machine.engine.name].cause}
 
 
+@pytest.mark.docker
 def test_too_little_memory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
     assert_failed(result_of(Subject(ready), machine.memory), "expected at least 1000000 GiB, found", "give Docker more")
 
 
+@pytest.mark.docker
 def test_a_disk_that_is_nearly_full(ready: Path) -> None:
     result = result_of(Subject(ready, Limits(disk_gib=10**6)), machine.disk)
     assert_failed(result, r"too little free disk at /.*: expected at least 1000000 GiB, found \d", "free some room")
 
 
+@pytest.mark.docker
 def test_a_disk_without_room_for_files(ready: Path) -> None:
     result = result_of(Subject(ready, Limits(free_inodes=10**15)), machine.inodes)
     assert_failed(result, r"too few free inodes at /.*: expected at least 10{15}, found \d", "df -i")
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("hours", [1, -1])
 def test_a_clock_that_is_off(ready: Path, hours: int) -> None:
     result = result_of(Subject(ready, now=lambda: time.time() + hours * 3600), machine.clock)
@@ -223,6 +228,7 @@ def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> No
     assert result_of(Subject(ready), environment.folders).ok
 
 
+@pytest.mark.docker
 def test_a_compose_file_that_compose_cannot_read(ready: Path) -> None:
     with (ready / "docker-compose.yml").open("a") as file:
         file.write("nonsense: true\n")
@@ -237,6 +243,7 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.docker
 def test_a_port_that_another_program_has(ready: Path, taken: int) -> None:
     set_values(ready, MLFLOW_PORT=str(taken))
     result = result_of(Subject(ready), environment.ports)
@@ -274,18 +281,21 @@ def until(subject: Subject, check: Check, cause: str, seconds: float = 20) -> Re
         time.sleep(0.2)
 
 
+@pytest.mark.docker
 def test_a_service_that_is_ill_says_what_its_healthcheck_said(ready: Path, container: object) -> None:
     container("mlflow", "--health-cmd", "echo no database; false", "--health-interval", "1s", "--health-retries", "1")  # type: ignore[operator]
     result = until(Subject(ready), SERVICES["mlflow"], "unhealthy")
     assert_failed(result, "mlflow is unhealthy: no database", "make logs SERVICE=mlflow")
 
 
+@pytest.mark.docker
 def test_a_service_that_keeps_dying(ready: Path, container: object) -> None:
     container("mlflow", "--restart", "always", command="sleep 0.5")  # type: ignore[operator]
     result = until(Subject(ready), SERVICES["mlflow"], "come back")
     assert re.search(r"mlflow has died and come back \d+ times", result.cause)
 
 
+@pytest.mark.docker
 def test_a_service_that_was_killed_for_its_memory(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     eat = "tail -c 200M /dev/zero | sort >/dev/null"
@@ -294,11 +304,13 @@ def test_a_service_that_was_killed_for_its_memory(ready: Path, container: object
     assert_failed(result, r"mlflow was killed for want of memory \(exit code 137\)", "make up")
 
 
+@pytest.mark.docker
 def test_a_service_without_a_container(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     assert_failed(until(Subject(ready), SERVICES["minio"], "no container"), "minio has no container", "make up")
 
 
+@pytest.mark.docker
 def test_a_one_shot_that_failed(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     container("bootstrap", command="exit 3")  # type: ignore[operator]
@@ -306,6 +318,7 @@ def test_a_one_shot_that_failed(ready: Path, container: object) -> None:
     assert_failed(result, "bootstrap failed at the last start", "make logs SERVICE=bootstrap")
 
 
+@pytest.mark.docker
 def test_a_port_that_is_open_to_the_network(ready: Path, container: object) -> None:
     (port,) = free_ports(1)
     container("postgres", "--publish", f"0.0.0.0:{port}:5432")  # type: ignore[operator]
@@ -313,6 +326,7 @@ def test_a_port_that_is_open_to_the_network(ready: Path, container: object) -> N
     assert_failed(result, rf"a port is open to the network: 0\.0\.0\.0:{port}", "publish it on 127.0.0.1")
 
 
+@pytest.mark.docker
 def test_what_was_started_from_one_of_our_images_by_hand_is_not_the_stacks(ready: Path) -> None:
     labels = ["--label", f"{compose.PROJECT_LABEL}={NAME}", "--label", f"{compose.SERVICE_LABEL}=mlflow"]
     made = docker("run", "--detach", *labels, "debian:trixie-slim", "sleep", "60").strip()

@@ -14,7 +14,7 @@ from mlstack.errors import MlstackError
 from mlstack.host import env_file
 from mlstack.host.env_file import Changes
 from mlstack.settings import VARIABLES
-from tests.unit.projects import ROOT, as_compose_reads, python, set_values, without
+from tests.support.projects import ROOT, as_compose_reads, python, set_values, without
 
 SECRETS = [name for name, variable in VARIABLES.items() if variable.secret]
 KEY = "JUPYTER_TOKEN"
@@ -354,6 +354,7 @@ ACCEPTED = [
 ]
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize(("line", "value"), ACCEPTED)
 def test_what_is_accepted_is_read_alike_by_python_and_by_compose(project: Path, line: str, value: str) -> None:
     key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
@@ -371,6 +372,7 @@ LINES = [
 ]
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> None:
     accepted = {}
@@ -384,6 +386,7 @@ def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> No
     assert {line: of_python[name] for name, line in accepted.items() if of_python[name] != of_compose[name]} == {}
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_a_whole_file_from_another_editor_is_read_alike(project: Path, mark: str, end: str) -> None:

@@ -23,7 +23,7 @@ from mlstack.host.backup import manifest
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.lock import held
 from mlstack.logger import create, get_logger
-from tests.unit.projects import ROOT, set_values
+from tests.support.projects import ROOT, set_values
 from tests.unit.test_backup import folder as folder_of_a_backup
 
 folder = folder_of_a_backup  # a complete backup
@@ -262,8 +262,21 @@ def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, planted: str) -> None
 RECORDER = """#!/bin/sh
 for argument in "$(basename "$0")" "$@" ${PYTEST_ADDOPTS:+"$PYTEST_ADDOPTS"}; do printf "<%s>" "$argument"; done
 """
-VARIABLES = ("BACKUP", "KEEP", "LINES", "NAME", "OLDER_THAN", "REPETITIONS", "RESULTS", "SERVICE", "TESTS")
-COMMANDS = ("backup", "bench", "gc", "logs", "restore", "test", "test-faults", "test-slow", "user", "user-remove", "verify")
+VARIABLES = ("BACKUP", "KEEP", "LINES", "NAME", "OLDER_THAN", "REPETITIONS", "RESULTS", "SEED", "SERVICE", "TESTS")
+COMMANDS = (
+    "backup",
+    "bench",
+    "gc",
+    "logs",
+    "restore",
+    "test",
+    "test-conformance",
+    "test-faults",
+    "test-slow",
+    "user",
+    "user-remove",
+    "verify",
+)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.lock import held
-from tests.unit.projects import python
+from tests.support.projects import python
 
 HOLDER = """
 import sys

@@ -13,7 +13,7 @@ import pytest
 from mlstack import settings
 from mlstack.logger import get_logger
 from mlstack.settings import SettingsError
-from tests.unit.projects import python
+from tests.support.projects import python
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
 SECRET = "correct-horse-battery"

@@ -9,8 +9,8 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import preflight
-from tests.clone import free_ports
-from tests.unit.projects import set_values
+from tests.support.clone import free_ports
+from tests.support.projects import set_values
 
 
 @pytest.fixture
@@ -34,10 +34,12 @@ def checked(project: Path, *, will_build: bool = False) -> list[MlstackError]:
     return preflight.check(project, will_build=will_build)
 
 
+@pytest.mark.docker
 def test_a_project_that_could_start_has_no_problem(ready: Path) -> None:
     assert checked(ready) == []
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("name", preflight.PORTS)
 def test_a_taken_port_is_named_with_its_process_and_its_variable(ready: Path, taken: int, name: str) -> None:
     set_values(ready, **{name: str(taken)})
@@ -47,6 +49,7 @@ def test_a_taken_port_is_named_with_its_process_and_its_variable(ready: Path, ta
     assert f"set {name} in .env" in problem.fix
 
 
+@pytest.mark.docker
 def test_a_port_that_was_just_left_is_free(ready: Path) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,6 +62,7 @@ def test_a_port_that_was_just_left_is_free(ready: Path) -> None:
     assert checked(ready) == []
 
 
+@pytest.mark.docker
 def test_a_port_given_twice_is_named_with_both_variables(ready: Path) -> None:
     (port,) = free_ports(1)
     set_values(ready, MINIO_PORT=str(port), JUPYTER_PORT=str(port))
@@ -66,6 +70,7 @@ def test_a_port_given_twice_is_named_with_both_variables(ready: Path) -> None:
     assert (problem.wrong, problem.why) == (f"port {port} is used by MINIO_PORT too.", "JUPYTER_PORT needs it.")
 
 
+@pytest.mark.docker
 def test_all_problems_are_found_at_once(ready: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     set_values(ready, MLFLOW_PORT=str(taken), JUPYTER_PORT=str(taken))
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
@@ -95,12 +100,14 @@ def test_docker_lists_neighbours_as_a_range(listing: str, ports: set[int]) -> No
     assert preflight._ports_in(listing) == ports
 
 
+@pytest.mark.docker
 def test_too_little_memory_is_said_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
     (problem,) = checked(ready)
     assert re.fullmatch(r"too little memory for Docker: expected at least 1000000 GiB, found [1-9]\d*\.\d\.", problem.wrong)
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize(("will_build", "limit"), [(True, "MIN_DISK_GIB_TO_BUILD"), (False, "MIN_DISK_GIB")])
 def test_too_little_disk_is_said_with_both_numbers(
     ready: Path, monkeypatch: pytest.MonkeyPatch, will_build: bool, limit: str

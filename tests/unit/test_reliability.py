@@ -8,7 +8,7 @@ import pytest
 from mlstack.client import PATIENCE
 from tests.faults import faults, report
 from tests.faults.experiment import Row
-from tests.unit.projects import ROOT, compose_config
+from tests.support.projects import ROOT, compose_config
 
 PAGE = ROOT / "docs/reliability.md"
 ROW = Row(faults.KERNEL.name, "a | b", 210, 5000, 10, 6, 0, 0, 3.5, "none")
@@ -29,6 +29,7 @@ def test_the_table_shows_no_loss_and_what_each_fault_met() -> None:
         assert float(cells["recovery, s"]) > 0, row
 
 
+@pytest.mark.docker
 def test_a_client_on_this_machine_is_as_patient_as_a_notebook(project: Path) -> None:
     environment = compose_config(project)["services"]["jupyter"]["environment"]
     assert {name: environment.get(name) for name in PATIENCE} == PATIENCE

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.unit.projects import ROOT
+from tests.support.projects import ROOT
 
 ENGINE = (ROOT / "scripts/engine.sh").read_text()
 # What engine.sh itself calls, besides docker.
@@ -65,6 +65,7 @@ def assert_refused(answer: tuple[int, str, str], wrong: str, fix: str) -> None:
 # ---- engine.sh check ---------------------------------------------------------------------------
 
 
+@pytest.mark.docker
 def test_an_engine_that_is_ready_needs_no_word() -> None:
     assert check() == (0, "", "")
 
@@ -84,6 +85,7 @@ def test_an_engine_elsewhere_that_does_not_answer(path_of_tools: Path) -> None:
     assert_refused(answer, "its engine does not answer at DOCKER_HOST=tcp://127.0.0.1:1", "start Docker")
 
 
+@pytest.mark.docker
 def test_an_engine_that_this_user_may_not_use(open_folder: Path) -> None:
     closed = open_folder / "docker.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -95,6 +97,7 @@ def test_an_engine_that_this_user_may_not_use(open_folder: Path) -> None:
     assert_refused(answer, f"no permission to use Docker's socket (user {user})", f"sudo usermod -aG docker {user}")
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize(
     ("variable", "wrong"),
     [
@@ -108,6 +111,7 @@ def test_a_version_that_is_too_old_is_said_with_both_numbers(variable: str, wron
     assert re.search(wrong, answer[2])
 
 
+@pytest.mark.docker
 def test_compose_that_is_missing(path_of_tools: Path) -> None:
     docker = path_of_tools / "docker"
     docker.write_text(f'#!/bin/sh\n[ "$1" != compose ] || exit 1\nexec {shutil.which("docker")} "$@"\n')
@@ -247,6 +251,7 @@ def test_a_file_by_the_name_of_a_target_is_in_nobodys_way(target: str, tmp_path:
 # ---- base-image.sh -----------------------------------------------------------------------------
 
 
+@pytest.mark.docker
 def test_a_base_image_that_cannot_be_pulled_or_made(open_folder: Path) -> None:
     """An ordinary user, who may use Docker but not make an image from Debian's archive."""
     socket_group = Path("/var/run/docker.sock").stat().st_gid

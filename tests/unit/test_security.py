@@ -3,7 +3,7 @@
 import ast
 import re
 
-from tests.unit.projects import ROOT
+from tests.support.projects import ROOT
 
 MARK = "pytest.mark.refusal"
 

@@ -8,7 +8,7 @@ import pytest
 
 from mlstack import settings
 from mlstack.settings import PROJECT, VARIABLES, Account, Keys, Login, SettingsError
-from tests.unit.projects import as_compose_reads, compose_config, python, set_values, with_package
+from tests.support.projects import as_compose_reads, compose_config, python, set_values, with_package
 
 BUCKET = (
     ["mlflow", "my-bucket.2", "123", "1.2.3.x"],
@@ -193,6 +193,7 @@ def test_keys_come_from_their_own_variables(project: Path, keys: Callable[[Mappi
     assert keys(values) == Keys(mine[0], mine[1], "mlflow")
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize(
     "changes",
     [
@@ -251,6 +252,7 @@ def test_a_relative_log_dir_is_relative_to_the_project(tmp_path: Path, monkeypat
     assert settings.log_dir(tmp_path) == tmp_path
 
 
+@pytest.mark.docker
 @pytest.mark.parametrize("folder", ["logs", "./logs", "deep/logs", "/var/log/mlstack", "~/logs", "my logs"])
 def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setattr(settings, "PROJECT", project)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import mlflow  # noqa: F401 # first: MLflow loads modules of this package while it is being loaded itself
+
 from mlstack import settings
 
 # As in the stack's own notebooks: a call outlives any restart.

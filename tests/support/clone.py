@@ -1,9 +1,11 @@
 """A clean clone of this project with a stack of its own: another name, free ports, fresh secrets."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ from mlstack.host.compose import compose, docker
 from mlstack.host.preflight import free_ports
 
 NAME = "mlstack-test"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,16 @@ def make_clone(folder: Path) -> Clone:
 
 
 def remove_leftovers() -> None:
-    """What a killed test run left behind: containers, networks and volumes named after a process that is gone."""
+    """What a killed test run left behind: containers, networks and volumes named after a process that is gone.
+
+    Workers of one run take turns: two would remove the same container.
+    """
+    with Path(tempfile.gettempdir(), f"{NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_leftovers()
+
+
+def _remove_leftovers() -> None:
     for kind, listing in (
         ("container", ("ps", "--all", "--format", "{{.Names}}")),
         ("network", ("network", "ls", "--format", "{{.Name}}")),

@@ -1,13 +1,13 @@
-"""Runs tests/exchange.py as a user's own program would run."""
+"""Runs tests/support/transfer_program.py as a user's own program would run."""
 
 import json
 import subprocess
 import sys
 from typing import Any
 
-from tests.clone import ROOT, Clone, users_environment
+from tests.support.clone import ROOT, Clone, users_environment
 
-PROGRAM = (ROOT / "tests/exchange.py").read_text()
+PROGRAM = (ROOT / "tests/support/transfer_program.py").read_text()
 
 
 def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 from testcontainers.core.wait_strategies import HealthcheckWaitStrategy
 
-from tests.clone import NAME, Clone, free_ports
+from tests.support.clone import NAME, Clone, free_ports
 
 SECOND = 1_000_000_000  # Docker counts in nanoseconds
 

@@ -1,4 +1,4 @@
-"""Runs tests/work.py against a stack's MLflow, as a person's own program would."""
+"""Runs tests/support/work_program.py against a stack's MLflow, as a person's own program would."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.clone import ROOT, Clone, users_environment
+from tests.support.clone import ROOT, Clone, users_environment
 
 Account = tuple[str, str]
 
@@ -14,7 +14,7 @@ Account = tuple[str, str]
 def started(uri: str, account: Account, *arguments: str, python: str | Path = sys.executable) -> subprocess.Popen[str]:
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     client = dict(zip(names, (uri, *account), strict=True))
-    command = [str(python), str(ROOT / "tests/work.py"), *arguments]
+    command = [str(python), str(ROOT / "tests/support/work_program.py"), *arguments]
     return subprocess.Popen(
         command, env=users_environment() | client, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
     )  # fmt: skip
