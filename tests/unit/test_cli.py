@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -197,8 +198,18 @@ def test_urls_in_a_file_hold_no_secret(commands: Commands) -> None:
     set_values(commands.project, JUPYTER_PORT="18888")
     code, out, _ = commands.run("urls")
     assert code == 0
-    assert "http://127.0.0.1:18888/lab " in out
+    assert "http://127.0.0.1:18888/lab\n" in out
     assert of_project(commands.project)["JUPYTER_TOKEN"] not in out
+
+
+def test_urls_in_a_terminal_of_80_columns_break_no_address(commands: Commands) -> None:
+    set_values(commands.project, JUPYTER_PORT="18888")
+    commands.environment |= {"FORCE_COLOR": "1", "COLUMNS": "80"}
+    code, out, _ = commands.run("urls")
+    assert code == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
+    assert f"  http://jupyter.localhost:18888/lab?token={of_project(commands.project)['JUPYTER_TOKEN']}" in lines
+    assert max(map(len, lines)) <= 80
 
 
 # ---- reset -------------------------------------------------------------------------------------

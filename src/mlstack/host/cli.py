@@ -425,8 +425,10 @@ def _show_urls() -> None:
         ("MinIO", url("minio", "MINIO_CONSOLE_PORT"), "MINIO_CONSOLE_USER and _PASSWORD, for reading"),
         ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "READER_DB_USER and _PASSWORD, for reading"),
     )
+    # An address has a line of its own: the link with its token just fits into 80 columns.
     for place, address, login in places:
-        out.print(f"  [bold]{place:<11}[/] {address:<28} [dim]{login}[/]", soft_wrap=True)
+        out.print(f"[bold]{place}[/]  [dim]{login}[/]", soft_wrap=True)
+        out.print(f"  {address}", soft_wrap=True)
     out.print("The credentials are in .env, under these names.")
     if out.is_terminal:
         out.print("[dim]A browser that does not know *.localhost (older Safari) opens the same pages at 127.0.0.1.[/]")
