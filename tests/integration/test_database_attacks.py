@@ -15,7 +15,7 @@ from mlstack.postgres import connected, turn
 from mlstack.settings import Keys, Login, Roles
 
 pytestmark = pytest.mark.usefixtures("migrated")
-Bootstrap = tuple[Login, Roles, Keys, Keys]
+Bootstrap = tuple[Login, Roles, Keys, Keys, Keys]
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def inside(owner: Login, roles: Roles) -> Login:
 
 
 @pytest.fixture
-def bootstrap(inside: Login, roles: Roles, owner_keys: Keys, user_keys: Keys) -> Iterator[Bootstrap]:
+def bootstrap(inside: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> Iterator[Bootstrap]:
     """What `services` takes; afterwards everything is as wanted again."""
-    arguments = (inside, roles, owner_keys, user_keys)
+    arguments = (inside, roles, owner_keys, user_keys, console_keys)
     yield arguments
     services(*arguments)
 

@@ -95,3 +95,18 @@ def test_lost_env_is_written_again_with_what_the_containers_were_given(created: 
     assert {name: again.get(name) for name in before if name not in UNKNOWN_TO_CONTAINERS} == {
         name: value for name, value in before.items() if name not in UNKNOWN_TO_CONTAINERS
     }
+
+
+def test_lost_env_without_containers_is_not_replaced_by_one_that_cannot_work(created: Clone) -> None:
+    created.compose("down")
+    path = created.folder / ".env"
+    kept = path.rename(path.with_name("kept"))
+    try:
+        done = created.make("up", COMPOSE_PROJECT_NAME=created.name)
+        is_written = path.exists()
+    finally:
+        kept.replace(path)
+    assert done.returncode != 0
+    assert "POSTGRES_PASSWORD is missing from .env" in done.stderr
+    assert "put the old .env back" in done.stderr
+    assert not is_written
