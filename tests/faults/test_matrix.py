@@ -15,9 +15,9 @@ from tests.support.clone import Clone
 # service that wrote it.
 SMALL = """
 services:
-  postgres: { mem_limit: 2g }
-  minio: { mem_limit: 7g }
-  mlflow: { mem_limit: 3g }
+  postgres: { mem_limit: 2g, memswap_limit: 2g }
+  minio: { mem_limit: 7g, memswap_limit: 7g }
+  mlflow: { mem_limit: 3g, memswap_limit: 3g }
 volumes:
   postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=1536m,uid=999,gid=999,mode=1777" } }
   minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=5g,uid=60710,gid=60710" } }
