@@ -44,10 +44,11 @@ class Service(DockerContainer):
             # A port of our choice stays the same when the container is restarted; one of Docker's would not.
             self.ports[str(port)] = ("127.0.0.1", free_ports(1)[0])  # type: ignore[assignment] # docker's own type
         if check := config.get("healthcheck"):
+            # A busy machine may take minutes for a start; only what was healthy once counts as unhealthy.
             self._kwargs["healthcheck"] = Healthcheck(
-                test=check["test"], interval=SECOND, timeout=5 * SECOND, retries=3, start_period=60 * SECOND
+                test=check["test"], interval=SECOND, timeout=5 * SECOND, retries=3, start_period=300 * SECOND
             )
-            self.waiting_for(HealthcheckWaitStrategy().with_startup_timeout(120))
+            self.waiting_for(HealthcheckWaitStrategy().with_startup_timeout(300))
 
     @property
     def wrapped(self) -> Container:
@@ -66,7 +67,7 @@ class Service(DockerContainer):
     def restart(self) -> Self:
         """Stopped and started as by Docker, and healthy again."""
         self.wrapped.restart()
-        wait_until(lambda: self.health == "healthy", 60)
+        wait_until(lambda: self.health == "healthy", 180)
         return self
 
     def run(self, *command: str, user: str = "") -> str:
