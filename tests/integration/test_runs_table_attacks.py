@@ -138,7 +138,10 @@ def test_runs_table_gives_few_connections_to_an_account_that_reads_no_answer(
 def impatient(built: Clone, network: Network, migrated: None) -> Iterator[Service]:
     """The shipped server, with a deadline that a test can wait for."""
     _, *options = built.config["services"]["mlflow"]["command"]
-    program = "from mlstack.server import launcher, runs_table; runs_table.DEADLINE = 5; launcher.main()"
+    program = (
+        "from mlstack import settings; settings.publish_secrets();"
+        " from mlstack.server import launcher, runs_table; runs_table.DEADLINE = 5; launcher.main()"
+    )
     service = Service(built, "mlflow", network, 5000)
     service.with_command(["python3", "-c", program, "--app-name=mlstack", *options])
     with service:

@@ -16,6 +16,8 @@ _CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also 
 # Compose's labels on what it makes: the stack's name, and the folder that it was started from.
 PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
 SERVICE_LABEL = "com.docker.compose.service"
+# Images that compose builds hand the other labels on to whatever is started from them by hand; this one only compose writes.
+HASH_LABEL = "com.docker.compose.config-hash"
 
 
 @dataclass(frozen=True)

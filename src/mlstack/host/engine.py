@@ -15,11 +15,11 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.compose import FOLDER_LABEL, PROJECT_LABEL, SERVICE_LABEL
+from mlstack.host.compose import FOLDER_LABEL, HASH_LABEL, PROJECT_LABEL, SERVICE_LABEL
 
 # Compose's labels on a container. The images that compose builds carry the first two as well, and hand them on to
 # whatever is started from them by hand: only compose itself writes a configuration's hash.
-HASH_LABEL, ONE_OFF_LABEL = "com.docker.compose.config-hash", "com.docker.compose.oneoff"
+ONE_OFF_LABEL = "com.docker.compose.oneoff"
 VERSION_LABEL = "org.opencontainers.image.version"
 
 

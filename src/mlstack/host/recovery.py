@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlstack.host.compose import FOLDER_LABEL, PROJECT_LABEL, SERVICE_LABEL, docker
+from mlstack.host.compose import FOLDER_LABEL, HASH_LABEL, PROJECT_LABEL, SERVICE_LABEL, docker
 from mlstack.host.ownership import name_of
 from mlstack.settings import VARIABLES
 
@@ -24,7 +24,8 @@ MIB = 1024 * 1024
 def from_containers(project: Path) -> dict[str, str]:
     """What the containers that this folder started, running or not, were given; empty where there are none."""
     name = name_of(project)
-    ids = docker("ps", "--all", "--quiet", "--filter", f"label={PROJECT_LABEL}={name}").split()
+    filters = ("--filter", f"label={PROJECT_LABEL}={name}", "--filter", f"label={HASH_LABEL}")
+    ids = docker("ps", "--all", "--quiet", *filters).split()
     if not ids:
         return {}
     containers = [container for container in json.loads(docker("inspect", *ids)) if _is_of(container, project)]
