@@ -260,7 +260,8 @@ def container(ready: Path) -> Iterator[object]:
 
     def start(service: str, *options: str, command: str = "sleep 60") -> engine.Container:
         labels = {
-            compose.PROJECT_LABEL: NAME, compose.SERVICE_LABEL: service, compose.HASH_LABEL: "x", compose.FOLDER_LABEL: str(ready),
+            compose.PROJECT_LABEL: NAME, compose.SERVICE_LABEL: service,
+            compose.HASH_LABEL: "x", compose.FOLDER_LABEL: str(ready),
         }  # fmt: skip
         flags = [flag for label, value in labels.items() for flag in ("--label", f"{label}={value}")]
         made.append(docker("run", "--detach", *flags, *options, "debian:trixie-slim", "sh", "-c", command).strip())
