@@ -12,7 +12,7 @@ from mlstack.host.compose import docker
 from tests.support.clone import Clone
 
 # Not given to any container: their defaults are written again.
-UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "LOG_DIR", "CA_BUNDLE"}
+UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "BACKUP_KEY", "LOG_DIR", "CA_BUNDLE"}
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,11 @@ def _settings(name: str, container: Mapping[str, Any]) -> Iterator[tuple[str, st
             yield variable, bindings[0]["HostPort"]
     if (image := f"{service.upper()}_IMAGE") in VARIABLES and config["Image"] != f"{name}-{service}":
         yield image, config["Image"]
+    networks = container["NetworkSettings"]["Networks"]
+    if address := networks.get(f"{name}_ports", {}).get("IPAddress"):  # of a running container alone
+        yield "CLOSED_NETWORK", address.rpartition(".")[0]
     for switch in ("on", "off"):
-        if f"{name}_outbound-{switch}" in container["NetworkSettings"]["Networks"]:
+        if f"{name}_outbound-{switch}" in networks:
             yield f"{service.upper()}_OUTBOUND", switch
     if service == "jupyter":
         mib = host["Memory"] // MIB

@@ -38,7 +38,7 @@ def prepare_env(project: Path) -> None:
     if changes.created and known:
         log.warning(
             ".env was missing: wrote it with what the containers of %s were given; keys that no container knows have their"
-            " defaults (check BACKUP_DIR and LOG_DIR)",
+            " defaults (check BACKUP_DIR and LOG_DIR; BACKUP_KEY is new, so make restore asks about earlier backups)",
             known["COMPOSE_PROJECT_NAME"],
         )
     elif changes.created:
