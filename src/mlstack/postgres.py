@@ -110,7 +110,7 @@ def _connect(login: Login, deadline: float) -> Connection:
 
 def _refusal(login: Login) -> MlstackError:
     return MlstackError(
-        f"Postgres refuses the password of {login.user}: .env was changed or made anew, and the volume keeps the old one.",
+        f"Postgres refuses the password of {login.user}: .env was changed or regenerated, and the volume keeps the old one.",
         "Nothing was changed or lost.",
         "make up, which sets every password but the owner's; for the owner's,"
         " put the old POSTGRES_USER and POSTGRES_PASSWORD back into .env; or give the database the new password with"

@@ -122,7 +122,7 @@ def user_remove(name: Person, yes: Yes = False) -> None:
     if not yes:
         _confirm(
             f"Remove the account {name} and its permissions? What it logged stays.",
-            "The account cannot be had back.",
+            "The account cannot be restored.",
             f"make user-remove NAME={name} YES=1",
         )
     accounts.remove(PROJECT, name)
@@ -131,7 +131,7 @@ def user_remove(name: Person, yes: Yes = False) -> None:
 
 @app.command(name="rotate")
 def rotate_secrets(yes: Yes = False) -> None:
-    """Make every secret anew, in the services and in .env. All data stays."""
+    """Regenerate every secret, in the services and in .env. All data stays."""
     from mlstack.host.commands import rotate
 
     with _alone("make rotate"):

@@ -68,7 +68,7 @@ def ensure(
     present = settings.file_text(path)
     bindings = _bindings(present or "")
     if broken := [_broken_line(binding) for binding in bindings if _is_broken(binding)]:
-        raise MlstackError(f"{'; '.join(broken)}.", "Nothing was changed: a value could be lost.", "mend it in .env")
+        raise MlstackError(f"{'; '.join(broken)}.", "Nothing was changed: a value could be lost.", "fix it in .env")
     # A key that is there without a value counts as missing, unless the example leaves it empty too.
     there = {binding.key for binding in bindings}
     filled = {binding.key for binding in bindings if binding.value}

@@ -209,7 +209,7 @@ def _known(backups: Path, work: Path, key: str) -> dict[Identity, tuple[Artifact
         try:
             known |= {bucket.identity(artifact): (artifact, previous) for artifact in manifest.read(previous).artifacts}
         except MlstackError as error:
-            log.warning("%s Everything is copied anew.", error.wrong)
+            log.warning("%s Everything is copied again.", error.wrong)
     journal = work / JOURNAL
     if journal.exists():
         known |= {bucket.identity(artifact): (artifact, work) for artifact in manifest.artifacts_in(_whole_lines(journal))}

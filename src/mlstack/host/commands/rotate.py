@@ -1,4 +1,4 @@
-"""`make rotate`: every secret made anew, on a running stack, with all data still readable.
+"""`make rotate`: every secret regenerated, on a running stack, with all data still readable.
 
 The new values are written to `.env.next` first. Then the services learn them, step by step, and last `.env.next` becomes
 `.env`. Each step may be repeated, so that a rotation that was interrupted goes on with the values it began with.

@@ -109,7 +109,7 @@ def build(project: Path) -> None:
 
 
 def _lost(project: Path, name: str) -> str | None:
-    """Why a fresh secret would not fit. Every secret but these two is set anew by the bootstrap."""
+    """Why a fresh secret would not fit. Every secret but these two is set again by the bootstrap."""
     if name not in ("POSTGRES_PASSWORD", "MLFLOW_CRYPTO_KEK_PASSPHRASE"):
         return None
     project_name = settings.of_project(project).get("COMPOSE_PROJECT_NAME", "mlstack")
@@ -177,8 +177,8 @@ def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
         raise MlstackError(
             "GOSUMDB is off in your shell or in Go's settings.",
             "MinIO would be compiled from modules that nobody has checked: whoever serves them could change them.",
-            "go env -u GOSUMDB (or unset GOSUMDB); behind a proxy without sum.golang.org set GOPROXY to one that serves"
-            " /sumdb/sum.golang.org, or GOSUMDB='sum.golang.org https://…' to a mirror of it",
+            "go env -u GOSUMDB (or unset GOSUMDB); behind a proxy that does not pass Go's checksum database on, set GOPROXY to"
+            " one that does, or GOSUMDB to a mirror of the database",
         )
 
 

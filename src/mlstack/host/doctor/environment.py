@@ -31,7 +31,7 @@ def keys(subject: Subject) -> None:
             "make env adds them",
         )
     if unknown := env_file.unknown_keys(subject.project):
-        raise Doubt(f".env has keys that nothing reads: {', '.join(unknown)}.", "They change nothing.", "mend or remove them")
+        raise Doubt(f".env has keys that nothing reads: {', '.join(unknown)}.", "They change nothing.", "correct or remove them")
 
 
 @check(REACH, "the shell does not override .env", env)
@@ -94,7 +94,7 @@ def compose(subject: Subject) -> str:
         raise MlstackError(
             f"compose cannot read the project: {error.wrong}",
             "Nothing can be started or stopped.",
-            "mend docker-compose.yml (git diff), and any docker-compose.override.yml",
+            "fix docker-compose.yml (git diff), and any docker-compose.override.yml",
         ) from error
 
 

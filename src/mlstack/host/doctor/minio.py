@@ -44,7 +44,7 @@ def round_trip(subject: Subject) -> str:
     return "wrote, read and deleted"
 
 
-@check(REACH, "deleted objects can be had back", round_trip)
+@check(REACH, "deleted objects can be restored", round_trip)
 def versions(subject: Subject) -> str:
     name = f"{DOCTOR}{uuid.uuid4().hex}"
     with _client(subject) as (client, bucket):

@@ -71,7 +71,7 @@ def one_shots(subject: Subject) -> None:
 
 @check(REACH, "started with the settings of today", environment.compose, running)
 def configuration(subject: Subject) -> None:
-    """Compose marks each container with a hash of its configuration, and makes a container anew where it differs."""
+    """Compose marks each container with a hash of its configuration, and recreates a container where it differs."""
     wanted = dict(line.split() for line in subject.compose("config", "--hash", "*").splitlines())
     stale = [c.service for c in subject.containers.values() if c.service in SERVICES and wanted.get(c.service) != c.config_hash]
     if stale:

@@ -65,7 +65,7 @@ def console_policy_for(bucket: str) -> dict[str, Any]:
 
 
 def policy_for(bucket: str) -> dict[str, Any]:
-    """What MLflow needs in its bucket, and no way to remove a version: what it deletes or overwrites can be had back."""
+    """What MLflow needs in its bucket, and no way to remove a version: what it deletes or overwrites stays recoverable."""
     name = f"arn:aws:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
