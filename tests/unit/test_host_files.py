@@ -293,7 +293,8 @@ def makefile(tmp_path: Path) -> Path:
 
 
 def made(makefile: Path, *arguments: str, **environment: str) -> str:
-    inherited = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "YES")}
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ADDOPTS", "YES")  # of the make that runs these tests
+    inherited = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(
         ["make", *arguments], cwd=makefile, env=inherited | environment, capture_output=True, text=True, check=False
     )
