@@ -17,7 +17,9 @@ from tests.support.projects import ROOT, compose_config, set_values
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on this machine; no service is given them.
-HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY"}
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS"}
+# Of the shell that starts the stack, not of .env.
+OF_SHELL = {"NO_PROXY"}
 
 # Every value that a service is given, by the variable it comes from.
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}
@@ -57,7 +59,9 @@ GIVEN = {
         "MINIO_PORT",
         "MLFLOW_IMAGE",
     },
-    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
+    "jupyter": LOG_SETTINGS
+    | NOTEBOOK_ACCOUNT
+    | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "JUPYTER_IDLE_HOURS", "JUPYTER_EXTRA_APT"},
 }
 # They choose a block of compose/outbound.yml and are not values of their own.
 CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
@@ -113,7 +117,7 @@ def test_what_is_neither_made_nor_empty_is_a_good_default() -> None:
 
 def test_compose_and_the_settings_have_the_same_variables() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_FILE))
-    assert used == set(VARIABLES) - HOST_ONLY
+    assert used - OF_SHELL == set(VARIABLES) - HOST_ONLY
 
 
 @pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if name not in HOST_ONLY])

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
-from mlstack.host import env_file, folders, networks, preflight, recovery
+from mlstack.host import env_file, extra_packages, folders, networks, preflight, recovery
 from mlstack.host.backup import stack, swap
 from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
 from mlstack.logger import create, get_logger
@@ -88,6 +88,8 @@ def build(project: Path) -> None:
     sources = _sources()
     if "minio" in services:
         _refuse_unchecked_modules(sources)
+    if "jupyter" in services:
+        extra_packages.lock(project, sources)
     missing = _missing_images(project)
     if missing:
         log.info(
@@ -163,13 +165,18 @@ def _in_progress(text: str) -> str:
 
 def _sources() -> dict[str, str]:
     """Where the host itself takes packages from, for the builds: mirrors, and proxies in either spelling."""
-    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    sources = {name: settings.of_shell(name) or settings.of_shell(name.lower()) for name in proxies}
+    sources = _proxies()
     index = settings.of_shell("PIP_INDEX_URL") or settings.of_shell("UV_DEFAULT_INDEX") or settings.of_shell("UV_INDEX_URL")
     sources["PIP_INDEX_URL"] = index or _answer("pip", "config", "get", "global.index-url")
     for name in ("GOPROXY", "GOSUMDB"):
         sources[name] = settings.of_shell(name) or _answer("go", "env", name)
     return sources
+
+
+def _proxies() -> dict[str, str]:
+    return {
+        name: settings.of_shell(name) or settings.of_shell(name.lower()) for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    }
 
 
 def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
@@ -195,7 +202,9 @@ def start(project: Path) -> None:
     # What a killed restore left has to be ended before MLflow starts on it.
     if stack.try_data_services(project):
         swap.settle(stack.of_project(project))
-    if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans") == 0:
+    # Notebooks get the proxies of the builds, in both spellings: curl knows one, other programs the other.
+    outside = {each: value for name, value in _proxies().items() if value for each in (name, name.lower())}
+    if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
         networks.remove_unused(project)
         return
     # A container that was only created waits for one that is ill.

@@ -98,7 +98,7 @@ class Subject:
         """The output of a Python program that is run in a service's container, as the service's own user."""
         flags = [flag for name, value in (environment or {}).items() for flag in ("--env", f"{name}={value}")]
         return self.compose(
-            "exec", "--no-TTY", *flags, service, "python3", "-", *arguments, stdin=program, timeout=timeout
+            "exec", "--no-TTY", *flags, service, "/usr/bin/python3", "-", *arguments, stdin=program, timeout=timeout
         )  # fmt: skip
 
 
