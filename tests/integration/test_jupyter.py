@@ -152,6 +152,15 @@ def test_a_cell_says_what_it_waits_for(notebook: websocket.WebSocket) -> None:
     assert "waiting for MLflow at http://mlflow:5999" in before and "make doctor" in before and after
 
 
+def test_a_password_that_was_replaced_is_named_in_the_cell(notebook: websocket.WebSocket) -> None:
+    code = (
+        "import os, mlflow\nos.environ['MLFLOW_TRACKING_PASSWORD'] = 'the one before make rotate'\n"
+        "try:\n    mlflow.search_experiments()\nexcept Exception as error:\n    print(type(error).__name__)"
+    )
+    printed = execute(notebook, code)
+    assert "restart the kernel" in printed and "make rotate" in printed
+
+
 def test_a_kernel_that_needs_too_much_memory_says_so_in_its_cell(
     built: Clone, network: Network, mlflow: Service, token: dict[str, str]
 ) -> None:

@@ -25,7 +25,7 @@ INSTEAD = {
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *sorted((ROOT / "examples").glob("*.ipynb")),
     *sorted((ROOT / "compose").glob("*.yml")),
     *sorted((ROOT / "docker").glob("*/Dockerfile")),
     ROOT / "docker-compose.yml",

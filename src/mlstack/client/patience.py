@@ -1,5 +1,6 @@
 """Says what a call waits for: MLflow's client is silent while it retries, for minutes where a server is unavailable."""
 
+import logging
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -8,12 +9,10 @@ from urllib.parse import urlsplit
 
 from urllib3.util import Retry
 
-from mlstack.logger import get_logger
-
 SILENT = 5.0  # seconds that a call may wait before it says so: most restarts of a request are shorter
 AGAIN = 60.0  # seconds between two such lines of a process, whichever calls wait
 
-log = get_logger("mlstack.client")
+log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _last_told = -AGAIN
 

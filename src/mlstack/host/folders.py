@@ -34,16 +34,16 @@ def prepare(project: Path) -> None:
     """
     values = settings.of_project(project)
     uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
-    with _opened(project / "notebooks") as notebooks:
+    with opened(project / "notebooks") as notebooks:
         for name in COVERED:
             _make(notebooks, name, project / "notebooks", READABLE)
         give(notebooks, uid, gid)
     logs = settings.log_dir(values["LOG_DIR"], project)
-    with _opened(logs) as descriptor:
+    with opened(logs) as descriptor:
         _keep_private(descriptor, project)
         for name in LOGGING:
             _make(descriptor, name, logs, PRIVATE)
-            with _opened(name, descriptor) as folder:
+            with opened(name, descriptor) as folder:
                 give(folder, uid, gid)
 
 
@@ -55,7 +55,7 @@ def close_notebooks(project: Path) -> None:
 
 def tidy(project: Path) -> None:
     """Removes from `notebooks/` the empty folders over which the covers were mounted. No container may be running."""
-    with suppress(OSError), _opened(project / "notebooks") as notebooks:
+    with suppress(OSError), opened(project / "notebooks") as notebooks:
         for name in COVERED:
             with suppress(OSError):  # not there, or the user's own: not empty
                 os.rmdir(name, dir_fd=notebooks)
@@ -79,14 +79,14 @@ def _give_content(folder: int, uid: int, gid: int, levels: int) -> None:
             if not levels:
                 log.warning("folders nested deeper than %d in a mounted folder keep their owner", _DEEPEST)
                 continue
-            with suppress(NotADirectoryError), _opened(name, folder) as inner:  # exchanged for something else since
+            with suppress(NotADirectoryError), opened(name, folder) as inner:  # exchanged for something else since
                 _give_content(inner, uid, gid, levels - 1)
 
 
 def _make(parent: int, name: str, shown: Path, mode: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=parent)
-        with _opened(name, parent) as made:
+        with opened(name, parent) as made:
             os.fchmod(made, mode)  # whatever the umask is
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         raise MlstackError(
@@ -106,7 +106,7 @@ def _keep_private(logs: int, project: Path) -> None:
 
 
 @contextmanager
-def _opened(folder: Path | str, parent: int | None = None) -> Iterator[int]:
+def opened(folder: Path | str, parent: int | None = None) -> Iterator[int]:
     """A folder by its descriptor: below `parent` without following a link, otherwise made if it is missing."""
     if parent is None:
         Path(folder).mkdir(mode=PRIVATE, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
-from mlstack.host import env_file, extra_packages, folders, networks, preflight, recovery
+from mlstack.host import env_file, examples, extra_packages, folders, networks, preflight, recovery
 from mlstack.host.backup import stack, swap
 from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
 from mlstack.logger import create, get_logger
@@ -54,6 +54,7 @@ def prepare_env(project: Path) -> None:
         )
     if changes.made_private:
         log.warning(".env could be read by others: now by you alone (0600)")
+    examples.offer(project)
 
 
 def up(project: Path) -> None:
