@@ -140,6 +140,7 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("JUPYTER_TOKEN"),
         Variable("JUPYTER_OUTBOUND", _switch),
         Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
+        Variable("JUPYTER_GPU", _switch),
         Variable("JUPYTER_IDLE_HOURS", _matches(r"[0-9]{1,4}", "a whole number of hours, 0 for never")),
         Variable("JUPYTER_EXTRA_REQUIREMENTS", _anything, optional=True),
         Variable(

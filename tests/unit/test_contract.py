@@ -14,7 +14,7 @@ from mlstack.host import folders, preflight
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.support.projects import ROOT, compose_config, set_values
 
-COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on this machine; no service is given them.
 HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS"}
@@ -63,8 +63,8 @@ GIVEN = {
     | NOTEBOOK_ACCOUNT
     | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "JUPYTER_IDLE_HOURS", "JUPYTER_EXTRA_APT"},
 }
-# They choose a block of compose/outbound.yml and are not values of their own.
-CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
+# They choose a block of a file in compose/ and are not values of their own.
+CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
 ONE_SHOTS = {"bootstrap", "migration"}
 LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 
@@ -332,6 +332,16 @@ def test_notebooks_have_no_way_to_the_database_and_meet_the_storage_alone(config
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
     assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio"}
     assert networks["jupyter"] & networks["mlflow"] != set()
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("gpu", "outbound"), [("on", "off"), ("on", "on"), ("off", "on")])
+def test_gpus_and_outbound_access_are_independent(project: Path, gpu: str, outbound: str) -> None:
+    set_values(project, JUPYTER_GPU=gpu, JUPYTER_OUTBOUND=outbound)
+    services = compose_config(project)["services"]
+    asking = {name for name, service in services.items() if "devices" in json.dumps(service.get("deploy", {}))}
+    assert asking == ({"jupyter"} if gpu == "on" else set())
+    assert f"outbound-{outbound}" in services["jupyter"]["networks"]
 
 
 @pytest.mark.docker

@@ -67,6 +67,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "JUPYTER_TOKEN": SECRET,
     "JUPYTER_OUTBOUND": SWITCH,
     "JUPYTER_MEMORY": (["512m", "3g"], ["3", "3GB", "0g", "1.5g", "-1g"]),
+    "JUPYTER_GPU": SWITCH,
     "JUPYTER_IDLE_HOURS": (["0", "24"], ["-1", "1.5", "24h"]),
     "JUPYTER_EXTRA_REQUIREMENTS": ANYTHING,
     "JUPYTER_EXTRA_APT": (["gcc libc6-dev", "g++"], ["gcc; reboot", "$(reboot)", "gcc -o=1"]),
