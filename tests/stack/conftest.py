@@ -15,6 +15,8 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 @pytest.fixture(scope="module")
 def stack(clone: Clone) -> Iterator[Clone]:
     """The shipped stack, started as a user would, empty at the start of each file."""
+    env = clone.folder / ".env"
+    before = env.read_bytes()
     done = clone.make("up")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
@@ -22,6 +24,7 @@ def stack(clone: Clone) -> Iterator[Clone]:
     assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
     yield clone
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    env.write_bytes(before)  # rotated secrets would be news to the session's containers, which other files share
     shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is gone
 
 

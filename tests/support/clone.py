@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,10 @@ class Clone:
     def values(self) -> dict[str, str]:
         return settings.of_project(self.folder)
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
-        """The compose file as compose reads it."""
-        # compose writes $ as $$, for a file that it could read again.
-        config: dict[str, Any] = json.loads(self.compose("config", "--format", "json").replace("$$", "$"))
-        return config
+        """The compose file as compose reads it, with the present values of `.env`."""
+        return _config(self.folder, (self.folder / ".env").read_bytes())
 
     def image(self, service: str) -> str:
         image: str = self.config["services"][service]["image"]
@@ -77,6 +75,13 @@ class Clone:
     def remove(self) -> None:
         """Containers, networks, volumes and image names; the layers stay in the build cache."""
         self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "10")
+
+
+@lru_cache
+def _config(folder: Path, env: bytes) -> dict[str, Any]:  # another .env, another answer
+    # compose writes $ as $$, for a file that it could read again.
+    config: dict[str, Any] = json.loads(compose(folder, "config", "--format", "json").replace("$$", "$"))
+    return config
 
 
 def users_environment() -> dict[str, str]:
