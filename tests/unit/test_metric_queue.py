@@ -181,7 +181,7 @@ def test_forked_child_sends_its_own_points_and_not_those_of_its_parent(server: S
     assert server.batches == [("a", list(range(5)))]
 
 
-def test_fork_waits_for_request_on_its_way(server: Server, queue: MetricQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_waits_for_request_in_flight(server: Server, queue: MetricQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the request holds locked (an import) would stay locked in the child."""
     monkeypatch.setattr(metric_queue, "FORK_WAIT", 10)
     server.open.clear()
