@@ -240,7 +240,7 @@ def start_trace(artifacts: Artifacts, experiment: str, trace: str, auth: Auth | 
 
 
 @pytest.mark.refusal
-def test_trace_of_ones_own_does_not_lead_to_artifacts_of_others(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
+def test_own_trace_gives_no_access_to_artifacts_of_others(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
     theirs, attachment = artifacts.folder(denied), str(uuid.uuid4())
     assert artifacts.upload(f"{theirs}/traces.json", b'{"spans": ["secret"]}').status_code == 200
     assert artifacts.upload(f"{theirs}/attachments/{attachment}", b"secret").status_code == 200
@@ -296,7 +296,7 @@ def test_trace_of_ones_own_does_not_lead_to_artifacts_of_others(artifacts: Artif
         ),
     ],
 )
-def test_experiment_keeps_artifacts_nowhere_but_in_the_bucket(artifacts: Artifacts, location: str) -> None:
+def test_experiment_keeps_artifacts_only_in_the_bucket(artifacts: Artifacts, location: str) -> None:
     body = {"name": secrets.token_hex(8), "artifact_location": location}
     answer = artifacts.call("POST", "/api/2.0/mlflow/experiments/create", body)
     assert answer.status_code == 400, location
@@ -318,7 +318,7 @@ def test_experiment_with_a_location_of_its_own_gives_presigned_urls_by_its_own_p
 
 
 @pytest.mark.refusal
-def test_experiment_of_before_with_a_location_outside_the_bucket_stores_nothing(
+def test_older_experiment_with_a_location_outside_the_bucket_stores_nothing(
     artifacts: Artifacts, postgres: Service, built: Clone
 ) -> None:
     experiment = artifacts.experiment()
@@ -334,7 +334,7 @@ def test_experiment_of_before_with_a_location_outside_the_bucket_stores_nothing(
 
 
 @pytest.mark.refusal
-def test_model_version_is_not_made_of_files_that_nobody_checks(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
+def test_model_version_rejects_a_source_that_no_permission_covers(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
     theirs = artifacts.run(denied)
     root = theirs["artifact_uri"].removeprefix("mlflow-artifacts:/")
     assert artifacts.upload(f"{root}/secret", b"secret").status_code == 200
@@ -360,7 +360,7 @@ def test_model_version_is_not_made_of_files_that_nobody_checks(artifacts: Artifa
     assert "latest_versions" not in versions["registered_model"]
 
 
-def test_model_version_is_made_of_runs_models_and_other_versions(artifacts: Artifacts) -> None:
+def test_model_version_accepts_runs_models_and_other_versions(artifacts: Artifacts) -> None:
     name, run = secrets.token_hex(8), artifacts.run()
     made = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": "0", "name": "m"}).json()
     model = made["model"]["info"]

@@ -61,7 +61,7 @@ def denied(who: Login, statement: str) -> None:
         "SELECT lo_from_bytea(0, 'x')",
     ],
 )
-def test_mlflows_login_makes_nothing_but_its_tables(roles: Roles, statement: str) -> None:
+def test_mlflows_login_creates_nothing_but_its_tables(roles: Roles, statement: str) -> None:
     denied(roles.tracking, statement.format(database=roles.tracking.database, user=roles.tracking.user))
 
 
@@ -72,24 +72,24 @@ def test_mlflows_login_makes_nothing_but_its_tables(roles: Roles, statement: str
      "CREATE TEMPORARY TABLE mine (x int)", "CREATE TABLE public.mine (x int)", "DELETE FROM runs",
      "INSERT INTO experiments (name) VALUES ('mine')"],
 )  # fmt: skip
-def test_the_reader_stores_nothing(roles: Roles, statement: str) -> None:
+def test_reader_stores_nothing(roles: Roles, statement: str) -> None:
     denied(replace(roles.reader, options="-cdefault_transaction_read_only=off"), statement)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("statement", ["SELECT pg_advisory_lock(0x6D6C7374)", "SELECT pg_try_advisory_lock_shared(1, 2)"])
-def test_neither_reader_nor_accounts_take_the_lock_of_the_migration(roles: Roles, statement: str) -> None:
+def test_reader_and_accounts_login_cannot_take_the_migration_lock(roles: Roles, statement: str) -> None:
     for who in (roles.reader, roles.accounts):
         denied(who, statement)
 
 
-def test_a_migration_that_waits_too_long_names_the_holder_of_the_lock(roles: Roles) -> None:
+def test_migration_that_waits_too_long_names_the_holder_of_the_lock(roles: Roles) -> None:
     with turn(roles.tracking), pytest.raises(MlstackError, match=f"role {roles.tracking.user}, process \\d+, since"):
         turn(roles.tracking, patience=0.5).__enter__()
 
 
 @pytest.mark.refusal
-def test_no_login_takes_the_connections_of_another(roles: Roles, inside: Login) -> None:
+def test_login_cannot_use_up_the_connections_of_another(roles: Roles, inside: Login) -> None:
     limits = {roles.reader: READER_CONNECTIONS, roles.accounts: ACCOUNTS_CONNECTIONS, roles.tracking: TRACKING_CONNECTIONS}
     with ExitStack() as held:
         for who, limit in limits.items():
@@ -107,7 +107,7 @@ def parameters(who: Login) -> dict[str, object]:
 
 
 @pytest.mark.refusal
-def test_settings_that_a_login_gave_itself_end_with_the_next_bootstrap(bootstrap: Bootstrap, inside: Login, roles: Roles) -> None:
+def test_bootstrap_undoes_settings_that_a_login_gave_itself(bootstrap: Bootstrap, inside: Login, roles: Roles) -> None:
     reader = roles.reader
     before = run(inside, "SELECT setrole, setdatabase, setconfig FROM pg_db_role_setting ORDER BY 1, 2")
     run(
@@ -122,9 +122,7 @@ def test_settings_that_a_login_gave_itself_end_with_the_next_bootstrap(bootstrap
 
 
 @pytest.mark.refusal
-def test_what_mlflow_planted_while_it_owned_the_database_runs_in_no_session_of_the_owner(
-    bootstrap: Bootstrap, inside: Login, roles: Roles
-) -> None:
+def test_sessions_of_the_owner_run_nothing_that_mlflows_login_planted(bootstrap: Bootstrap, inside: Login, roles: Roles) -> None:
     """A stack of before: MLflow owns the database, its schema and its settings, and has left functions, tables and a role."""
     mlflow = roles.tracking
     run(inside, f"ALTER DATABASE {mlflow.database} OWNER TO {mlflow.user}; GRANT pg_read_all_data TO {mlflow.user}")

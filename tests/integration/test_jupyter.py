@@ -62,30 +62,30 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     return printed
 
 
-def test_a_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
     assert run_cell(jupyter, token, "print(6 * 7)") == "42\n"
 
 
-def test_everything_a_notebook_needs_is_there(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_imports_every_promised_package(jupyter: Service, token: dict[str, str]) -> None:
     packages = "mlflow, sklearn, pandas, pyarrow, matplotlib, tqdm, mlstack.logger"
     assert run_cell(jupyter, token, f"import {packages}; print('all')") == "all\n"
     assert jupyter.run("git", "--version").startswith("git version")
 
 
-def test_the_shared_logger_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
+def test_logger_in_a_notebook_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
     code = "from mlstack.logger import get_logger\nget_logger('cell', log_dir='/home/mlstack/logs').warning('seen')"
     assert " | WARNING | seen" in run_cell(jupyter, token, code)
     assert "| cell |" in jupyter.run("bash", "-c", "cat /home/mlstack/logs/*.log")
 
 
 @pytest.mark.refusal
-def test_a_foreign_name_is_refused(jupyter: Service, token: dict[str, str]) -> None:
+def test_jupyter_rejects_a_foreign_host_name(jupyter: Service, token: dict[str, str]) -> None:
     answer = requests.get(f"http://{jupyter.address(8888)}/api/kernels", headers=token | {"Host": "evil.example"}, timeout=10)
     assert answer.status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_foreign_page_gets_no_kernel_from_a_browser_that_is_logged_in(jupyter: Service, built: Clone) -> None:
+def test_page_of_another_origin_gets_no_kernel_from_a_logged_in_browser(jupyter: Service, built: Clone) -> None:
     server = f"http://{jupyter.address(8888)}"
     with requests.Session() as browser:
         browser.get(f"{server}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
@@ -111,7 +111,7 @@ def handshake(url: str, cookies: str, origin: str) -> int:
     return status
 
 
-def test_no_secret_is_in_its_log(built: Clone, jupyter: Service) -> None:
+def test_jupyters_log_contains_no_secret(built: Clone, jupyter: Service) -> None:
     assert built.values["JUPYTER_TOKEN"] not in jupyter.log()
 
 
@@ -126,7 +126,9 @@ def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Se
     docker("volume", "rm", home)
 
 
-def test_any_host_user_can_add_packages_and_they_survive(another_user: Service, token: dict[str, str], tmp_path: Path) -> None:
+def test_packages_that_any_host_user_installs_survive_a_restart(
+    another_user: Service, token: dict[str, str], tmp_path: Path
+) -> None:
     assert run_cell(another_user, token, "import os; print(os.getuid(), os.access('.', os.W_OK))") == "4321 True\n"
     content = base64.b64encode(wheel(tmp_path)).decode()
     another_user.run("bash", "-c", f"base64 --decode <<<{content} >$HOME/added-1.0-py3-none-any.whl")

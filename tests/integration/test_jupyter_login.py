@@ -41,7 +41,7 @@ def listing(service: Service, browser: requests.Session, **headers: str) -> int:
 
 
 @pytest.mark.refusal
-def test_a_cookie_from_before_another_token_opens_nothing(built: Clone, network: Network, home: str) -> None:
+def test_cookie_of_an_older_token_is_rejected(built: Clone, network: Network, home: str) -> None:
     with requests.Session() as browser:
         with jupyter(built, network, home) as before:
             browser.get(f"http://{before.address(8888)}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
@@ -61,7 +61,7 @@ def test_a_cookie_from_before_another_token_opens_nothing(built: Clone, network:
 
 
 @pytest.mark.refusal
-def test_no_password_can_be_set_that_would_outlive_the_token(built: Clone, network: Network, home: str) -> None:
+def test_jupyter_accepts_no_new_password(built: Clone, network: Network, home: str) -> None:
     with jupyter(built, network, home) as service:
         url = f"http://{service.address(8888)}/login"
         with requests.Session() as browser:
@@ -75,7 +75,7 @@ def test_no_password_can_be_set_that_would_outlive_the_token(built: Clone, netwo
 
 
 @pytest.mark.refusal
-def test_files_that_a_package_leaves_in_the_home_do_not_weaken_the_login(built: Clone, network: Network, home: str) -> None:
+def test_files_in_the_home_volume_do_not_weaken_the_login(built: Clone, network: Network, home: str) -> None:
     with jupyter(built, network, home) as service:
         for path, content in PLANTED.items():
             place = f"/home/mlstack/{path}"

@@ -63,7 +63,7 @@ def rows(role: Login, run: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
-def test_the_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+def test_metric_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
     api = Api(mlflow, notebook)
     ours, theirs = api.run(), api.run()
     for number, points in enumerate(AWKWARD):
@@ -77,7 +77,7 @@ def test_the_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[
     assert len(rows(role, ours)) > 1000
 
 
-def test_they_are_stored_by_the_connection_that_is_made_for_it(mlflow: Service, notebook: tuple[str, str], owner: Login) -> None:
+def test_metrics_are_stored_through_their_own_connection(mlflow: Service, notebook: tuple[str, str], owner: Login) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
     for step in range(20):  # both workers
@@ -98,7 +98,7 @@ def test_they_are_stored_by_the_connection_that_is_made_for_it(mlflow: Service, 
         [{"key": "a", "value": 1, "timestamp": 1}] * 1001,
     ],
 )
-def test_what_mlflow_refuses_stays_refused(
+def test_metrics_that_mlflow_rejects_are_rejected(
     mlflow: Service,
     notebook: tuple[str, str],
     role: Login,
@@ -112,7 +112,7 @@ def test_what_mlflow_refuses_stays_refused(
     assert len(rows(role, run)) == 2
 
 
-def test_a_deleted_or_unknown_run_takes_no_point(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+def test_deleted_or_unknown_run_takes_no_metric(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
     point = {"key": "a", "value": 1, "timestamp": 1}
@@ -124,7 +124,7 @@ def test_a_deleted_or_unknown_run_takes_no_point(mlflow: Service, notebook: tupl
     assert api.post("runs/log-metric", {"run_id": "0" * 32, **point}).status_code == 403  # as MLflow: no oracle for ids
 
 
-def test_a_form_of_a_foreign_page_stores_nothing(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+def test_form_of_another_origin_stores_nothing(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
     """A page of another origin may send text/plain without asking, and browsers add a password that they know."""
     api = Api(mlflow, notebook)
     run = api.run()
@@ -134,7 +134,7 @@ def test_a_form_of_a_foreign_page_stores_nothing(mlflow: Service, notebook: tupl
     assert len(rows(role, run)) == 2
 
 
-def test_what_an_account_may_is_looked_up_for_each_call(
+def test_permissions_are_read_for_each_call(
     mlflow: Service, notebook: tuple[str, str], admin: tuple[str, str], role: Login
 ) -> None:
     owner, boss = Api(mlflow, notebook), Api(mlflow, admin)
@@ -157,7 +157,7 @@ def test_what_an_account_may_is_looked_up_for_each_call(
     assert len([row for row in rows(role, run) if row[0] == "a"]) == 6
 
 
-def test_a_restart_of_the_database_loses_no_acknowledged_point(
+def test_restart_of_postgres_loses_no_acknowledged_metric(
     mlflow: Service, postgres: Service, notebook: tuple[str, str], role: Login
 ) -> None:
     api = Api(mlflow, notebook)
@@ -176,7 +176,7 @@ def test_a_restart_of_the_database_loses_no_acknowledged_point(
     assert {row[4] for row in rows(role, run)} >= {*stored, 99}
 
 
-def test_links_to_models_are_taken_out_for_whom_models_are_denied(
+def test_model_links_are_removed_for_accounts_without_access(
     mlflow: Service, notebook: tuple[str, str], admin: tuple[str, str]
 ) -> None:
     owner, boss = Api(mlflow, notebook), Api(mlflow, admin)

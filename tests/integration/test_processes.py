@@ -49,7 +49,7 @@ def test_metrics_of_every_kind_of_process_are_stored_when_it_ends(jupyter: Servi
     assert [each for each in found if each[1] != each[2]] == []
 
 
-def test_wrong_metric_raises_what_mlflow_raises_and_takes_no_other_with_it(jupyter: Service) -> None:
+def test_wrong_metric_raises_as_in_mlflow_and_loses_no_other(jupyter: Service) -> None:
     program = (HERE / "odd_metrics.py").read_text()
     ours = said(run(jupyter, program))
     jupyter.run("python3", "-c", WRITE, "/tmp/mask/sitecustomize.py", MASK)  # noqa: S108 # in the container
@@ -227,7 +227,7 @@ REFUSED = ["a#b", "a?b", " a", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb"
 
 
 @pytest.mark.parametrize("through_links", [True, False])
-def test_artifact_name_is_kept_or_refused(jupyter: Service, through_links: bool) -> None:
+def test_artifact_name_is_kept_or_rejected(jupyter: Service, through_links: bool) -> None:
     kept, refused = KEPT, REFUSED
     program = NAMES.replace("LINKS", str(through_links)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
     found = said(run(jupyter, program))

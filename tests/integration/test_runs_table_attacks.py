@@ -118,7 +118,7 @@ def connections(owner: Login, reader: Login) -> int:
 
 
 @pytest.mark.refusal
-def test_runs_table_gives_few_connections_to_an_account_that_reads_no_answer(
+def test_runs_table_limits_the_connections_of_an_account_that_reads_no_answer(
     built: Clone, mlflow: Service, owner: Login, roles: Roles, large: str
 ) -> None:
     notebook, admin = accounts(built)
@@ -190,5 +190,5 @@ print("ROWS", len(tables[0]))
 """
 
 
-def test_runs_table_is_asked_for_again_when_there_are_too_many(jupyter: Service, large: str) -> None:
+def test_runs_table_is_requested_again_after_too_many_requests(jupyter: Service, large: str) -> None:
     assert "ROWS 1" in jupyter.run("python3", "-c", RETRIED, large)

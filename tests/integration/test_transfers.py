@@ -26,12 +26,12 @@ MEGABYTE = 1024**2
 PATIENT = Patience(retries=12, backoff=0.1, silence=30)
 
 
-def test_in_a_notebook_both_ways_give_the_same_files(jupyter: Service) -> None:
+def test_notebook_gets_the_same_files_directly_and_through_mlflow(jupyter: Service) -> None:
     printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
     exchanged.assert_equal(exchanged.found(printed), through_links=True)
 
 
-def test_a_client_that_does_not_reach_the_storage_goes_through_mlflow(built: Clone, mlflow: Service) -> None:
+def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, mlflow: Service) -> None:
     """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
     said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
     exchanged.assert_equal(said, through_links=False)
@@ -66,7 +66,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_no_artifact_goes_to_another_program_at_the_storages_port(built: Clone, mlflow: Service, other_program: None) -> None:
+def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlflow: Service, other_program: None) -> None:
     said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
     exchanged.assert_equal(said, through_links=False)
     assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
@@ -90,11 +90,11 @@ def plain_server(built: Clone) -> Iterator[str]:
         yield uri
 
 
-def test_a_server_that_gives_no_links_is_served_in_its_own_way(plain_server: str) -> None:
+def test_client_of_a_server_without_presigned_urls_transfers_through_it(plain_server: str) -> None:
     exchanged.assert_equal(exchanged.here(plain_server), through_links=False)
 
 
-def test_hosts_without_a_way_to_the_storage_get_no_link(built: Clone, mlflow: Service) -> None:
+def test_host_that_cannot_reach_minio_gets_no_presigned_url(built: Clone, mlflow: Service) -> None:
     account = exchanged.account(built)
     api = f"http://{mlflow.address(5000)}/api/2.0"
     new = {"experiment_id": "0", "start_time": 1}
@@ -120,7 +120,7 @@ def finish(transfer: Any, name: str, first: str, again: Any) -> None:
         transfers.finish()
 
 
-def test_a_link_that_became_too_old_is_asked_for_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_expired_presigned_url_is_requested_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     file, asked = tmp_path / "file", []
     file.write_bytes(os.urandom(MEGABYTE))
 
@@ -135,7 +135,7 @@ def test_a_link_that_became_too_old_is_asked_for_again(user_keys: Keys, bootstra
     assert (tmp_path / "down").read_bytes() == file.read_bytes()
 
 
-def test_a_link_that_is_refused_twice_is_an_error_at_once(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_presigned_url_that_is_denied_twice_is_an_error_at_once(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     asked: list[str] = []
 
     def again(name: str) -> str:
@@ -148,7 +148,7 @@ def test_a_link_that_is_refused_twice_is_an_error_at_once(user_keys: Keys, boots
     assert asked == ["first", "wrong/x"]
 
 
-def test_a_download_outlives_a_restart_of_the_storage_and_is_whole_or_not_there(
+def test_download_survives_a_restart_of_minio_or_leaves_no_file(
     minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path
 ) -> None:
     file, down = tmp_path / "file", tmp_path / "down"
@@ -177,7 +177,7 @@ def test_a_download_outlives_a_restart_of_the_storage_and_is_whole_or_not_there(
     wait_until(lambda: minio.health == "healthy", 60)
 
 
-def test_a_download_that_fails_leaves_nothing(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_download_that_fails_leaves_no_file(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     client_for(user_keys).fput_object(user_keys.bucket, "there", __file__)
     (tmp_path / "taken").mkdir()
     with pytest.raises(IsADirectoryError):
