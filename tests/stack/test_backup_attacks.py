@@ -90,7 +90,7 @@ def newest(stack: Clone) -> Path:
 
 
 @pytest.mark.refusal
-def test_a_backup_runs_nothing_that_mlflows_login_planted(stack: Clone, role: Login) -> None:
+def test_backup_runs_nothing_that_mlflows_login_planted(stack: Clone, role: Login) -> None:
     steps = "".join(
         f" BEGIN EXECUTE '{step.format(user=role.user)}'; EXCEPTION WHEN OTHERS THEN NULL; END;" for step in TRIES[:3]
     )
@@ -148,9 +148,7 @@ def rewrite(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.refusal
-def test_a_changed_backup_is_not_restored_unasked_and_its_sql_has_no_more_rights_than_mlflows_login(
-    stack: Clone, crafted: Path
-) -> None:
+def test_changed_backup_needs_confirmation_and_its_sql_has_only_mlflows_rights(stack: Clone, crafted: Path) -> None:
     done = stack.make("restore", BACKUP=str(crafted))
     assert done.returncode != 0
     assert "is not signed by this stack" in done.stderr
@@ -165,7 +163,7 @@ def test_a_changed_backup_is_not_restored_unasked_and_its_sql_has_no_more_rights
 
 
 @pytest.mark.refusal
-def test_a_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clone, owner_keys: Keys) -> None:
+def test_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clone, owner_keys: Keys) -> None:
     alone, later = f"chosen/{uuid.uuid4().hex}", f"chosen/{uuid.uuid4().hex}"
     future = datetime.now(UTC) + timedelta(days=3650)
     put(owner_keys, alone, b"from the future", future)
@@ -182,7 +180,7 @@ def test_a_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clon
 
 
 @pytest.mark.refusal
-def test_a_version_dated_in_the_past_makes_no_original_old(stack: Clone, owner_keys: Keys) -> None:
+def test_version_dated_in_the_past_does_not_age_the_original(stack: Clone, owner_keys: Keys) -> None:
     name, now = f"chosen/{uuid.uuid4().hex}", datetime.now(UTC)
     original = put(owner_keys, name, b"original", now - timedelta(hours=3))
     put(owner_keys, name, b"in its place", now - timedelta(hours=2))
@@ -195,7 +193,7 @@ def test_a_version_dated_in_the_past_makes_no_original_old(stack: Clone, owner_k
 
 
 @pytest.mark.refusal
-def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
+def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
     """Whatever the dates of versions say: one of a client is dated far ahead, as are those that were there before."""
     target = of_project(stack)
     client = stacks.storage_client(target.keys)
@@ -216,7 +214,7 @@ def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
     assert stack.make("up").returncode == 0
 
 
-def test_what_a_killed_restore_had_not_noted_yet_is_recognised(stack: Clone, owner_keys: Keys) -> None:
+def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, owner_keys: Keys) -> None:
     target = of_project(stack)
     client = stacks.storage_client(target.keys)
     name = f"chosen/{uuid.uuid4().hex}"

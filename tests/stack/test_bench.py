@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.clone import ROOT, users_environment
 
 
-def test_make_bench_leaves_a_table_and_pictures(tmp_path: Path) -> None:
+def test_bench_writes_a_table_and_pictures(tmp_path: Path) -> None:
     sizes = {"QUICK": "1", "REPETITIONS": "1", "LINES": "loop,forked,growth", "RESULTS": str(tmp_path)}
     done = subprocess.run(
         ["make", "bench"], cwd=ROOT, env=users_environment() | sizes, capture_output=True, text=True, check=False

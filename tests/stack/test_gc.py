@@ -98,7 +98,7 @@ def everything(keys: Keys) -> dict[str, int]:
     return {history[0].name: len(history) for history in versions.histories(client_for(keys), keys.bucket)}
 
 
-def test_by_default_nothing_young_is_touched(stack: Clone, life: Life, keys: Keys, owner_keys: Keys) -> None:
+def test_gc_keeps_what_is_younger_than_30_days(stack: Clone, life: Life, keys: Keys, owner_keys: Keys) -> None:
     orphan = put(keys, f"0/{uuid.uuid4().hex}/artifacts/file")
     before = everything(owner_keys)
     done = stack.make("gc", YES="1")
@@ -110,9 +110,7 @@ def test_by_default_nothing_young_is_touched(stack: Clone, life: Life, keys: Key
     versions.purge(client_for(owner_keys), owner_keys.bucket, versions.folder_of(orphan))
 
 
-def test_it_asks_first_and_is_refused_without_a_terminal(
-    stack: Clone, life: Life, images: tuple[str, str], owner_keys: Keys
-) -> None:
+def test_gc_without_a_terminal_is_rejected(stack: Clone, life: Life, images: tuple[str, str], owner_keys: Keys) -> None:
     before = everything(owner_keys)
     done = stack.make("gc", OLDER_THAN="0s", COLUMNS="120")
     assert done.returncode != 0
@@ -124,7 +122,7 @@ def test_it_asks_first_and_is_refused_without_a_terminal(
 
 
 @pytest.mark.parametrize("answer", [b"n\n", None], ids=["no", "Ctrl-C"])
-def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
+def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
     before = everything(owner_keys)
     terminal, its_end = pty.openpty()
     command = [stack.folder / ".venv/bin/mlstack", "gc", "--older-than", "0s"]
@@ -155,7 +153,7 @@ def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_ke
     assert everything(owner_keys) == before
 
 
-def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
+def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
     agreed = gc.plan(stack.folder, timedelta(0))
     assert life.trashed in agreed.runs
     client = "import sys, mlflow; getattr(mlflow.MlflowClient(), sys.argv[1])(sys.argv[2])"
@@ -169,13 +167,13 @@ def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role:
         stack.in_container("jupyter", "python3", "-c", client, "delete_run", life.trashed)
 
 
-def test_an_orphan_that_has_a_row_meanwhile_stays(stack: Clone, life: Life, owner_keys: Keys) -> None:
+def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
     gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
     assert everything(owner_keys) == before
 
 
-def test_ctrl_c_while_it_deletes_is_taken_up_by_the_next(stack: Clone, life: Life, owner_keys: Keys) -> None:
+def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> None:
     """Ctrl-C at a terminal reaches docker too."""
     before = everything(owner_keys)
     said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
@@ -212,7 +210,7 @@ def shown(terminal: int) -> bytes:
         return b""
 
 
-def test_what_may_go_goes_and_the_rest_stays(
+def test_gc_deletes_the_plan_and_nothing_else(
     stack: Clone, life: Life, images: tuple[str, str], role: Login, keys: Keys, owner_keys: Keys
 ) -> None:
     orphans = [
@@ -248,7 +246,7 @@ def test_what_may_go_goes_and_the_rest_stays(
     assert stack.make("doctor").returncode == 0
 
 
-def test_a_second_time_there_is_nothing_to_do(stack: Clone, life: Life, owner_keys: Keys) -> None:
+def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
     done = stack.make("gc", OLDER_THAN="0s", YES="1")
     assert done.returncode == 0, done.stderr
@@ -256,7 +254,7 @@ def test_a_second_time_there_is_nothing_to_do(stack: Clone, life: Life, owner_ke
     assert everything(owner_keys) == before
 
 
-def test_an_age_is_kept_for_versions_too(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
+def test_gc_keeps_versions_younger_than_the_age(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
     name = put(keys, "my/kept.txt", b"old")
     put(keys, name, b"new")
     assert gc.plan(stack.folder, timedelta(hours=1)).expired == 0
@@ -266,14 +264,14 @@ def test_an_age_is_kept_for_versions_too(stack: Clone, keys: Keys, owner_keys: K
 
 
 @pytest.mark.parametrize("prefix", ["", "my/", "0/", "0/models/"])
-def test_only_the_folder_of_one_run_model_or_trace_can_be_purged(stack: Clone, owner_keys: Keys, prefix: str) -> None:
+def test_purge_accepts_only_the_folder_of_one_run_model_or_trace(stack: Clone, owner_keys: Keys, prefix: str) -> None:
     before = everything(owner_keys)
     with pytest.raises(MlstackError, match="no folder of a run, a model or a trace"):
         versions.purge(client_for(owner_keys), owner_keys.bucket, prefix)
     assert everything(owner_keys) == before
 
 
-def test_histories_are_whole_across_the_pages_of_a_listing(
+def test_histories_are_complete_across_the_pages_of_a_listing(
     stack: Clone, keys: Keys, owner_keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = f"0/{uuid.uuid4().hex}/"
@@ -292,7 +290,7 @@ def test_histories_are_whole_across_the_pages_of_a_listing(
     assert list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder)) == []
 
 
-def test_a_wrong_age_and_a_stack_that_sleeps_are_refused(stack: Clone) -> None:
+def test_gc_rejects_a_wrong_age_and_a_stopped_stack(stack: Clone) -> None:
     done = stack.make("gc", OLDER_THAN="soon")
     assert done.returncode != 0
     assert "OLDER_THAN=soon is no age" in done.stderr

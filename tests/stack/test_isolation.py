@@ -76,7 +76,7 @@ def attacked(*targets: str) -> list[str]:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", SERVICES)
-def test_another_user_of_this_machine_reads_no_process_and_ends_none(stack: Clone, service: str) -> None:
+def test_other_user_of_the_host_cannot_read_or_end_a_process(stack: Clone, service: str) -> None:
     assert attacked() == ["environ", "root", "memory", "kill"]  # on a process of its own
     if service == "jupyter" and int(stack.values["HOST_UID"]) == os.geteuid():
         return  # it is this user's own: it writes this user's notebooks
@@ -86,7 +86,7 @@ def test_another_user_of_this_machine_reads_no_process_and_ends_none(stack: Clon
 
 
 @pytest.mark.refusal
-def test_no_container_runs_as_a_person_of_this_machine(stack: Clone) -> None:
+def test_no_container_runs_as_a_user_of_the_host(stack: Clone) -> None:
     persons = {entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid >= PERSON and entry.pw_name != "nobody"} | {PERSON}
     mine = {os.geteuid()}  # of Jupyter, where the user is not root
     uids = {service: int(stack.in_container(service, "id", "-u")) for service in SERVICES}
@@ -126,7 +126,7 @@ def kernel(stack: Clone) -> Iterator[None]:
 @pytest.mark.refusal
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_process_carries_a_secret_in_its_environment(stack: Clone, service: str) -> None:
+def test_no_process_has_a_secret_in_its_environment(stack: Clone, service: str) -> None:
     def listed() -> dict[str, str]:
         return processes(stack.in_container(service, "bash", "-c", LISTING))
 
@@ -139,14 +139,14 @@ def test_no_process_carries_a_secret_in_its_environment(stack: Clone, service: s
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", ONE_SHOTS)
-def test_no_process_of_a_one_shot_carries_a_secret_in_its_environment(stack: Clone, service: str) -> None:
+def test_no_process_of_a_one_shot_has_a_secret_in_its_environment(stack: Clone, service: str) -> None:
     found = processes(stack.compose("run", "--rm", "--no-deps", "--no-TTY", service, "bash", "-c", LISTING))
     assert len(found) > 1
     assert leaked(stack, service, found) == {}
 
 
 @pytest.mark.refusal
-def test_the_bucket_takes_no_more_than_its_quota(stack: Clone) -> None:
+def test_bucket_rejects_uploads_beyond_its_quota(stack: Clone) -> None:
     with quota(stack, "1m"):
         said = stack.in_container("jupyter", "python3", "-c", TOO_LARGE)
     assert len(re.findall("REFUSED.* bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows", said)) == 2, said
@@ -163,7 +163,7 @@ def quota(stack: Clone, size: str) -> Iterator[None]:
 
 
 @pytest.mark.refusal
-def test_notebooks_that_take_every_core_leave_the_database_its_share(stack: Clone) -> None:
+def test_notebooks_that_use_every_core_leave_postgres_its_share(stack: Clone) -> None:
     """Both take all they can get for the same while: the database gets more."""
     burn = "for i in $(seq $(nproc)); do timeout 5 bash -c 'while :; do :; done' & done; wait; times"
     containers = {service: stack.compose("ps", "--quiet", service).strip() for service in ("postgres", "jupyter")}

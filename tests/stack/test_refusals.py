@@ -88,17 +88,17 @@ def api(stack: Clone, method: str, path: str, auth: Auth | None, body: Any = Non
         "SET ROLE mlflow_accounts",
     ],
 )
-def test_mlflows_ordinary_login_cannot_reach_the_accounts(roles: Roles, statement: str) -> None:
+def test_mlflows_login_cannot_access_the_accounts(roles: Roles, statement: str) -> None:
     refused(roles.tracking, statement)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("statement", ["SELECT * FROM public.runs", "CREATE TABLE public.mine (x int)", "CREATE SCHEMA mine"])
-def test_the_login_of_the_accounts_cannot_reach_the_runs(roles: Roles, statement: str) -> None:
+def test_accounts_login_cannot_access_the_runs(roles: Roles, statement: str) -> None:
     refused(roles.accounts, statement)
 
 
-def test_the_reader_reads_the_runs(roles: Roles) -> None:
+def test_reader_reads_the_runs(roles: Roles) -> None:
     with connected(roles.reader, 5) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM runs JOIN experiments USING (experiment_id)")
         cursor.execute("SELECT count(*) FROM latest_metrics")
@@ -118,13 +118,13 @@ def test_the_reader_reads_the_runs(roles: Roles) -> None:
         "COPY runs TO PROGRAM 'id'",
     ],
 )
-def test_the_reader_changes_nothing_and_sees_no_secret(roles: Roles, statement: str) -> None:
+def test_reader_changes_nothing_and_reads_no_secret(roles: Roles, statement: str) -> None:
     refused(roles.reader, statement)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("name", ["tracking", "accounts", "reader"])
-def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) -> None:
+def test_only_the_owner_connects_to_another_database(roles: Roles, name: str) -> None:
     role: Login = getattr(roles, name)
     for other in ("postgres", "template1"):
         with pytest.raises(MlstackError, match="permission denied for database"):
@@ -133,7 +133,7 @@ def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("password", ["", "postgres", "mlflow", "password"])
-def test_the_database_lets_nobody_in_without_the_password(stack: Clone, roles: Roles, password: str) -> None:
+def test_postgres_rejects_missing_and_common_passwords(stack: Clone, roles: Roles, password: str) -> None:
     for user in (stack.values["POSTGRES_USER"], "postgres", roles.tracking.user):
         with pytest.raises(MlstackError, match="refuses the password"):
             connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
@@ -149,7 +149,7 @@ def stored(stack: Clone) -> Keys:
 
 
 @pytest.mark.refusal
-def test_the_storage_shows_nothing_to_a_stranger(stored: Keys) -> None:
+def test_minio_denies_an_unauthenticated_client(stored: Keys) -> None:
     stranger = Minio(stored.endpoint, secure=False)
     for attempt in (
         lambda: list(stranger.list_objects(stored.bucket)),
@@ -162,14 +162,14 @@ def test_the_storage_shows_nothing_to_a_stranger(stored: Keys) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("access_key", ["minioadmin", "minio", "admin", "mlflow"])
-def test_no_usual_key_opens_the_storage(stored: Keys, access_key: str) -> None:
+def test_minio_rejects_common_keys(stored: Keys, access_key: str) -> None:
     for secret_key in ("minioadmin", "minio123", "password"):
         with pytest.raises(S3Error, match="InvalidAccessKeyId"):
             client_for(replace(stored, access_key=access_key, secret_key=secret_key)).list_buckets()
 
 
 @pytest.mark.refusal
-def test_mlflows_keys_administer_nothing(stored: Keys) -> None:
+def test_mlflows_keys_cannot_administer_minio(stored: Keys) -> None:
     admin = MinioAdmin(endpoint=stored.endpoint, credentials=StaticProvider(stored.access_key, stored.secret_key), secure=False)
     for attempt in (admin.user_list, admin.policy_list, admin.info, lambda: admin.user_add("mine", "a-long-secret")):
         with pytest.raises(MinioAdminException, match="AccessDenied"):
@@ -194,7 +194,7 @@ FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
 @pytest.mark.refusal
 @pytest.mark.parametrize("payload", ["STREAMING-UNSIGNED-PAYLOAD-TRAILER", "UNSIGNED-PAYLOAD"])
 @pytest.mark.parametrize("way", FORGERIES)
-def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str, payload: str) -> None:
+def test_access_key_id_without_the_secret_stores_nothing(stored: Keys, way: str, payload: str) -> None:
     in_query, headers = FORGERIES[way]
     now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     credential = f"{stored.access_key}/{now[:8]}/us-east-1/s3/aws4_request"
@@ -256,7 +256,7 @@ def unpacked(name: str) -> bytes:
 
 
 @pytest.mark.refusal
-def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, stored: Keys, notebook: Auth, run: str) -> None:
+def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Keys, notebook: Auth, run: str) -> None:
     theirs = "0/secret/artifacts/theirs"
     put_object(stored, theirs)
     writing = link_to_write(stack, notebook, run)
@@ -290,7 +290,7 @@ def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, s
 
 
 @pytest.mark.refusal
-def test_a_link_that_is_too_old_is_refused(stored: Keys) -> None:
+def test_expired_presigned_url_is_denied(stored: Keys) -> None:
     """As MLflow's server makes it, but of yesterday."""
     put_object(stored, "0/old/artifacts/x")
     yesterday = datetime.now(UTC) - timedelta(days=1)
@@ -304,7 +304,7 @@ def test_a_link_that_is_too_old_is_refused(stored: Keys) -> None:
 
 
 @pytest.mark.refusal
-def test_mlflow_gives_links_as_it_gives_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
+def test_presigned_urls_follow_the_permissions_of_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
     admin = settings.admin_account(stack.values)
     for wrong in (None, (notebook[0], "wrong-password"), ("stranger", "stranger")):
         for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": "x"})):
@@ -328,7 +328,7 @@ def test_mlflow_gives_links_as_it_gives_artifacts(stack: Clone, notebook: Auth, 
 
 
 @pytest.mark.refusal
-def test_the_storages_console_asks_for_a_login(stack: Clone) -> None:
+def test_minios_console_requires_a_login(stack: Clone) -> None:
     console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
     assert requests.get(f"{console}/buckets", timeout=10).status_code == 403
     wrong = {"accessKey": "minioadmin", "secretKey": "minioadmin"}
@@ -355,7 +355,7 @@ def test_the_storages_console_asks_for_a_login(stack: Clone) -> None:
         ("GET", "/api/2.0/mlflow/webhooks"),
     ],
 )
-def test_mlflow_shows_nothing_without_an_account(stack: Clone, method: str, path: str) -> None:
+def test_mlflow_denies_an_unauthenticated_client(stack: Clone, method: str, path: str) -> None:
     for auth in (None, ("admin", "password1234"), ("notebook", ""), ("healthcheck", "")):
         assert mlflow(stack, method, path, auth, {} if method == "POST" else None).status_code == 401, auth
 
@@ -371,12 +371,12 @@ def test_mlflow_shows_nothing_without_an_account(stack: Clone, method: str, path
         ("GET", "users/get?username=admin", None),
     ],
 )
-def test_the_notebooks_account_administers_nobody(stack: Clone, notebook: Auth, method: str, path: str, body: Any) -> None:
+def test_notebook_account_cannot_administer(stack: Clone, notebook: Auth, method: str, path: str, body: Any) -> None:
     assert api(stack, method, path, notebook, body).status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_colleague_edits_but_cannot_delete_what_is_not_theirs(stack: Clone, notebook: Auth, person: Auth) -> None:
+def test_other_account_edits_but_cannot_delete(stack: Clone, notebook: Auth, person: Auth) -> None:
     created = api(stack, "POST", "experiments/create", notebook, {"name": f"mine-{secrets.token_hex(4)}"}).json()
     experiment = created["experiment_id"]
     run = api(stack, "POST", "runs/create", notebook, {"experiment_id": experiment, "start_time": 1}).json()
@@ -389,7 +389,7 @@ def test_a_colleague_edits_but_cannot_delete_what_is_not_theirs(stack: Clone, no
 
 
 @pytest.mark.refusal
-def test_an_artifact_path_does_not_climb_out_of_its_run(stack: Clone, notebook: Auth) -> None:
+def test_artifact_path_cannot_leave_its_run(stack: Clone, notebook: Auth) -> None:
     for path in ("..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "0/..%2f..%2f..%2fetc%2fpasswd"):
         answer = mlflow(stack, "GET", f"/api/2.0/mlflow-artifacts/artifacts/{path}", notebook)
         assert answer.status_code in (400, 403, 404), (path, answer.status_code)
@@ -398,12 +398,12 @@ def test_an_artifact_path_does_not_climb_out_of_its_run(stack: Clone, notebook: 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "mlflow.evil.example", "169.254.169.254"])
-def test_mlflow_answers_to_no_foreign_name(stack: Clone, notebook: Auth, host: str) -> None:
+def test_mlflow_rejects_a_foreign_host_name(stack: Clone, notebook: Auth, host: str) -> None:
     assert api(stack, "GET", "experiments/get?experiment_id=0", notebook, Host=host).status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_foreign_page_neither_writes_nor_reads_in_mlflow(stack: Clone, notebook: Auth) -> None:
+def test_page_of_another_origin_cannot_use_mlflow(stack: Clone, notebook: Auth) -> None:
     evil = {"Origin": "http://evil.example"}
     assert api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}, **evil).status_code == 403
     reading = api(stack, "GET", "experiments/get?experiment_id=0", notebook, **evil)
@@ -432,7 +432,7 @@ def test_removed_account_is_rejected_at_once(stack: Clone, person: Auth) -> None
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("token", [None, "wrong", ""])
-def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | None) -> None:
+def test_jupyter_rejects_a_client_without_the_token(stack: Clone, token: str | None) -> None:
     server = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}"
     headers = {} if token is None else {"Authorization": f"token {token}"}
     for path in ("/api/contents", "/api/kernels", "/api/terminals", "/api/sessions", "/files/01_first_run.ipynb"):
@@ -442,7 +442,7 @@ def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | No
 
 
 @pytest.mark.refusal
-def test_a_notebook_does_not_reach_the_database(stack: Clone) -> None:
+def test_notebook_cannot_reach_postgres(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "postgres").strip()
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     for address in ("postgres", *(network["IPAddress"] for network in networks.values())):
@@ -471,7 +471,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.refusal
-def test_the_storage_answers_a_notebook_nothing_without_a_link(stack: Clone, stored: Keys) -> None:
+def test_minio_denies_a_notebook_without_a_presigned_url(stack: Clone, stored: Keys) -> None:
     stored_object = f"{stored.bucket}/0/secret/artifacts/x"
     put_object(stored, "0/secret/artifacts/x")
     printed = stack.in_container("jupyter", "python3", "-c", WITHOUT_A_LINK, stored.bucket, stored_object)
@@ -482,7 +482,7 @@ def test_the_storage_answers_a_notebook_nothing_without_a_link(stack: Clone, sto
 
 
 @pytest.mark.refusal
-def test_a_notebook_holds_no_key_of_database_or_storage(stack: Clone) -> None:
+def test_notebook_has_no_database_or_s3_credentials(stack: Clone) -> None:
     environment = stack.in_container("jupyter", "env")
     own = {"MLFLOW_TRACKING_PASSWORD", "JUPYTER_TOKEN"}
     assert {name for name in SECRETS if stack.values[name] in environment} == own
@@ -501,7 +501,7 @@ def in_service(stack: Clone, service: str, *command: str) -> subprocess.Complete
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
-def test_no_process_is_root_or_can_become_it(stack: Clone, service: str) -> None:
+def test_no_process_is_or_can_become_root(stack: Clone, service: str) -> None:
     shown = in_service(stack, service, "bash", "-c", "id -u; grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs' /proc/self/status").stdout
     uid, *lines = shown.splitlines()
     assert uid != "0"
@@ -513,7 +513,7 @@ def test_no_process_is_root_or_can_become_it(stack: Clone, service: str) -> None
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
-def test_no_program_of_an_image_can_be_replaced(stack: Clone, service: str) -> None:
+def test_programs_of_an_image_cannot_be_replaced(stack: Clone, service: str) -> None:
     for place in ("/usr/local/bin/mine", "/etc/mine", "/mine", "/opt/mine"):
         done = in_service(stack, service, "bash", "-c", f"echo x > {place}")
         assert done.returncode != 0
@@ -521,7 +521,7 @@ def test_no_program_of_an_image_can_be_replaced(stack: Clone, service: str) -> N
 
 
 @pytest.mark.refusal
-def test_a_container_takes_no_more_than_its_share_of_the_machine(stack: Clone) -> None:
+def test_container_is_limited_in_memory_and_processes(stack: Clone) -> None:
     greedy = in_service(stack, ONE_SHOT, "python3", "-c", "b'x' * (8 << 30)")
     assert greedy.returncode == 137  # killed, and it alone
     forks = "for i in {1..300}; do sleep 20 & done 2>&1"
@@ -530,7 +530,7 @@ def test_a_container_takes_no_more_than_its_share_of_the_machine(stack: Clone) -
 
 
 @pytest.mark.refusal
-def test_the_ports_are_closed_to_every_other_address_of_this_machine(stack: Clone) -> None:
+def test_ports_are_closed_on_every_address_but_loopback(stack: Clone) -> None:
     addresses = {
         entry.address
         for entries in psutil.net_if_addrs().values()
@@ -550,7 +550,7 @@ def test_the_ports_are_closed_to_every_other_address_of_this_machine(stack: Clon
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_image_holds_a_secret(stack: Clone, service: str) -> None:
+def test_images_contain_no_secret(stack: Clone, service: str) -> None:
     patterns = "\n".join(stack.values[name] for name in SECRETS)
     assert not [name for name in SECRETS if stack.values[name] in docker("history", "--no-trunc", stack.image(service))]
     search = "exec grep -rlFf - / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev -s"
@@ -560,7 +560,7 @@ def test_no_image_holds_a_secret(stack: Clone, service: str) -> None:
 
 
 @pytest.mark.refusal
-def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
+def test_logs_and_process_lists_contain_no_secret(stack: Clone) -> None:
     containers = stack.compose("ps", "--quiet").split()
     shown = {
         "docker logs": stack.compose("logs", "--no-color"),
@@ -572,7 +572,7 @@ def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
 
 
 @pytest.mark.refusal
-def test_the_secrets_are_readable_by_their_owner_alone(stack: Clone) -> None:
+def test_env_file_is_readable_by_its_owner_only(stack: Clone) -> None:
     env = stack.folder / ".env"
     assert env.stat().st_mode & 0o077 == 0
     env.chmod(0o644)
@@ -583,13 +583,13 @@ def test_the_secrets_are_readable_by_their_owner_alone(stack: Clone) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("command", ["reset", "rotate", "user-remove NAME=notebook"])
-def test_nothing_is_deleted_or_replaced_unasked(stack: Clone, command: str) -> None:
+def test_nothing_is_deleted_or_replaced_without_confirmation(stack: Clone, command: str) -> None:
     done = stack.make(*command.split())
     assert done.returncode != 0
     assert "there is no terminal to ask at" in done.stderr and "YES=1" in done.stderr
 
 
-def test_without_accounts_it_is_said_at_every_start_and_a_client_needs_no_change(stack: Clone) -> None:
+def test_mlflow_without_accounts_warns_at_every_start_and_serves_the_same_clients(stack: Clone) -> None:
     """Last in this file: it opens MLflow, and closes it again."""
     stack.set(MLFLOW_AUTH="off")
     try:

@@ -101,7 +101,7 @@ def interrupt_after(stack: Clone, words: str) -> None:
 
 
 @pytest.mark.refusal
-def test_after_a_rotation_that_was_interrupted_twice_the_old_secrets_are_refused_and_all_data_is_there(stack: Clone) -> None:
+def test_twice_interrupted_rotation_rejects_old_secrets_and_keeps_all_data(stack: Clone) -> None:
     old = stack.values
     run = next(line for line in stack.in_container("jupyter", "python3", "-c", WRITE).splitlines() if line.startswith("RUN "))
     stack.in_container("mlflow", "python3", "-c", ENCRYPTED)
@@ -132,7 +132,7 @@ def _next(stack: Clone) -> Path:
     return stack.folder / ".env.next"
 
 
-def test_a_secret_that_the_shell_sets_cannot_be_rotated_unseen(stack: Clone) -> None:
+def test_rotate_rejects_a_secret_that_the_shell_sets(stack: Clone) -> None:
     done = stack.make("rotate", "YES=1", JUPYTER_TOKEN="set-in-the-shell")
     assert done.returncode != 0
     assert "JUPYTER_TOKEN comes from your shell" in done.stderr and "unset JUPYTER_TOKEN" in done.stderr
