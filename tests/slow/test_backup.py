@@ -97,13 +97,13 @@ def leftovers(clone: Clone) -> list[str]:
 # ---- backup ------------------------------------------------------------------------------------
 
 
-def test_a_backup_is_private_and_holds_no_secret(full: Clone, first: Backup) -> None:
+def test_backup_is_private_and_contains_no_secret(full: Clone, first: Backup) -> None:
     assert not [path for path in (first.folder, *first.folder.rglob("*")) if path.stat().st_mode & 0o077]
     written = b"".join(path.read_bytes() for path in first.folder.rglob("*") if path.is_file())
     assert not [name for name in SECRETS if full.values[name].encode() in written]
 
 
-def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> None:
+def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
     found = json.loads((first.folder / "manifest.json").read_text())
     assert first.folder.name == f"{first.manifest.time:%Y%m%dT%H%M%SZ}"
     assert found["counts"]["runs"] == 12
@@ -121,7 +121,7 @@ def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> 
     assert first.folder.name in shown.stdout
 
 
-def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, first: Backup) -> None:
+def test_second_backup_copies_only_new_data_and_both_are_complete(full: Clone, first: Backup) -> None:
     client, name = storage(full)
     client.put_object(name, "new/one", *content("new" * 1000))
     second = taken(full)
@@ -135,7 +135,7 @@ def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, f
     client.remove_object(name, "new/one")
 
 
-def test_damage_in_the_previous_backup_does_not_travel(full: Clone, first: Backup) -> None:
+def test_backup_does_not_copy_damage_from_the_previous_one(full: Clone, first: Backup) -> None:
     previous = manifest.read(newest(full))
     victim = next(artifact for artifact in previous.artifacts if artifact.size > 1000)
     original = (previous.folder / victim.path).read_bytes()
@@ -147,7 +147,7 @@ def test_damage_in_the_previous_backup_does_not_travel(full: Clone, first: Backu
         rewrite(first.folder / victim.path, original)
 
 
-def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full: Clone) -> None:
+def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> None:
     """A row for each object is written after it, as MLflow does; the backup never holds the one without the other."""
     target, (client, name) = stack.of_project(full.folder), storage(full)
     keys = [f"moving/{number}" for number in range(40)]
@@ -200,7 +200,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
     }
 
 
-def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> None:
+def test_interrupted_backup_resumes_and_is_never_listed(full: Clone) -> None:
     shutil.rmtree(full.folder / "backups")  # everything has to be copied again
     client, name = storage(full)
     for number in range(30):
@@ -229,7 +229,7 @@ def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> 
         client.remove_object(name, f"large/{number}")
 
 
-def test_ctrl_c_stops_a_backup_at_once_and_says_that_nothing_is_broken(full: Clone) -> None:
+def test_ctrl_c_stops_a_backup_and_reports_no_damage(full: Clone) -> None:
     process = subprocess.Popen(
         [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -242,7 +242,7 @@ def test_ctrl_c_stops_a_backup_at_once_and_says_that_nothing_is_broken(full: Clo
     assert "Traceback" not in said
 
 
-def test_keep_removes_the_oldest(full: Clone) -> None:
+def test_backup_with_keep_removes_the_oldest(full: Clone) -> None:
     taken(full)
     before = manifest.folders(full.folder / "backups")
     assert len(before) >= 2
@@ -254,7 +254,7 @@ def test_keep_removes_the_oldest(full: Clone) -> None:
 
 
 @pytest.mark.parametrize("command", ["backup", "restore", "verify", "upgrade"])
-def test_a_second_command_is_told_who_is_at_work(full: Clone, command: str) -> None:
+def test_second_command_is_rejected_and_names_the_running_one(full: Clone, command: str) -> None:
     with held(full.folder, "make backup"):
         refused = full.make(command, BACKUP="latest", YES="1")
     assert refused.returncode != 0
@@ -351,7 +351,7 @@ DAMAGES: list[Callable[[Path], str]] = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_backup_is_refused_by_name_before_anything_changes(
+def test_damaged_backup_is_rejected_by_name_before_anything_changes(
     full: Clone, tmp_path: Path, damage: Callable[[Path], str]
 ) -> None:
     before, containers = state(full), full.compose("ps", "--quiet")
@@ -367,13 +367,13 @@ def test_a_damaged_backup_is_refused_by_name_before_anything_changes(
     assert full.compose("ps", "--quiet") == containers
 
 
-def test_a_backup_that_is_not_there_is_named(full: Clone) -> None:
+def test_missing_backup_is_named(full: Clone) -> None:
     done = full.make("restore", BACKUP="20200101T000000Z", YES="1")
     assert done.returncode != 0
     assert "there is no backup 20200101T000000Z" in done.stderr
 
 
-def test_a_restore_over_work_is_refused_without_a_terminal(full: Clone) -> None:
+def test_restore_over_data_without_a_terminal_is_rejected(full: Clone) -> None:
     before = state(full)
     done = full.make("restore", BACKUP="latest")
     assert done.returncode != 0
@@ -386,7 +386,7 @@ def test_a_restore_over_work_is_refused_without_a_terminal(full: Clone) -> None:
 # ---- restore ------------------------------------------------------------------------------------
 
 
-def test_a_restore_brings_back_what_was_deleted_changed_and_added(full: Clone) -> None:
+def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     seen, kept = everything(full), taken(full)
     client, name = storage(full)
     runs = [artifact.key for artifact in kept.artifacts if "/artifacts/" in artifact.key]
@@ -406,7 +406,7 @@ def test_a_restore_brings_back_what_was_deleted_changed_and_added(full: Clone) -
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_a_restore_that_is_interrupted_changes_nothing(full: Clone, how: signal.Signals) -> None:
+def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -> None:
     kept = newest(full)
     client, name = storage(full)
     for artifact in manifest.read(kept).artifacts:
@@ -449,7 +449,7 @@ def refuse_to_start(clone: Clone) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full: Clone, tmp_path: Path) -> None:
+def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clone, tmp_path: Path) -> None:
     uri, _ = admin(full)
     restored = full.make("restore", BACKUP="latest", YES="1")
     assert restored.returncode == 0, restored.stderr
@@ -492,7 +492,7 @@ def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full:
     fill(full, runs=2, points=20, megabytes=0, models=1, seed=5)
 
 
-def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
+def test_verify_restores_into_a_temporary_stack_and_removes_it(full: Clone) -> None:
     kept = taken(full)
     before, containers = state(full), full.compose("ps", "--quiet")
     done = full.make("verify", BACKUP=kept.folder.name)
@@ -504,7 +504,7 @@ def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
         assert f"{full.name}-verify" not in docker(*kind)
 
 
-def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: Clone) -> None:
+def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) -> None:
     """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
     with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
@@ -526,7 +526,7 @@ def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: C
     shutil.rmtree(kept.folder)
 
 
-def test_a_dump_that_does_not_hold_what_the_manifest_says_is_found_by_verify(full: Clone, tmp_path: Path) -> None:
+def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_path: Path) -> None:
     """Every file has its checksum here: only the comparison of the loaded tables can tell."""
     folder = tmp_path / "backup"
     shutil.copytree(newest(full), folder)

@@ -114,7 +114,7 @@ def leftovers(clone: Clone) -> list[str]:
     return names + docker("image", "ls", "--quiet", "--filter", f"reference={clone.name}-*:before-upgrade").split()
 
 
-def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, before: dict[str, Any]) -> None:
+def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
     with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
@@ -129,7 +129,7 @@ def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, befo
     assert leftovers(clone) == []
 
 
-def test_ctrl_c_in_the_migration_goes_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
+def test_ctrl_c_in_the_migration_rolls_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
     code, said = stopped_in_the_migration(clone, signal.SIGINT)
     assert code == 130
@@ -139,7 +139,7 @@ def test_ctrl_c_in_the_migration_goes_back_at_once(clone: Clone, before: dict[st
     assert leftovers(clone) == []
 
 
-def test_a_killed_upgrade_is_undone_by_the_next_which_loses_nothing(clone: Clone, before: dict[str, Any]) -> None:
+def test_upgrade_undoes_a_killed_upgrade_and_loses_nothing(clone: Clone, before: dict[str, Any]) -> None:
     code, _ = stopped_in_the_migration(clone, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert len(leftovers(clone)) > 0
@@ -153,7 +153,7 @@ def test_a_killed_upgrade_is_undone_by_the_next_which_loses_nothing(clone: Clone
     assert after["experiments"] == before["experiments"]
 
 
-def test_the_upgraded_stack_takes_new_work_and_upgrades_again(clone: Clone, before: dict[str, Any]) -> None:
+def test_upgraded_stack_takes_new_work_and_upgrades_again(clone: Clone, before: dict[str, Any]) -> None:
     uri, account = admin(clone)
     finished(started(uri, account, "fill", "--runs=3", "--points=300", "--megabytes=1", "--seed=2"))
     now = everything(clone)

@@ -38,7 +38,7 @@ def stack(clone: Clone) -> Iterator[Clone]:
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
-def test_volumes_of_an_older_stack_are_given_to_the_new_uids_and_keep_their_data(stack: Clone) -> None:
+def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack: Clone) -> None:
     """The stack is made an old one as going back from an upgrade does it; then a `make up` that was interrupted is repeated."""
     said = stack.in_container("jupyter", "python3", "-c", KEPT)
     run = next(line.split()[1] for line in said.splitlines() if line.startswith("RUN"))

@@ -39,7 +39,7 @@ def disk(*folders: Path) -> int:
 
 
 @pytest.mark.timeout(3000)
-def test_everything_is_had_back_in_a_fresh_clone(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_year_of_work_is_restored_in_a_fresh_clone(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
     make(clone, "up")
     with timed("filling"):
         fill(clone, runs=200, points=50_000, megabytes=1050, models=3)
