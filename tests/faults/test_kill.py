@@ -20,7 +20,7 @@ def calm(stack: Stack) -> Ledger:
 
 
 @pytest.mark.parametrize("fault", KILLS, ids=str)
-def test_a_kill_costs_nothing(stack: Stack, fault: faults.Fault, name: str) -> None:
+def test_killed_service_loses_no_acknowledged_write(stack: Stack, fault: faults.Fault, name: str) -> None:
     result = experiment.run(stack, fault, name, large=100)
     assert not result.ledgers[0].failed(), result.row.saw
     verdict = result.verdicts[0]
@@ -28,7 +28,7 @@ def test_a_kill_costs_nothing(stack: Stack, fault: faults.Fault, name: str) -> N
     assert verdict.points > 200 and verdict.artifacts and verdict.registry
 
 
-def test_the_comparison_finds_what_is_missing_or_changed(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_what_is_missing_or_changed(stack: Stack, calm: Ledger) -> None:
     """In Postgres a point, an alias and a version; in MinIO one artifact less, and a byte flipped in another."""
     before = comparison.compare(calm, stack.look(calm))
     assert before.is_good, before
@@ -57,14 +57,14 @@ def test_the_comparison_finds_what_is_missing_or_changed(stack: Stack, calm: Led
     assert after.broken == [f"artifact {flipped}"]
 
 
-def test_the_comparison_finds_a_write_that_was_never_made(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_a_write_that_never_happened(stack: Stack, calm: Ledger) -> None:
     lie = Entry("sync", 10**6, [["sync_0", 0.5, 1, 10**6]], "stored")
     file = Entry("artifact", 10**6 + 1, [{"path": "never.bin", "size": 1, "sha256": "0" * 64}], "stored")
     verdict = comparison.compare(dataclasses.replace(calm, entries=[*calm.entries, lie, file]), stack.look(calm))
     assert "point ('sync_0', 0.5, 1, 1000000)" in verdict.lost and "artifact never.bin" in verdict.lost
 
 
-def test_the_comparison_finds_what_nobody_wrote(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_what_no_client_wrote(stack: Stack, calm: Ledger) -> None:
     sql(
         stack,
         "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan)"  # noqa: S608
@@ -98,7 +98,7 @@ for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
 """
 
 
-def test_every_call_of_a_batch_that_is_refused_is_told_and_so_is_the_flush(stack: Stack) -> None:
+def test_rejected_batch_raises_in_each_of_its_calls_and_in_flush(stack: Stack) -> None:
     """A deleted run takes no metrics; twenty calls leave as one batch."""
     said = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
     assert "told 20" in said

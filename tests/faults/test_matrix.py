@@ -69,14 +69,14 @@ def check(result: Result) -> None:
 
 
 @pytest.mark.parametrize("fault", (*faults.OF_SERVICES, faults.NETWORK), ids=str)
-def test_a_fault_costs_nothing(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+def test_fault_loses_no_acknowledged_write(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, fault, name)
     rows.append(result.row)
     check(result)
     assert not result.ledgers[0].failed(), result.row.saw
 
 
-def test_a_killed_kernel_costs_what_was_not_yet_answered(stack: Stack, rows: list[Row], name: str) -> None:
+def test_killed_kernel_loses_only_unanswered_calls(stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, faults.KERNEL, name)
     rows.append(result.row)
     check(result)
@@ -84,7 +84,7 @@ def test_a_killed_kernel_costs_what_was_not_yet_answered(stack: Stack, rows: lis
     assert killed.unanswered > 0, "nothing was on its way: the test shows nothing"
 
 
-def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: str) -> None:
+def test_client_that_gives_up_raises(stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, faults.GIVES_UP, name, MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
     rows.append(result.row)
     check(result)
@@ -100,13 +100,13 @@ class TestFullDisks:
     """A class, so that this stack is gone before the next begins."""
 
     @pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
-    def test_a_full_disk_costs_nothing_and_heals(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+    def test_full_disk_loses_nothing_and_recovers(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
         result = experiment.run(small_stack, fault, name, large=100)
         rows.append(result.row)
         check(result)
 
 
-def test_a_killed_engine_costs_nothing_and_the_stack_comes_back(contained_stack: Stack, rows: list[Row], name: str) -> None:
+def test_killed_engine_loses_nothing_and_the_stack_restarts(contained_stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(contained_stack, faults.ENGINE, name)
     rows.append(result.row)
     check(result)
