@@ -74,14 +74,14 @@ def seen(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
 
 
 @pytest.mark.parametrize("program", CASES)
-def test_a_program_sees_and_stores_what_it_does_with_mlflow(seen: dict[str, dict[str, list[str]]], program: str) -> None:
+def test_program_reads_and_stores_the_same_as_with_mlflow(seen: dict[str, dict[str, list[str]]], program: str) -> None:
     found = {case: [line for line in lines if not is_known(case, line)] for case, lines in seen[program].items()}
     wrong = {case: lines for case, lines in found.items() if lines}
     assert not wrong, "\n".join(f"{case}\n    " + "\n    ".join(lines[:6]) for case, lines in wrong.items())
 
 
 @pytest.mark.parametrize("known", OF_CLIENT, ids=lambda known: known.name)
-def test_a_deliberate_difference_of_the_client_still_differs(seen: dict[str, dict[str, list[str]]], known: OfClient) -> None:
+def test_deliberate_difference_of_the_client_still_differs(seen: dict[str, dict[str, list[str]]], known: OfClient) -> None:
     lines = [
         line for cases in seen.values() for case, found in cases.items() if re.fullmatch(known.cases, case) for line in found
     ]
@@ -89,7 +89,7 @@ def test_a_deliberate_difference_of_the_client_still_differs(seen: dict[str, dic
 
 
 @pytest.mark.parametrize("kind", programs.KINDS)
-def test_a_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
+def test_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
     """Every point whose call has returned is stored, and the process ends as with MLflow."""
 
     def end(side: Side) -> Any:

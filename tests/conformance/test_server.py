@@ -29,17 +29,17 @@ def told(found: list[str]) -> str:
 # ---- fuzz ------------------------------------------------------------------------------------------
 
 
-def test_odd_calls_are_answered_and_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
+def test_malformed_calls_are_answered_and_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
     found = comparison.sequences("odd calls", ([call] for call in fuzz.calls(chance, ODD_CALLS)))
     assert not found, told(found)
 
 
-def test_batches_with_right_and_wrong_parts_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
+def test_batches_with_valid_and_invalid_parts_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
     found = comparison.sequences("batches with right and wrong parts", ([call] for call in sequences.batches(chance, BATCHES)))
     assert not found, told(found)
 
 
-def test_sequences_on_one_run_leave_what_mlflow_leaves(comparison: Comparison, chance: random.Random) -> None:
+def test_sequences_on_one_run_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
     chosen = [sequences.sequence(chance, LENGTH) for _ in range(SEQUENCES)]
     found = comparison.sequences("sequences on one run", chosen)
     assert not found, told(found)
@@ -107,7 +107,7 @@ CASES: dict[str, list[Call]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_is_answered_and_stored_as_by_mlflow(comparison: Comparison, name: str) -> None:
+def test_case_is_answered_and_stored_as_by_mlflow(comparison: Comparison, name: str) -> None:
     found = comparison.sequences("named cases", [CASES[name]])
     assert not found, told(found)
 
@@ -116,7 +116,7 @@ def test_a_case_is_answered_and_stored_as_by_mlflow(comparison: Comparison, name
 
 
 @pytest.mark.parametrize("known", OF_SERVER, ids=lambda known: known.name)
-def test_a_deliberate_difference_still_differs(comparison: Comparison, known: OfServer) -> None:
+def test_deliberate_difference_still_differs(comparison: Comparison, known: OfServer) -> None:
     pair = comparison.pair
     run, twin = pair.runs(2)
     call = comparison.place.fill(known.example, run)
@@ -189,7 +189,9 @@ def guarded(pair: Pair) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-def test_an_account_may_do_what_it_may_in_mlflow(comparison: Comparison, guarded: dict[str, str], account: str | None) -> None:
+def test_account_has_the_permissions_it_has_in_mlflow(
+    comparison: Comparison, guarded: dict[str, str], account: str | None
+) -> None:
     found = []
     # A wrong password is slowed down by ours: a few calls say enough.
     routes = fuzz.ROUTES if account in ACCOUNTS[:5] else fuzz.ROUTES[:3]
@@ -203,7 +205,7 @@ def test_an_account_may_do_what_it_may_in_mlflow(comparison: Comparison, guarded
     assert not found, told(found)
 
 
-def test_a_permission_that_is_given_and_taken_counts_from_the_next_call(comparison: Comparison, guarded: dict[str, str]) -> None:
+def test_granted_or_revoked_permission_applies_to_the_next_call(comparison: Comparison, guarded: dict[str, str]) -> None:
     found = []
     log = {"run_id": guarded["run"], "key": "m", "value": 1, "timestamp": 1}
     for permission in ("DENY", "READ", "EDIT", "MANAGE", None):
@@ -227,7 +229,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def test_artifacts_are_kept_by_the_proxy_as_by_mlflow(comparison: Comparison) -> None:
+def test_artifacts_are_stored_by_the_proxy_as_by_mlflow(comparison: Comparison) -> None:
     run = comparison.pair.runs(1, comparison.place.experiment)[0]
     root, found = f"{comparison.place.experiment}/{run}/artifacts", []
     for account in ("admin", "colleague"):
@@ -250,7 +252,7 @@ def test_artifacts_are_kept_by_the_proxy_as_by_mlflow(comparison: Comparison) ->
     assert not found, told(found)
 
 
-def test_a_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> None:
+def test_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> None:
     run = comparison.pair.runs(1, comparison.place.experiment)[0]
     root, found = f"{comparison.place.experiment}/{run}/artifacts", []
     for body in (
@@ -267,7 +269,7 @@ def test_a_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> 
 # ---- the documented API -----------------------------------------------------------------------------------
 
 
-def test_the_documented_calls_are_answered_as_by_mlflow(comparison: Comparison) -> None:
+def test_documented_calls_are_answered_as_by_mlflow(comparison: Comparison) -> None:
     kept: dict[str, dict[str, str]] = {}
     found: list[str] = []
     for number, step in enumerate(examples.STEPS):
