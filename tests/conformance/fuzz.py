@@ -125,10 +125,10 @@ def _odd_value(chance: random.Random, fields: list[tuple[str, str]]) -> None:
 def _odd_inside(chance: random.Random, value: str) -> str:
     """The same list with an odd value in its first object."""
     (inner, *_) = json.loads(value)
-    parts = [(name, chance.choice(ODD) if chance.random() < 0.4 else json.dumps(each)) for name, each in inner.items()]
+    parts = [(name, chance.choice(ODD) if chance.random() < 0.4 else json.dumps(value)) for name, value in inner.items()]
     if chance.random() < 0.2:
         parts.append((chance.choice(UNKNOWN), chance.choice(ODD)))
-    odd = "{" + ", ".join(f"{json.dumps(name)}: {each}" for name, each in parts) + "}"
+    odd = "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in parts) + "}"
     return f"[{odd}]" if chance.random() < 0.5 else f"[{json.dumps(inner)}, {odd}]"
 
 

@@ -1,4 +1,4 @@
-"""The telling faults of `make test`: kill -9 of each service that stores, and the comparison seen to find what is missing."""
+"""The faults of `make test`: kill -9 of each service that stores data, and a comparison that reports every loss."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ KILLS = tuple(fault for fault in faults.OF_SERVICES if fault.name.endswith("kill
 
 @pytest.fixture(scope="module")
 def calm(stack: Stack) -> Ledger:
-    """What a client wrote in peace; it stays stored."""
+    """What a client wrote without any fault."""
     client = start_client(stack, "calm", large=0)
     client.wait_until_steady()
     return client.stop()
@@ -40,8 +40,8 @@ def test_comparison_reports_what_is_missing_or_changed(stack: Stack, calm: Ledge
         stack,
         f"DELETE FROM metrics WHERE run_uuid = '{calm.run}' AND key = '{key}' AND step = {step};"  # noqa: S608 # names of our own
         f"DELETE FROM registered_model_aliases WHERE name = '{calm.model}' AND alias = '{alias}';"
-        f"DELETE FROM model_version_tags WHERE name = '{calm.model}' AND version = {version.said};"
-        f"DELETE FROM model_versions WHERE name = '{calm.model}' AND version = {version.said};",
+        f"DELETE FROM model_version_tags WHERE name = '{calm.model}' AND version = {version.answer};"
+        f"DELETE FROM model_versions WHERE name = '{calm.model}' AND version = {version.answer};",
     )
     tamper(stack, f"storage.remove_object(bucket, '{calm.prefix}{gone}')")
     tamper(
@@ -52,7 +52,7 @@ def test_comparison_reports_what_is_missing_or_changed(stack: Stack, calm: Ledge
     after = comparison.compare(calm, stack.look(calm))
     assert [line for line in after.lost if line.startswith(f"point ('{key}', {value},")]
     assert f"artifact {gone}" in after.lost
-    assert f"version {version.said} of {version.items[0]}" in after.lost
+    assert f"version {version.answer} of {version.items[0]}" in after.lost
     assert [line for line in after.lost if line.startswith(f"alias {alias} ")]
     assert after.broken == [f"artifact {flipped}"]
 
@@ -82,13 +82,13 @@ client = mlflow.MlflowClient()
 run = mlflow.start_run()
 client.delete_run(run.info.run_id)
 calls = [client.log_metric(run.info.run_id, "a", step, step=step, synchronous=False) for step in range(20)]
-told = 0
+raised = 0
 for call in calls:
     try:
         call.wait()
     except mlflow.MlflowException:
-        told += 1
-print("told", told)
+        raised += 1
+print("raised", raised)
 for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
     try:
         end()
@@ -100,10 +100,10 @@ for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
 
 def test_rejected_batch_raises_in_each_of_its_calls_and_in_flush(stack: Stack) -> None:
     """A deleted run takes no metrics; twenty calls leave as one batch."""
-    said = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
-    assert "told 20" in said
-    assert "not every metric that was logged is stored: 20 of run" in said
-    assert "\nfine\n" in said  # once told, it is over
+    output = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
+    assert "raised 20" in output
+    assert "not every metric that was logged is stored: 20 of run" in output
+    assert "\nfine\n" in output  # a loss is reported once
 
 
 def sql(stack: Stack, statements: str) -> None:
@@ -116,7 +116,7 @@ def sql(stack: Stack, statements: str) -> None:
 
 
 def tamper(stack: Stack, statement: str) -> None:
-    """As the owner of the storage."""
+    """As the owner of MinIO."""
     program = (
         "import io; from mlstack import s3, settings; keys = settings.storage_owner(); bucket = keys.bucket;"
         "storage = s3.client_for(keys);"

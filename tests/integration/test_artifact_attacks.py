@@ -34,13 +34,13 @@ class Artifacts:
         return requests.request(method, f"{self.uri}{path}", json=body, auth=auth or self.notebook, timeout=60, **options)
 
     def experiment(self, auth: Auth | None = None, **fields: str) -> str:
-        made = self.call("POST", "/api/2.0/mlflow/experiments/create", {"name": secrets.token_hex(8), **fields}, auth)
-        assert made.status_code == 200, made.text
-        return str(made.json()["experiment_id"])
+        created = self.call("POST", "/api/2.0/mlflow/experiments/create", {"name": secrets.token_hex(8), **fields}, auth)
+        assert created.status_code == 200, created.text
+        return str(created.json()["experiment_id"])
 
     def run(self, experiment: str = "0", auth: Auth | None = None) -> dict[str, str]:
-        made = self.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1}, auth)
-        info: dict[str, str] = made.json()["run"]["info"]
+        created = self.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1}, auth)
+        info: dict[str, str] = created.json()["run"]["info"]
         return info
 
     def folder(self, experiment: str = "0", auth: Auth | None = None) -> str:
@@ -177,8 +177,8 @@ def test_presigned_urls_are_only_for_runs_models_and_traces_that_exist(artifacts
     experiment = artifacts.experiment()
     run, trace = artifacts.run(experiment)["run_id"], f"tr-{uuid.uuid4().hex}"
     start_trace(artifacts, experiment, trace)
-    made = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": experiment, "name": "m"})
-    model = made.json()["model"]["info"]["model_id"]
+    created = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": experiment, "name": "m"})
+    model = created.json()["model"]["info"]["model_id"]
     for root in (f"{run}/artifacts", f"models/{model}/artifacts", f"traces/{trace}/artifacts", f"{run}/artifacts/deep/er"):
         assert artifacts.presigned("write", f"{experiment}/{root}", names=["x"]).status_code == 200, root
     unknown = uuid.uuid4().hex
@@ -235,8 +235,8 @@ def start_trace(artifacts: Artifacts, experiment: str, trace: str, auth: Auth | 
         "state": "OK",
         "tags": tags,
     }
-    made = artifacts.call("POST", "/api/3.0/mlflow/traces", {"trace": {"trace_info": info}}, auth)
-    assert made.status_code == 200, made.text
+    created = artifacts.call("POST", "/api/3.0/mlflow/traces", {"trace": {"trace_info": info}}, auth)
+    assert created.status_code == 200, created.text
 
 
 @pytest.mark.refusal
@@ -362,8 +362,8 @@ def test_model_version_rejects_a_source_that_no_permission_covers(artifacts: Art
 
 def test_model_version_accepts_runs_models_and_other_versions(artifacts: Artifacts) -> None:
     name, run = secrets.token_hex(8), artifacts.run()
-    made = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": "0", "name": "m"}).json()
-    model = made["model"]["info"]
+    created = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": "0", "name": "m"}).json()
+    model = created["model"]["info"]
     assert artifacts.call("POST", "/api/2.0/mlflow/registered-models/create", {"name": name}).status_code == 200
     for number, body in enumerate(
         (

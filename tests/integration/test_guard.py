@@ -49,9 +49,9 @@ def colleague(url: str, admin: Auth) -> Auth:
 
 
 def account(url: str, admin: Auth) -> Auth:
-    made = f"person-{secrets.token_hex(4)}", secrets.token_urlsafe()
-    assert api(url, "POST", "users/create", admin, {"username": made[0], "password": made[1]}).ok
-    return made
+    person = f"person-{secrets.token_hex(4)}", secrets.token_urlsafe()
+    assert api(url, "POST", "users/create", admin, {"username": person[0], "password": person[1]}).ok
+    return person
 
 
 def ask(url: str, method: str, path: str, auth: Auth | None, **options: Any) -> requests.Response:

@@ -86,7 +86,7 @@ print("RUN", json.dumps(seen))
 
 
 def test_wrong_argument_raises_at_the_call(jupyter: Service) -> None:
-    told = run_of(
+    messages = run_of(
         jupyter,
         """
 import json, mlflow
@@ -104,11 +104,11 @@ with mlflow.start_run():
 print("RUN", json.dumps(told))
 """,
     )
-    assert len(told) == 2 and "Changing param values" in told[0] and "Invalid value" in told[1], told
+    assert len(messages) == 2 and "Changing param values" in messages[0] and "Invalid value" in messages[1], messages
 
 
 def test_loss_is_reported_at_the_end_of_the_run(jupyter: Service) -> None:
-    told = run_of(
+    message = run_of(
         jupyter,
         """
 import json, mlflow
@@ -124,4 +124,4 @@ except MlstackError as error:
     print("RUN", json.dumps(str(error)))
 """,
     )
-    assert "1 of run" in told and "must be in the 'active' state" in told
+    assert "1 of run" in message and "must be in the 'active' state" in message

@@ -120,8 +120,8 @@ def test_objects_survive_a_restart(minio: Service, user_keys: Keys, user: Minio)
 
 def test_backup_lists_the_bucket_as_of_one_point_in_time(user: Minio, user_keys: Keys) -> None:
     def held(moment: datetime) -> dict[str, bytes]:
-        found = [version for version in as_of(user, user_keys.bucket, moment) if version.key.startswith("as-of/")]
-        return {version.key[6:]: get(user, user_keys.bucket, version.key, version.version) for version in found}
+        versions = [version for version in as_of(user, user_keys.bucket, moment) if version.key.startswith("as-of/")]
+        return {version.key[6:]: get(user, user_keys.bucket, version.key, version.version) for version in versions}
 
     for key in ("kept", "overwritten", "deleted"):
         put(user, user_keys.bucket, f"as-of/{key}", b"before")

@@ -189,8 +189,8 @@ def test_model_links_are_removed_for_accounts_without_access(
     assert owner.post("runs/outputs", {"run_id": run, "models": [{"model_id": model, "step": 0}]}).ok
 
     def linked(api: Api) -> bool:
-        (found,) = api.post("runs/search", {"experiment_ids": [experiment]}).json()["runs"]
-        return bool(found.get("outputs", {}).get("model_outputs"))
+        (row,) = api.post("runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+        return bool(row.get("outputs", {}).get("model_outputs"))
 
     assert linked(colleague) and linked(boss)
     denied = {"username": name, "resource_type": "logged_model", "resource_id": "*", "permission": "DENY"}

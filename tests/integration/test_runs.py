@@ -85,7 +85,7 @@ def test_runs_table_equals_mlflows_cell_by_cell(filled: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("filter_string", "message"),
     [
         ("['table-a', 'nowhere']", "No experiment is called nowhere"),
         ("['table-a'], filter_string='metrics.loss ~ 3'", "Invalid"),
@@ -93,17 +93,17 @@ def test_runs_table_equals_mlflows_cell_by_cell(filled: Service) -> None:
         ("['table-a'], limit=3", "Extra inputs are not permitted"),
     ],
 )
-def test_runs_table_rejects_what_it_cannot_answer_exactly(filled: Service, asked: str, said: str) -> None:
+def test_runs_table_rejects_what_it_cannot_answer_exactly(filled: Service, filter_string: str, message: str) -> None:
     program = f"""
 from mlstack.client import runs
 from mlstack.errors import MlstackError
 try:
-    runs.dataframe({asked})
+    runs.dataframe({filter_string})
 except MlstackError as error:
-    print("REFUSED", error)
+    print("REJECTED", error)
 """
     printed = filled.run("python3", "-c", program)
-    assert "REFUSED" in printed and said in printed, printed
+    assert "REJECTED" in printed and message in printed, printed
 
 
 def test_runs_table_rejects_a_server_without_its_route(filled: Service) -> None:
@@ -118,7 +118,7 @@ mlflow.set_tracking_uri(f"http://127.0.0.1:{server.server_port}")
 try:
     runs.dataframe(["table-a"])
 except MlstackError as error:
-    print("REFUSED", error)
+    print("REJECTED", error)
 """
     assert "does not know how to give runs as a table" in filled.run("python3", "-c", program)
 

@@ -38,8 +38,8 @@ def call(mlflow: Service, path: str, auth: Auth, body: object) -> requests.Respo
 
 
 def new_experiment(mlflow: Service, auth: Auth) -> str:
-    made = call(mlflow, "/api/2.0/mlflow/experiments/create", auth, {"name": secrets.token_hex(8)})
-    return str(made.json()["experiment_id"])
+    created = call(mlflow, "/api/2.0/mlflow/experiments/create", auth, {"name": secrets.token_hex(8)})
+    return str(created.json()["experiment_id"])
 
 
 @pytest.mark.refusal
@@ -68,8 +68,8 @@ def test_runs_table_reads_an_experiment_by_one_spelling_only(
     deny = {"username": colleague[0], "resource_type": "experiment", "resource_id": experiment, "permission": "DENY"}
     assert call(mlflow, "/api/3.0/mlflow/users/permissions/grant", admin, deny).status_code == 200
     assert call(mlflow, PATH, colleague, {"experiment_ids": [experiment]}).status_code == 403
-    for asker in (colleague, notebook):
-        answer = call(mlflow, PATH, asker, {"experiment_ids": [spelling(experiment)]})
+    for caller in (colleague, notebook):
+        answer = call(mlflow, PATH, caller, {"experiment_ids": [spelling(experiment)]})
         assert answer.status_code == 400, answer.text
         assert answer.json()["error_code"] == "INVALID_PARAMETER_VALUE"
 

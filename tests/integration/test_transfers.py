@@ -28,14 +28,14 @@ PATIENT = Patience(retries=12, backoff=0.1, silence=30)
 
 def test_notebook_gets_the_same_files_directly_and_through_mlflow(jupyter: Service) -> None:
     printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
-    exchanged.assert_equal(exchanged.found(printed), through_links=True)
+    exchanged.assert_equal(exchanged.result_of(printed), through_links=True)
 
 
 def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, mlflow: Service) -> None:
     """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
-    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(said, through_links=False)
-    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+    result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(result, through_links=False)
+    assert result["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
@@ -67,9 +67,9 @@ def answers(url: str) -> bool:
 
 
 def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlflow: Service, other_program: None) -> None:
-    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(said, through_links=False)
-    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+    result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(result, through_links=False)
+    assert result["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture

@@ -41,10 +41,10 @@ def main() -> None:
     ours: Any = get_artifact_repository(run.info.artifact_uri)
     plain: Any = MlflowArtifactsRepository(run.info.artifact_uri)
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: exchanged(name, up, down, Path(folder, name)) for name, up, down in (
+        by_way = {name: exchanged(name, up, down, Path(folder, name)) for name, up, down in (
             ("links up, proxy down", ours, plain), ("proxy up, links down", plain, ours), ("links up and down", ours, ours),
         )}  # fmt: skip
-        json.dump({"client": type(ours).__module__, "through_links": ours.gives_links(), "differences": found}, sys.stdout)
+        json.dump({"client": type(ours).__module__, "through_links": ours.gives_links(), "differences": by_way}, sys.stdout)
 
 
 def exchanged(name: str, up: Any, down: Any, folder: Path) -> list[str]:

@@ -38,5 +38,5 @@ def fill(clone: Clone, **amounts: int) -> None:
 
 def everything(clone: Clone) -> dict[str, Any]:
     """All that MLflow's own client sees."""
-    found: dict[str, Any] = json.loads(finished(started(*admin(clone), "read")))
-    return found
+    content: dict[str, Any] = json.loads(finished(started(*admin(clone), "read")))
+    return content

@@ -149,9 +149,9 @@ def test_put_waits_when_too_many_points_wait(server: Server, queue: MetricQueue)
 def test_send_may_flush_without_waiting_for_itself() -> None:
     taken: list[int] = []
 
-    def send(_: str, found: Sequence[Metric]) -> None:
+    def send(_: str, points: Sequence[Metric]) -> None:
         queue.flush()
-        taken.append(len(found))
+        taken.append(len(points))
 
     queue = MetricQueue(send)
     put(queue, "a", points(3))
