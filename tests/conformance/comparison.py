@@ -1,4 +1,4 @@
-"""Sends the same calls to both servers, and says where the answers or the stored rows differ."""
+"""Sends the same calls to both servers, and reports where the answers or the stored rows differ."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
-"""Calls that no sane client makes: each field of each route with odd values, and whole requests that are odd themselves.
+"""Malformed calls: odd values in each field of each route, and whole requests that are odd.
 
-Everything comes from a random.Random that the caller seeds: the same seed makes the same calls.
+All chance comes from a random.Random that the caller seeds: the same seed makes the same calls.
 """
 
 import json
@@ -104,7 +104,7 @@ def calls(chance: random.Random, count: int) -> Iterator[Call]:
 
 
 def odd_call(chance: random.Random, route: Route) -> Call:
-    """A call of this route with one thing wrong, or two."""
+    """A call of this route with one or two errors."""
     fields = list(route.fields.items())
     for _ in range(chance.choice((1, 1, 1, 2))):
         chance.choices(FIELD_CHANGES, (8, 2, 2, 1, 1))[0](chance, fields)

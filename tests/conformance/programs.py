@@ -1,4 +1,4 @@
-"""Small programs as people write them, run with our client and with MLflow's own: `python programs.py NAME`.
+"""Small programs as users write them, run with our client and with MLflow's own: `python programs.py NAME`.
 
 The last line that is printed is JSON: what was returned and raised, and which runs to look at. Nothing of this project is
 imported. It is a file of its own because multiprocessing's spawn imports it again.
@@ -36,7 +36,7 @@ def outcome(call: Callable[[], Any]) -> dict[str, Any]:
     """What a call returned or raised. An exception counts as MlflowException or as the nearest of Python's own."""
     try:
         result = call()
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is what is compared)
+    except Exception as error:  # noqa: BLE001 (any exception is a result to compare)
         names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
         is_mlflows = any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
         return {"raised": "MlflowException" if is_mlflows else names[0], "error_code": getattr(error, "error_code", None)}
@@ -66,7 +66,7 @@ METRICS: dict[str, dict[str, Any]] = {
 
 
 def values() -> None:
-    """A wrong point among right ones, each in a run of its own: the right ones must be stored."""
+    """A wrong point among valid ones, each case in a run of its own: the valid ones must be stored."""
     import mlflow
 
     cases = {}
@@ -185,7 +185,7 @@ def calls() -> None:
 
 
 def runs() -> None:
-    """What happens to a run when another one fails, and to points of a run that is deleted or has ended."""
+    """What happens to a run when another run fails, and to points of a run that is deleted or has ended."""
     import mlflow
     from mlflow import MlflowClient
 
@@ -252,7 +252,7 @@ PATHS = (
 
 
 def artifacts() -> None:
-    """Files with odd names up, listed, and down again."""
+    """Uploads, lists and downloads files with odd names."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -431,7 +431,7 @@ def raw_fork(run_id: str) -> None:
 
 
 def fork_then_log(run_id: str) -> None:
-    """The parent logs before, meanwhile and after."""
+    """The parent logs before, during and after."""
     work(run_id, 10)
     child = os.fork()
     if child == 0:

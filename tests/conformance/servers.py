@@ -1,4 +1,4 @@
-"""Genuine MLflow beside a running stack, and the two of them as sides that take the same calls."""
+"""Genuine MLflow beside a running stack, both as sides that take the same calls."""
 
 import base64
 import json
@@ -30,9 +30,9 @@ HERE = Path(__file__).parent
 PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 GENUINE = "genuine"  # its database, bucket and role
 START = 300.0  # seconds
-# The stack's clients try again for minutes, also what a server error says will never work.
+# The stack's clients retry for minutes, also after server errors that are permanent.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
-# Tables that hold what a run, an experiment or a model version is made of, with the column that names their owner.
+# The tables of a run, an experiment and a model version, with the column that names their owner.
 OF_RUNS = {
     "runs": "run_uuid",
     "metrics": "run_uuid",
@@ -95,12 +95,12 @@ class Answer:
 
 
 _HEX = re.compile(r"\b(m-)?[0-9a-f]{32}\b")
-# What the two sides make themselves, and so differently.
+# Generated values, which differ between the sides.
 _MADE = (
     (re.compile(r"0x[0-9a-f]{6,}"), "<address>"),
     (re.compile(r"s3://[\w-]+"), "s3://<bucket>"),
     (re.compile(r"http://127\.0\.0\.1:\d+"), "<server>"),
-    (re.compile(r"(\(psycopg2\.[\w.]+\)).*", re.DOTALL), r"\1"),  # the statement, which is another one in ours
+    (re.compile(r"(\(psycopg2\.[\w.]+\)).*", re.DOTALL), r"\1"),  # the statement, which differs in ours
     (re.compile(r"^[a-z]+-[a-z]+-\d+$"), "<name>"),  # of a run
 )
 
@@ -152,7 +152,7 @@ def is_now(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two servers, with the ways past it into its database and bucket, and the place where its client runs."""
+    """One of the two servers, with direct connections to its database and bucket, and the service where its client runs."""
 
     name: str
     url: str
@@ -170,7 +170,7 @@ class Side:
             headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
         try:
             return self._send(call, headers)
-        except urllib3.exceptions.ProtocolError:  # after an error uvicorn may close a connection without saying so
+        except urllib3.exceptions.ProtocolError:  # after an error uvicorn may close a connection without notice
             self.pool.clear()
         try:
             return self._send(call, headers)
@@ -185,7 +185,7 @@ class Side:
 
     @cached_property
     def _connection(self) -> Any:
-        """One for everything: the tests ask for the rows of thousands of runs."""
+        """One connection for all queries: the tests read the rows of thousands of runs."""
         login = self.database
         connection = psycopg2.connect(
             host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
@@ -200,7 +200,7 @@ class Side:
             return cursor.fetchall() if cursor.description else []
 
     def rows(self, runs: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-        """What the tables of runs hold of these, by run and table."""
+        """The rows of these runs, by run and table."""
         by_run: dict[str, dict[str, list[Any]]] = {run: {table: [] for table in OF_RUNS} for run in runs}
         for table, column in OF_RUNS.items():
             statement = f"SELECT {column}, to_jsonb(t) - 'artifact_uri' FROM {table} t WHERE {column} = ANY(%s)"  # noqa: S608
@@ -244,7 +244,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Our server and the genuine one. What is asked of both is sent at the same time."""
+    """Our server and the genuine one. Calls to both are sent at the same time."""
 
     ours: Side
     genuine: Side
@@ -255,7 +255,7 @@ class Pair:
         return self.ours, self.genuine
 
     def both(self, function: Any) -> tuple[Any, Any]:
-        """What this function of a side gives, for ours and for the genuine."""
+        """The result of this function for our side and for the genuine one."""
         ours, genuine = self.threads.map(function, self.sides)
         return ours, genuine
 

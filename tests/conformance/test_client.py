@@ -69,7 +69,7 @@ def is_known(case: str, line: str) -> bool:
 
 @pytest.fixture(scope="module")
 def by_program(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
-    """What every program showed; each is run once."""
+    """The differences of every program; each program runs once."""
     return {program: compared(comparison, program) for program in CASES}
 
 

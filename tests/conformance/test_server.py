@@ -47,7 +47,7 @@ def test_sequences_on_one_run_are_stored_as_by_mlflow(comparison: Comparison, ch
     assert not different, summary(different)
 
 
-# ---- differences that were found, by name ------------------------------------------------------------
+# ---- named cases, each once a difference ---------------------------------------------------------------
 
 RUN = '"run_id": "{run}"'
 METRIC = '{"key": "m", "value": 1.5, "timestamp": 1000, "step": 3}'
@@ -135,7 +135,7 @@ def test_deliberate_difference_still_differs(comparison: Comparison, known: OfSe
 
 
 def _write(side: Side, run: str) -> tuple[set[int], list[Any]]:
-    """Many writers of the same metrics at once, each in an order of its own: the statuses, and what is missing or wrong."""
+    """Concurrent writers of the same metrics, each in another order: the statuses, and what is missing or wrong."""
     ready = threading.Barrier(WRITERS)
 
     def log(writer: int) -> list[int]:
@@ -195,7 +195,7 @@ def test_account_has_the_permissions_it_has_in_mlflow(
     comparison: Comparison, guarded: dict[str, str], account: str | None
 ) -> None:
     different = []
-    # A wrong password is slowed down by ours: a few calls say enough.
+    # Our server throttles wrong passwords: a few calls are enough.
     routes = fuzz.ROUTES if account in ACCOUNTS[:5] else fuzz.ROUTES[:3]
     for route in routes:
         call = fuzz.filled(route.call(list(route.fields.items())), **guarded)

@@ -1,4 +1,4 @@
-"""Logs metrics that are wrong or odd beside good ones, and prints what each call said and what was stored.
+"""Logs metrics that are wrong or odd beside good ones, and prints what each call raised and what was stored.
 
 It runs in the notebooks' container twice, with mlstack's part of the client and without: both print the same.
 """
@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def outcomes(way: str) -> Any:
-    """What each call said, and all points of the run."""
+    """What each call raised, and all points of the run."""
     client, said = mlflow.MlflowClient(), {}
     with mlflow.start_run() as run:
         for number, (name, case) in enumerate(CASES.items()):

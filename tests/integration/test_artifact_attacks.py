@@ -1,4 +1,4 @@
-"""Artifacts as a way to more than an account may do: forged headers, pages, locations, sources and names."""
+"""Attempts to exceed an account's permissions through artifacts: forged headers, pages, locations, sources and names."""
 
 import secrets
 import uuid
@@ -23,7 +23,7 @@ PAGE = b"<script>fetch('/api/2.0/mlflow/users/get?username=admin')</script>"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """MLflow's API and MinIO, as clients on this machine reach them."""
+    """MLflow's API and MinIO, as clients on the host reach them."""
 
     uri: str
     minio: str
@@ -62,7 +62,7 @@ class Artifacts:
         return url
 
     def send(self, method: str, url: str, data: bytes = b"", **headers: str) -> requests.Response:
-        """Through a presigned URL. It names the port of .env; the session's MinIO has another."""
+        """Sends a request to a presigned URL. It names the port of .env; the session's MinIO has another."""
         parts = urlsplit(url)
         at = parts._replace(netloc=self.minio).geturl()
         return requests.request(method, at, data=data or None, headers={"Host": parts.netloc, **headers}, timeout=30)
@@ -156,7 +156,7 @@ def test_presigned_read_is_saved_by_a_browser_and_never_shown(artifacts: Artifac
 
 @pytest.mark.refusal
 def test_mlflow_serves_pages_as_attachments_on_each_of_its_routes(artifacts: Artifacts) -> None:
-    """MLflow's page previews them in a frame without its origin; a link to one opens nothing there."""
+    """MLflow's page previews them in a frame without its origin; opening a link to one only downloads it."""
     run = artifacts.run()
     root = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
     for name in ("page.html", "image.svg", "page.xhtml", "page"):

@@ -1,4 +1,4 @@
-"""The bootstrap against the real services: once, twice, interrupted, in a race, and with what users get wrong."""
+"""The bootstrap against the real services: once, twice, interrupted, concurrently, and with users' mistakes."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ STEPS = 20  # of database and storage together
 
 @pytest.fixture(scope="module")
 def postgres(built: Clone, network: Network) -> Iterator[Service]:
-    """A server that no other test has touched."""
+    """A server that no other test has used."""
     with Service(built, "postgres", network, 5432) as service:
         yield service
 
@@ -97,7 +97,7 @@ def test_bootstrap_resumes_after_an_interruption_at_any_step(
         monkeypatch.setattr(module, "report", report)
     with pytest.raises(KeyboardInterrupt):
         services(owner, roles, owner_keys, user_keys, console_keys)
-    # The step whose report was cut off last time had been done.
+    # The step whose report was interrupted last time had been done.
     assert done == [Outcome.ALREADY_THERE] * steps
 
 
@@ -190,19 +190,19 @@ def test_bootstrap_explains_a_password_that_the_volume_rejects(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError) as refused:
-        services(replace(owner, password="made-anew"), roles, owner_keys, user_keys, console_keys)
+        services(replace(owner, password="regenerated"), roles, owner_keys, user_keys, console_keys)
     text = str(refused.value)
     assert "the volume keeps the old one" in text
     assert "Nothing was changed or lost" in text
-    assert "put the old" in text  # one way out
-    assert "\\password" in text  # the other
+    assert "put the old" in text  # one fix
+    assert "\\password" in text  # another
     assert "make reset" in text
-    assert "made-anew" not in text
+    assert "regenerated" not in text
 
 
 def test_bootstrap_explains_keys_that_minio_rejects(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
-        minio_steps.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys, console_keys)
+        minio_steps.bootstrap(replace(owner_keys, secret_key="regenerated"), user_keys, console_keys)
 
 
 def test_bootstrap_names_a_service_that_does_not_answer_and_its_last_error(

@@ -1,4 +1,4 @@
-"""The way of a run: from a notebook through MLflow into rows and objects, seen from both ends."""
+"""The path of a run: from a notebook through MLflow into rows and objects, checked at both ends."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from mlstack.settings import Keys, Login
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-# The first cell of a newcomer: nothing is configured.
+# The first cell of a new user: nothing is configured.
 FIRST_CELL = """
 import json, mlflow
 mlflow.log_metric("a", 1)

@@ -1,4 +1,4 @@
-"""What stands in front of MLflow's application: pages of other origins, logins, bodies, and errors that its clients can read."""
+"""The guard before MLflow's application: pages of other origins, logins, bodies, and errors that its clients can read."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def account(url: str, admin: Auth) -> Auth:
 
 
 def ask(url: str, method: str, path: str, auth: Auth | None, **options: Any) -> requests.Response:
-    # Each call has a connection of its own, so that both workers get some.
+    # Each call opens a connection, so that both workers get some.
     return requests.request(method, url + path, auth=auth, timeout=120, allow_redirects=False, **options)
 
 
@@ -169,7 +169,7 @@ def test_body_is_not_read_where_no_login_is_needed(url: str) -> None:
 
 
 def answer_to(url: str, head: str) -> str:
-    """The beginning of the answer to a request of which the body is never sent."""
+    """The beginning of the answer to a request whose body is never sent."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(head.encode())
@@ -248,7 +248,7 @@ def test_password_guessing_is_throttled_and_other_clients_are_not(mlflow: Servic
 
     with ThreadPoolExecutor(30) as pool:
         guesses = [pool.submit(guess, number) for number in range(60)]
-        # Whoever is logged in goes on, and so does whoever logs in from somewhere else.
+        # Clients that are logged in continue, and so do logins from another address.
         while not all(answer.done() for answer in guesses):
             assert api(url, "GET", "experiments/get?experiment_id=0", notebook).status_code == 200
             assert mlflow.run("python3", "-c", LOGIN_INSIDE, *other).strip() == "200"
@@ -333,7 +333,7 @@ def test_shared_notebook_account_locks_nobody_out(url: str, notebook: Auth, admi
     for experiment in ("0", "00", 0):
         assert api(url, "POST", "experiments/delete", notebook, {"experiment_id": experiment}).status_code in (400, 403)
     assert new_run(url, colleague)
-    # What is its own, it may still delete.
+    # It may still delete what it created.
     own = api(url, "POST", "experiments/create", notebook, {"name": secrets.token_hex(4)}).json()
     assert api(url, "POST", "experiments/delete", notebook, own).status_code == 200
 

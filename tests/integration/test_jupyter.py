@@ -1,4 +1,4 @@
-"""The notebooks' image of docker/python: who gets in, a kernel that runs code, and packages that stay."""
+"""The notebooks' image of docker/python: logins, a kernel that runs code, and packages that persist."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
     channel.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}))
     printed, replied, idle = "", False, False
-    while not (replied and idle):  # they come on two channels, in either order
+    while not (replied and idle):  # they arrive on two channels, in either order
         message = json.loads(channel.recv())
         if message["parent_header"].get("msg_id") != header["msg_id"]:
             continue
@@ -117,7 +117,7 @@ def test_jupyters_log_contains_no_secret(built: Clone, jupyter: Service) -> None
 
 @pytest.fixture
 def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Service]:
-    """Jupyter as a host user whom the image does not know, with a home volume of its own."""
+    """Jupyter as a host user that the image does not know, with a home volume of its own."""
     home = docker("volume", "create", f"{built.name}-home").strip()
     service = Service(built, "jupyter", network, 8888, volumes=[(home, "/home/mlstack", "rw")])
     service._kwargs["user"] = "4321:4321"

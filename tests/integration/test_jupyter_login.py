@@ -1,4 +1,4 @@
-"""What a login to Jupyter is worth: after another token, and after a package has left files in the home volume."""
+"""Jupyter's login after the token changed, and after a package wrote files to the home volume."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.support.clone import Clone
 from tests.support.service import Service, wait_until
 
 OTHER_TOKEN = "another-token-than-before"
-# Whatever a package could leave for the next start of the server.
+# Files that a package could write for the next start of the server.
 PLANTED = {
     ".jupyter/jupyter_server_config.py": (
         "c.IdentityProvider.token = ''; c.ServerApp.allow_remote_access = True; c.ServerApp.allow_origin = '*'\n"
@@ -50,7 +50,7 @@ def test_cookie_of_an_older_token_is_rejected(built: Clone, network: Network, ho
             assert listing(before, browser) == 200  # a restart alone logs nobody out
             cookies = {cookie.name: str(cookie.value) for cookie in browser.cookies}
         with jupyter(built, network, home).with_env("JUPYTER_TOKEN", OTHER_TOKEN) as after:
-            # A cookie has the port in its name: another port, or the same again, is up to the attacker.
+            # A cookie has the port in its name: the attacker may choose any port.
             new = str(after.get_exposed_port(8888))
             renamed = {name.rpartition("-")[0] + f"-{new}": value for name, value in cookies.items() if name != "_xsrf"}
             with requests.Session() as later:

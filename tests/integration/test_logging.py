@@ -1,4 +1,4 @@
-"""Metrics that a notebook logs without waiting (mlstack.client.metric_queue): seen by nobody but the clock."""
+"""Metrics that a notebook logs without waiting (mlstack.client.metric_queue): nothing but the speed differs."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""docker/minio: the stamped server, and a user of MLflow that opens one bucket and cannot destroy anything for good."""
+"""docker/minio: the server's release, and MLflow's keys, which open one bucket and delete nothing permanently."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""The tracking server of docker/python: its API, who gets in, and a healthcheck that notices a dead database."""
+"""The tracking server of docker/python: its API, its accounts, and a healthcheck that includes the database."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def test_run_is_read_back_as_logged(mlflow: Service, notebook: tuple[str, str]) 
     assert call(mlflow, "POST", "runs/log-metric", notebook, {"run_id": run, **point}).status_code == 200
     history = call(mlflow, "GET", f"metrics/get-history?run_id={run}&metric_key=loss", notebook).json()["metrics"]
     assert [{name: sample[name] for name in point} for sample in history] == [point]
-    # What nobody made, the notebooks' account may still delete.
+    # The notebooks' account may delete a run without an owner.
     assert call(mlflow, "POST", "runs/delete", notebook, {"run_id": run}).status_code == 200
 
 
@@ -42,7 +42,7 @@ def test_artifact_is_read_back_byte_for_byte(mlflow: Service, notebook: tuple[st
 
 
 def test_artifact_uri_does_not_point_to_minio(mlflow: Service, notebook: tuple[str, str]) -> None:
-    """A presigned link would name minio:9000, which only the services of the data network reach: downloads would hang."""
+    """MLflow's own presigned URL would name minio:9000, which only the data network reaches: downloads would hang."""
     url = f"http://{mlflow.address(5000)}/api/3.0/mlflow/server-info"
     info = requests.get(url, auth=notebook, timeout=10).json()
     assert (info["multipart_uploads_enabled"], info["multipart_downloads_enabled"]) == (False, False), info
@@ -67,7 +67,9 @@ def test_mlflow_is_unhealthy_only_while_postgres_is_down(mlflow: Service, postgr
     postgres.wrapped.stop()
     try:
         wait_until(lambda: mlflow.health == "unhealthy", 60)
-        assert requests.get(f"http://{mlflow.address(5000)}/health", timeout=5).text == "OK"  # MLflow's own check sees nothing
+        assert (
+            requests.get(f"http://{mlflow.address(5000)}/health", timeout=5).text == "OK"
+        )  # MLflow's own check does not include the database
     finally:
         postgres.wrapped.start()
     wait_until(lambda: postgres.health == "healthy" and mlflow.health == "healthy", 60)

@@ -1,4 +1,4 @@
-"""Metric points that are stored together (mlstack.server.metrics): the same rows as MLflow's own, and for the same people."""
+"""Metric points that are stored together (mlstack.server.metrics): the same rows and permissions as MLflow's own."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ AWKWARD: list[list[dict[str, Any]]] = [
     [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],
     [{"key": "loss", "value": 1, "timestamp": 4, "step": 7}],  # older
     [{"key": "loss", "value": 2, "timestamp": 9, "step": 3}],  # of an earlier step
-    [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],  # once more
+    [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],  # repeated
     [{"key": "nan", "value": "NaN", "timestamp": 1, "step": 0}, {"key": "nan", "value": "NaN", "timestamp": 1, "step": 0}],
     [{"key": "nan", "value": -1, "timestamp": 1, "step": 0}, {"key": "inf", "value": "Infinity", "timestamp": 1}],
     [{"key": "inf", "value": "-Infinity", "timestamp": 2}, {"key": "it/s 100 é:-.", "value": 1e-320, "timestamp": 1, "step": -5}],
@@ -35,7 +35,7 @@ def admin(built: Clone) -> tuple[str, str]:
 
 
 class Api:
-    """MLflow's, as one account."""
+    """MLflow's API, as one account."""
 
     def __init__(self, mlflow: Service, auth: tuple[str, str]) -> None:
         self._address, self.auth = mlflow.address(5000), auth
@@ -68,7 +68,7 @@ def test_metric_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tup
     ours, theirs = api.run(), api.run()
     for number, points in enumerate(AWKWARD):
         assert api.post("runs/log-batch", {"run_id": ours, "metrics": points}).status_code == 200
-        tag = [{"key": "number", "value": str(number)}]  # which makes it MLflow's to answer
+        tag = [{"key": "number", "value": str(number)}]  # which only MLflow's own route takes
         assert api.post("runs/log-batch", {"run_id": theirs, "metrics": points, "tags": tag}).status_code == 200
     for point in AWKWARD[0] + AWKWARD[2]:
         assert api.post("runs/log-metric", {"run_id": ours, **point, "value": 3}).status_code == 200
@@ -106,7 +106,7 @@ def test_metrics_that_mlflow_rejects_are_rejected(
 ) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
-    assert api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1}).ok  # who asks is known
+    assert api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1}).ok  # the caller is in the cache
     answer = api.post("runs/log-batch", {"run_id": run, "metrics": points})
     assert answer.status_code == 400 and answer.json()["message"]
     assert len(rows(role, run)) == 2
@@ -121,11 +121,13 @@ def test_deleted_or_unknown_run_takes_no_metric(mlflow: Service, notebook: tuple
     answer = api.post("runs/log-metric", {"run_id": run, **point, "step": 1})
     assert answer.status_code == 400 and "must be in the 'active' state" in answer.json()["message"]
     assert len(rows(role, run)) == 2
-    assert api.post("runs/log-metric", {"run_id": "0" * 32, **point}).status_code == 403  # as MLflow: no oracle for ids
+    assert (
+        api.post("runs/log-metric", {"run_id": "0" * 32, **point}).status_code == 403
+    )  # as MLflow: the answer does not reveal which ids exist
 
 
 def test_form_of_another_origin_stores_nothing(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
-    """A page of another origin may send text/plain without asking, and browsers add a password that they know."""
+    """A page of another origin may send text/plain without a preflight, and browsers add a saved password."""
     api = Api(mlflow, notebook)
     run = api.run()
     point = {"run_id": run, "key": "a", "value": 1, "timestamp": 1}

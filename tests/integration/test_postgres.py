@@ -1,4 +1,4 @@
-"""docker/postgres: the official image's interface, and a server that neither loses nor half-makes anything."""
+"""docker/postgres: the official image's interface, and a server that loses nothing and leaves nothing half-created."""
 
 import gzip
 import stat
@@ -34,7 +34,7 @@ def fresh(built: Clone) -> Callable[..., PostgresContainer]:
 
 @pytest.fixture
 def bare(built: Clone) -> Callable[..., DockerContainer]:
-    """The same without testcontainers' wait, for starts that are not expected to be smooth."""
+    """The same without testcontainers' wait, for starts that may fail."""
 
     def make(**environment: str) -> DockerContainer:
         names = {"POSTGRES_USER": "somebody", "POSTGRES_DB": "some_db"}

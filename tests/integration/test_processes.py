@@ -1,4 +1,4 @@
-"""The client in every kind of process, and beside MLflow's own: what a call returned for is stored, and errors are equal."""
+"""The client in every kind of process, compared with MLflow's own: acknowledged calls are stored, and errors are equal."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.service import Service
 
 WRITE = "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
 HERE = Path(__file__).parent
-# In a folder of PYTHONPATH: Python runs it first, and MLflow finds no part of mlstack.
+# In a folder of PYTHONPATH: Python runs it first, and MLflow does not find mlstack's plugins.
 MASK = """
 import importlib.metadata
 found = importlib.metadata.entry_points
@@ -60,7 +60,7 @@ def test_wrong_metric_raises_as_in_mlflow_and_loses_no_other(jupyter: Service) -
 
 
 def test_fork_during_request_leaves_no_child_waiting(jupyter: Service) -> None:
-    """A child that inherits the lock of an import would wait for it for ever."""
+    """A child that inherits the lock of an import would wait for it forever."""
     result = result_of(
         run(
             jupyter,

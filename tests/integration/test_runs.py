@@ -1,4 +1,4 @@
-"""Runs as tables (mlstack.runs), in the Jupyter container: equal to what mlflow.search_runs gives, or refused."""
+"""Runs as tables (mlstack.runs), in the Jupyter container: equal to mlflow.search_runs, or rejected."""
 
 import secrets
 from typing import Any
@@ -9,7 +9,7 @@ import requests
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-# Runs that differ in all that can differ, in two experiments.
+# Runs that differ in every field, in two experiments.
 FILL = """
 import math, mlflow
 AWKWARD = ['', 'a,"b"', 'one\\ntwo', "it's", '\\\\N', 'NaN', 'é☂', ' ', 'null', "'%s'", 'x' * 500, '0']

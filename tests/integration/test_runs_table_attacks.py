@@ -1,4 +1,4 @@
-"""Tables of runs as a way to more than an account may see, or to all connections of Postgres."""
+"""Attempts to read runs without permission through the runs table, or to use up Postgres' connections."""
 
 import json
 import secrets
@@ -91,7 +91,7 @@ def large(built: Clone, mlflow: Service, role: Login) -> str:
 
 @contextmanager
 def unread(uri: str, auth: Auth, experiment: str, count: int) -> Iterator[list[HTTPResponse]]:
-    """Answers with a large table, of which nothing but the head is read."""
+    """Answers with a large table, of which only the head is read."""
     host, _, port = uri.partition(":")
     body = json.dumps({"experiment_ids": [experiment], "history": True})
     login = b64encode(":".join(auth).encode()).decode()
@@ -110,7 +110,7 @@ def unread(uri: str, auth: Auth, experiment: str, count: int) -> Iterator[list[H
 
 
 def connections(owner: Login, reader: Login) -> int:
-    """Of the role with which tables are read."""
+    """Number of connections of the role that reads the tables."""
     with database.connected(owner, 30) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (reader.user,))
         (count,) = cursor.fetchone() or (0,)
@@ -126,10 +126,10 @@ def test_runs_table_limits_the_connections_of_an_account_that_reads_no_answer(
         assert {answer.status for answer in answers} == {200, 429}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers if answer.status == 429)
         assert 0 < connections(owner, roles.reader) <= WORKERS * ANSWERS_OF_ONE_ACCOUNT
-        # Other accounts read tables, and this one does everything else.
+        # Other accounts still read tables, and this one can do everything else.
         assert call(mlflow, PATH, admin, {"experiment_ids": [large]}).status_code == 200
         assert call(mlflow, "/api/2.0/mlflow/experiments/search", notebook, {"max_results": 1}).status_code == 200
-    # The clients have left, and their connections with them.
+    # The clients are closed, and so are their connections.
     wait_until(lambda: connections(owner, roles.reader) == 0, 30)
     assert call(mlflow, PATH, notebook, {"experiment_ids": [large]}).status_code == 200
 

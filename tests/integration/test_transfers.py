@@ -1,4 +1,4 @@
-"""Artifacts through links: equal to MLflow's own way byte for byte, and its own way wherever there is no other."""
+"""Artifacts through presigned URLs: byte for byte equal to MLflow's proxy, which is used where MinIO is unreachable."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_notebook_gets_the_same_files_directly_and_through_mlflow(jupyter: Servi
 
 
 def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, mlflow: Service) -> None:
-    """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
+    """As through a tunnel to MLflow's port only: nothing listens on MinIO's port."""
     result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
     exchanged.assert_equal(result, through_links=False)
     assert result["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
@@ -40,7 +40,7 @@ def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, m
 
 @pytest.fixture
 def other_program(built: Clone) -> Iterator[None]:
-    """Something that takes whatever is sent to the port where links would lead, and says that all is well."""
+    """A program on MinIO's port that accepts every request and answers 200."""
     program = (
         "import http.server, sys\n"
         "class Yes(http.server.BaseHTTPRequestHandler):\n"
@@ -74,7 +74,7 @@ def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlf
 
 @pytest.fixture
 def plain_server(built: Clone) -> Iterator[str]:
-    """MLflow as it comes, without accounts and without links."""
+    """Genuine MLflow, without accounts and presigned URLs."""
     container = DockerContainer(
         built.image("mlflow"),
         command=[

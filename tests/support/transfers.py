@@ -1,4 +1,4 @@
-"""Runs tests/support/transfer_program.py as a user's own program would run."""
+"""Runs tests/support/transfer_program.py as a user's program."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ PROGRAM = (ROOT / "tests/support/transfer_program.py").read_text()
 
 
 def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
-    """What the exchange finds with a client on this machine, and what that client logged."""
+    """The program's result with a client on the host, and what that client logged."""
     client = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
     done = subprocess.run(
         [sys.executable, "-"],
@@ -27,7 +27,7 @@ def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
 
 
 def result_of(printed: str) -> dict[str, Any]:
-    """What the program says in its last line."""
+    """The JSON in the program's last line."""
     result: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return result
 
@@ -38,7 +38,7 @@ def account(clone: Clone) -> tuple[str, str]:
 
 
 def assert_equal(result: dict[str, Any], *, through_links: bool) -> None:
-    """Every file was the same at the end as at the beginning, each way."""
+    """Every file was read back unchanged, each way."""
     assert result["client"] == "mlstack.client.artifact_repository"
     assert result["through_links"] is through_links
     assert len(result["differences"]) == 3

@@ -1,6 +1,6 @@
-"""Work as people do it in MLflow, through its own client: `python work.py fill …` makes some, `… read` shows all of it.
+"""Work as users do it, through MLflow's own client: `python work.py fill …` creates it, `… read` prints all of it.
 
-A program of its own, so that any MLflow's Python can run it: an old one fills, the new one reads.
+A program of its own, so that any version of MLflow can run it: an old one fills, the new one reads.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from mlflow.entities import Metric, Param, RunTag
 # Names that are awkward on some file system or in some URL.
 NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "percent%20.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
 CHUNK = 1024 * 1024
-BATCH = 1000  # what MLflow takes in one call
+BATCH = 1000  # MLflow's limit for one call
 
 
 def fill(client: MlflowClient, runs: int, points: int, megabytes: int, models: int, seed: int, awkward: int) -> None:
@@ -70,7 +70,7 @@ def write(path: Path, size: int, chance: random.Random) -> None:
 
 
 def spread(total: int, chance: random.Random) -> list[int]:
-    """Sizes from some bytes to a third of everything."""
+    """Sizes from some bytes to a third of the total."""
     sizes = [total // 3, total // 6, total // 6] if total else []
     left, largest = total - sum(sizes), 6 if total < 10**8 else 6.7
     while left > 0:

@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -341,4 +340,3 @@ def test_roundtrip_program_imports_nothing_of_mlstack() -> None:
     """It also runs in an image that is older than it."""
     program = (ROOT / "src/mlstack/host/doctor/roundtrip.py").read_text()
     assert not re.search(r"^\s*(from|import) mlstack", program, re.MULTILINE)
-    assert sys.version_info >= (3, 11)
