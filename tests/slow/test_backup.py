@@ -35,7 +35,7 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 
 @pytest.fixture(scope="module")
 def full(clone: Clone) -> Iterator[Clone]:
-    """A stack with work in it, an account of somebody's own, and an object of every awkward kind of name."""
+    """A stack with work in it, a user's account, and objects with every awkward kind of name."""
     done = clone.make("up")
     assert done.returncode == 0, done.stderr
     fill(clone)
@@ -78,7 +78,7 @@ def newest(clone: Clone) -> Path:
 
 
 def state(clone: Clone) -> tuple[object, object]:
-    """Everything that a restore could change: every table, and every object with its bytes' checksum."""
+    """Everything that a restore could change: every table, and every object with its ETag and size."""
     target = stack.of_project(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
@@ -87,7 +87,7 @@ def state(clone: Clone) -> tuple[object, object]:
 
 
 def leftovers(clone: Clone) -> list[str]:
-    """Databases that only exist while a command is at work, and those that let nobody in."""
+    """Databases that exist only while a command runs, and those that accept no connections."""
     target = stack.of_project(clone.folder)
     with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
@@ -148,7 +148,7 @@ def test_backup_does_not_copy_damage_from_the_previous_one(full: Clone, first: B
 
 
 def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> None:
-    """A row for each object is written after it, as MLflow does; the backup never holds the one without the other."""
+    """A row for each object is written after it, as MLflow does; the backup never has a row without its object."""
     target, (client, name) = stack.of_project(full.folder), storage(full)
     keys = [f"moving/{number}" for number in range(40)]
     for key in keys:
@@ -185,7 +185,7 @@ def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> 
     rows = found.manifest.tables["public.pairs"].rows
     assert 0 < rows < during
     pairs = {artifact.key for artifact in found.artifacts if artifact.key.startswith("pair/")}
-    # The one more, if any, is the object whose row was about to be written.
+    # One more object may exist: its row was about to be written.
     assert {f"pair/{number}" for number in range(rows)} <= pairs <= {f"pair/{number}" for number in range(rows + 1)}
     held = {artifact.key: (found.folder / artifact.path).read_text() for artifact in found.artifacts if artifact.key in keys}
     moving = {key: f"{key} before" * 2000 for key in keys}
@@ -194,7 +194,7 @@ def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> 
         moving.pop(key, None)
         if number % 3:
             moving[key] = f"after {number}"
-    undecided = keys[(rows - 1) % len(keys)]  # its change came after the last row: before or after the moment
+    undecided = keys[(rows - 1) % len(keys)]  # its change came after the last row: before or after the backup's point in time
     assert {key: text for key, text in held.items() if key != undecided} == {
         key: text for key, text in moving.items() if key != undecided
     }
@@ -401,7 +401,7 @@ def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     assert everything(full) == seen
     assert set(bucket.current(client, name)) == {artifact.key for artifact in kept.artifacts}
     assert leftovers(full) == []
-    # What was there before the restore can still be had from MinIO.
+    # Objects from before the restore remain recoverable in MinIO.
     assert [found for found in client.list_objects(name, prefix="added", include_version=True) if not found.is_delete_marker]
 
 
@@ -431,7 +431,7 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
     else:
         assert process.returncode == -signal.SIGKILL
         with pytest.raises(AssertionError, match="not currently accepting connections"):
-            refuse_to_start(full)  # half a restore never looks whole, also to plain docker compose
+            refuse_to_start(full)  # half a restore never looks complete, also to plain docker compose
     done = full.make("up")
     assert done.returncode == 0, done.stderr
     assert ("an interrupted restore was undone" in done.stderr) == (how == signal.SIGKILL)
@@ -476,7 +476,7 @@ def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clon
     assert done.returncode != 0
     assert "is not signed by this stack" in done.stderr
     assert f"make restore BACKUP={tmp_path / 'carried'} YES=1, if you mean it" in done.stderr
-    # With the key of the stack that made it there is nothing to ask: this one is empty.
+    # With the key of the stack that created the backup there is nothing to confirm: this stack is empty.
     done = full.make("restore", BACKUP=str(tmp_path / "carried"), BACKUP_KEY=old["BACKUP_KEY"])
     assert done.returncode == 0, done.stderr
     assert "not signed" not in done.stderr
@@ -505,7 +505,7 @@ def test_verify_restores_into_a_temporary_stack_and_removes_it(full: Clone) -> N
 
 
 def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) -> None:
-    """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
+    """Rows of a server that did not proxy artifacts; `make verify` gives its bucket the original name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
     with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -527,7 +527,7 @@ def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) ->
 
 
 def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_path: Path) -> None:
-    """Every file has its checksum here: only the comparison of the loaded tables can tell."""
+    """Every file matches its checksum here: only comparing the loaded tables reveals the difference."""
     folder = tmp_path / "backup"
     shutil.copytree(newest(full), folder)
     found = manifest.read_manifest(folder)
@@ -549,7 +549,7 @@ def wait_until(is_so: Callable[[], bool], timeout: float = 120) -> None:
 
 
 def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:
-    """In its order, at a terminal where somebody answers yes: also a reset in the middle, after which everything is back."""
+    """In the page's order, at a terminal that answers yes: also a reset in the middle, after which everything is restored."""
     seen = everything(full)
     blocks = re.findall(r"^```sh\n(.*?)^```", (full.folder / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()

@@ -20,7 +20,7 @@ from mlstack.postgres import connected
 from tests.support.clone import Clone, free_ports
 from tests.support.work import admin, everything, finished, started
 
-# Its newest dependencies no longer fit it. Its accounts lived in a file of their own, so it is used without.
+# Its newest dependencies are incompatible with it. Its accounts were in a file, so it runs without accounts.
 OLD = ("mlflow==2.22.*", "sqlalchemy<2.1", "setuptools<81", "psycopg2-binary", "boto3")
 NOBODY = ("", "")
 
@@ -41,7 +41,7 @@ def before(clone: Clone, old_python: Path, tmp_path_factory: pytest.TempPathFact
     clone.compose("up", "--detach", "--wait", "postgres", "minio")
     clone.compose("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")
     clone.compose("down")
-    docker("image", "rm", f"{clone.name}-mlflow")  # this MLflow has never been here
+    docker("image", "rm", f"{clone.name}-mlflow")  # this MLflow has never used the database
     clone.compose("up", "--detach", "--wait", "--no-build", "postgres", "minio")
     with old_mlflow(clone, old_python, tmp_path_factory.mktemp("server")) as uri:
         finished(started(uri, NOBODY, "fill", "--runs=9", "--megabytes=12", "--awkward=0", python=old_python))
@@ -117,7 +117,7 @@ def leftovers(clone: Clone) -> list[str]:
 def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
     with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
+        cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration creates a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr

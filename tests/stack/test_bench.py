@@ -1,4 +1,4 @@
-"""`make bench` in its smallest form: that it measures, not what."""
+"""`make bench` in its smallest form: it measures something, whatever the values."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Each check of `make doctor` against a stack in which its subject is really broken; the stack is mended after each."""
+"""Each check of `make doctor` against a stack that is really broken; the stack is repaired after each."""
 
 import json
 import re
@@ -33,7 +33,7 @@ Break = Callable[[Clone], AbstractContextManager[None]]
 
 @contextmanager
 def with_values(clone: Clone, **changes: str) -> Iterator[None]:
-    """Another value in `.env` than the one that the services were started with."""
+    """Another value in `.env` than the one the services started with."""
     path = clone.folder / ".env"
     before = path.read_text()
     clone.set(**changes)
@@ -75,7 +75,7 @@ def override(service: str, text: str) -> Break:
 
 @contextmanager
 def changed_row(clone: Clone, table: str) -> Iterator[None]:
-    """Another revision in one of MLflow's tables than the one that its server has."""
+    """Another revision in MLflow's tables than the server's."""
     owner = database_login(clone)
     with connected(owner, 10) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT version_num FROM {table}")  # noqa: S608
@@ -112,7 +112,7 @@ def renamed(clone: Clone, table: str) -> Iterator[None]:
 
 @contextmanager
 def corrupted_page(clone: Clone) -> Iterator[None]:
-    """A table whose file was changed behind Postgres' back, and read."""
+    """A table whose file is changed on disk, and then read."""
     owner = replace(database_login(clone), database="postgres")
     container = clone.compose("ps", "--quiet", "postgres").strip()
     with connected(owner, 10) as connection, connection.cursor() as cursor:
@@ -156,7 +156,7 @@ def without_policy(clone: Clone, instead: str = "") -> Iterator[None]:
 
 @contextmanager
 def all_powerful(clone: Clone) -> Iterator[None]:
-    """MLflow's key with the policy of an administrator, and a bucket that is none of its business."""
+    """MLflow's key with the policy of an administrator, and a second bucket."""
     client = client_for(storage_owner(clone))
     client.make_bucket("another")
     try:
@@ -182,7 +182,7 @@ def without_versioning(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def disconnected(clone: Clone) -> Iterator[None]:
-    """Jupyter where the name `mlflow` means nothing."""
+    """Jupyter in a network without the name `mlflow`."""
     network, container = f"{clone.name}_work-internal", clone.compose("ps", "--quiet", "mlflow").strip()
     docker("network", "disconnect", network, container)
     try:
@@ -193,7 +193,7 @@ def disconnected(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def let_in(clone: Clone) -> Iterator[None]:
-    """Jupyter in the network of the data."""
+    """Jupyter in the `data` network."""
     network, container = f"{clone.name}_data-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "connect", network, container)
     try:
@@ -204,7 +204,7 @@ def let_in(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def cut_off(clone: Clone) -> Iterator[None]:
-    """Jupyter without its way to the storage."""
+    """Jupyter without a route to MinIO."""
     network, container = f"{clone.name}_transfers-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "disconnect", network, container)
     try:
@@ -215,7 +215,7 @@ def cut_off(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def public(clone: Clone) -> Iterator[None]:
-    """A bucket that shows its objects to everybody."""
+    """A bucket that everyone can read."""
     owner = storage_owner(clone)
     client = client_for(owner)
     reading = {
@@ -233,7 +233,7 @@ def public(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def changed_inside(clone: Clone, service: str, done: str, undone: str) -> Iterator[None]:
-    """Something that a user could do inside a container."""
+    """A change that a user could make in a container."""
     clone.in_container(service, "sh", "-c", done)
     try:
         yield
@@ -258,7 +258,7 @@ def inside(service: str, done: str, undone: str) -> Break:
 
 @contextmanager
 def other_image(clone: Clone) -> Iterator[None]:
-    """A newer image under the name of the running one."""
+    """A newer image with the name of the running one."""
     name = clone.image("jupyter")
     before = docker("image", "inspect", "--format", "{{.Id}}", name).strip()
     docker("tag", clone.image("postgres"), name)
@@ -297,7 +297,7 @@ def storage_owner(clone: Clone) -> Keys:
 
 @contextmanager
 def announcing_links(clone: Clone) -> Iterator[None]:
-    """An MLflow whose own repository serves the storage, which offers presigned links."""
+    """An MLflow whose own repository offers presigned URLs of MinIO."""
     shipped = (clone.folder / "docker/python/mlstack_server-1.dist-info/entry_points.txt").read_text()
     (clone.folder / "entry_points.txt").write_text(re.sub(r"^s3 = .*\n", "", shipped, flags=re.MULTILINE))
     with recreated(clone, "mlflow", f"    volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']\n"):

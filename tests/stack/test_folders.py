@@ -1,4 +1,4 @@
-"""Which folder a command belongs to: copied, renamed and second clones, a copied and a lost `.env`."""
+"""Which stack a command reaches: in copied, renamed and second clones, with a copied and a lost `.env`."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from mlstack.host.commands import start
 from mlstack.host.compose import docker
 from tests.support.clone import Clone
 
-# Not given to any container: their defaults are written again.
+# No container has these: their defaults are written again.
 UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "BACKUP_KEY", "LOG_DIR", "CA_BUNDLE"}
 
 
 @pytest.fixture(scope="module")
 def created(clone: Clone) -> Iterator[Clone]:
-    """A stack whose containers exist, and whose database runs."""
+    """A stack with created containers and a running database."""
     start.check(clone.folder)
     start.build(clone.folder)
     clone.compose("create")

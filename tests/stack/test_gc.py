@@ -1,4 +1,4 @@
-"""`make gc` on a stack with trash, old versions, orphans and old images, and with what must stay."""
+"""`make gc` on a stack with trash, old versions, orphans and old images, and with what must be kept."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone, users_environment
 
-# What a user did: a run in the trash, one that a registered model uses in the trash too, one that goes on.
+# A user's work: a run in the trash, one in the trash that a registered model uses, one that is active.
 LIFE = """
 import mlflow
 from mlflow import MlflowClient
@@ -52,7 +52,7 @@ print(trashed, used, going_on, experiment, within, needed, within_needed, hollow
 
 @dataclass(frozen=True)
 class Life:
-    """The ids of what LIFE made."""
+    """The ids that LIFE created."""
 
     trashed: str
     used: str
@@ -71,7 +71,7 @@ def life(stack: Clone) -> Life:
 
 @pytest.fixture(scope="module")
 def images(stack: Clone) -> Iterator[tuple[str, str]]:
-    """An image of this project that lost its name, and one of another project."""
+    """An untagged image of this project, and one of another project."""
 
     def build(project: str) -> str:
         dockerfile = f"FROM debian:trixie-slim\nLABEL {PROJECT_LABEL}={project} made={uuid.uuid4()}\n"
@@ -94,7 +94,7 @@ def put(keys: Keys, name: str, content: bytes = b"x") -> str:
 
 
 def everything(keys: Keys) -> dict[str, int]:
-    """How many versions each object of the bucket has."""
+    """The number of versions of each object in the bucket."""
     return {history[0].name: len(history) for history in versions.histories(client_for(keys), keys.bucket)}
 
 
@@ -116,7 +116,7 @@ def test_gc_without_a_terminal_is_rejected(stack: Clone, life: Life, images: tup
     assert done.returncode != 0
     assert "no terminal" in done.stderr and "make gc YES=1" in done.stderr
     assert "deleted runs" in done.stdout and "images that newer ones" in done.stdout
-    assert life.used in done.stdout  # and why it is kept
+    assert life.used in done.stdout  # and the reason why it is kept
     assert everything(owner_keys) == before
     assert images[0] in all_images()
 
@@ -174,7 +174,7 @@ def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, 
 
 
 def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> None:
-    """Ctrl-C at a terminal reaches docker too."""
+    """Ctrl-C at a terminal also reaches docker."""
     before = everything(owner_keys)
     said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
     assert code == 130, said
@@ -185,7 +185,7 @@ def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> 
 
 
 def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
-    """What a command says at a terminal where Ctrl-C is pressed once it has shown `at`, and its exit code."""
+    """The output and exit code of a command at a terminal where Ctrl-C is pressed once it has shown `at`."""
     terminal, its_end = pty.openpty()
     with subprocess.Popen(
         [stack.folder / ".venv/bin/mlstack", *arguments], cwd=stack.folder, env=users_environment(),
@@ -203,7 +203,7 @@ def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
 
 
 def shown(terminal: int) -> bytes:
-    """The next that comes from a terminal; nothing once the other end is closed, which Linux calls an error."""
+    """The next output of a terminal; nothing once the other end is closed, which is an error on Linux."""
     try:
         return os.read(terminal, 4096)
     except OSError:
@@ -278,7 +278,7 @@ def test_histories_are_complete_across_the_pages_of_a_listing(
     client = client_for(keys)
     names = [put(keys, f"{folder}{number:04}") for number in range(900)]
     for name in names[::3]:
-        client.remove_object(keys.bucket, name)  # a version and a mark
+        client.remove_object(keys.bucket, name)  # a version and a delete marker
     for name in names[1::3]:
         put(keys, name, b"again")  # two versions
     monkeypatch.setattr(versions, "MANY", 10)

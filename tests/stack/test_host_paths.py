@@ -1,4 +1,4 @@
-"""What a package in a notebook, or another user of the host, reaches on the host through paths and printed text."""
+"""Attacks on the host through paths and output, by a package in a notebook or by another user of the host."""
 
 import os
 import stat
@@ -16,8 +16,8 @@ from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
 
-# Names that a host command would give its logs and build transcripts during the next minutes, in every folder that a
-# notebook can name from its log folder: links to a file of the host's user.
+# Links to a file of the host's user, under the names of a host command's logs and build transcripts in the next minutes,
+# in every folder that a notebook can reach from its log folder.
 PLANT = """
 import os, sys
 victim, *names = sys.argv[1:]
@@ -29,7 +29,7 @@ for folder in ("/logs", "/logs/..", "/logs/../..", "/home/mlstack/notebooks", "/
             pass
 """
 FSMONITOR = '[core]\\n repositoryformatversion = 0\\n bare = false\\n worktree = .\\n fsmonitor = "touch {}; false"\\n'
-# The two ways in which Git takes a folder for a repository: `.git` in it, and the files of one in the folder itself.
+# Git recognises a repository by `.git` in a folder, or by a repository's files in the folder itself.
 REPOSITORY = """
 cd {folder} && mkdir -p .git/objects .git/refs objects refs
 for place in .git .; do
@@ -46,7 +46,7 @@ true
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of the host's user that no notebook may change, where the containers' user could reach it."""
+    """A file of the host's user that no notebook may change, in a place that the containers' user can reach."""
     path = tmp_path / "authorized_keys"
     path.write_text("the user's own\n")
     return path
@@ -73,7 +73,7 @@ def test_host_command_writes_to_no_file_that_a_notebook_chose(stack: Clone, vict
 
 @pytest.mark.refusal
 def test_link_in_place_of_a_log_folder_is_rejected_before_it_is_mounted(stack: Clone, tmp_path: Path) -> None:
-    """As a notebook could plant it while the whole log folder was mounted, before an upgrade."""
+    """Before an upgrade, when the whole log folder was mounted, a notebook could plant it."""
     (tmp_path / "secrets").mkdir()
     folder, kept = stack.folder / "logs/jupyter", stack.folder / "logs/kept"
     folder.rename(kept)
@@ -132,7 +132,7 @@ def test_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clone
     subprocess.run(["docker", "compose", "exec", "-T", "jupyter", "bash", "-c", planted], cwd=stack.folder, check=False)
     owner = int(stack.values["HOST_UID"])
     trusted = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-    for layout in (".git", "."):  # the second counts only where the first is none
+    for layout in (".git", "."):  # Git looks at the second only if the first is no repository
         if layout == "." and (folder / ".git/HEAD").is_file():
             (folder / ".git/HEAD").unlink()
         subprocess.run(["git", "status"], cwd=folder, env=os.environ | trusted, capture_output=True, check=False)
@@ -146,7 +146,7 @@ def test_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clone
             stack.in_container("jupyter", "bash", "-c", attempt)
 
 
-# A package that Python loads in every program of the notebooks' user, and that answers in the doctor's place.
+# A package that Python loads in every program of the notebooks' user, and that answers instead of the doctor's program.
 IMPOSTOR = """
 import json, os, sys
 if sys.argv[:1] == ["-"] and "MLFLOW_TRACKING_URI" in os.environ:
@@ -173,7 +173,7 @@ def test_package_in_jupyter_cannot_make_the_doctor_delete_a_run(stack: Clone, ke
         results = {result.name: result for result in diagnose(stack.folder)}
     finally:
         stack.in_container("jupyter", "rm", f"{place}/usercustomize.py")
-    assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the impostor was heard
+    assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the package answered
     assert run in results[tidying.runs.name].cause
     assert (run,) in rows(role, "SELECT run_uuid FROM runs")
     assert client_for(keys).stat_object(keys.bucket, f"0/{run}/artifacts/kept.txt").size == 4

@@ -1,4 +1,4 @@
-"""The networks of the shipped stack: who reaches whom, what has a way out, and who may look into MinIO."""
+"""The networks of the shipped stack: which services connect to each other and to the outside, and access to MinIO."""
 
 import io
 import json
@@ -29,7 +29,7 @@ METADATA = "169.254.169.254"
 
 @pytest.fixture
 def console_keys(stack: Clone) -> Keys:
-    """The console user's way into MinIO, from this machine."""
+    """The console user's keys for MinIO, from the host."""
     return replace(settings.console_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 
@@ -71,14 +71,14 @@ def listening_on_the_host(stack: Clone) -> Iterator[tuple[str, int]]:
 @pytest.mark.refusal
 def test_postgres_minio_mlflow_and_one_shots_have_no_route_outside_the_stack(stack: Clone) -> None:
     with listening_on_the_host(stack) as (address, port):
-        assert reaches(stack, "jupyter", address, port)  # its way out is on: somebody listens there
+        assert reaches(stack, "jupyter", address, port)  # its outbound network is on: something listens there
         reached = [service for service in ("postgres", "minio", "mlflow", "bootstrap") if reaches(stack, service, address, port)]
     assert reached == []
 
 
 @pytest.mark.refusal
 def test_metadata_address_is_the_containers_own(stack: Clone) -> None:
-    """Only a container's own address can be listened on. What a cloud answers there is then out of reach."""
+    """A process can listen only on its container's own address, so the cloud's service at that address is unreachable."""
     listen = f"import socket; socket.create_server(('{METADATA}', 0)); print('own')"
     assert stack.in_container("jupyter", "python3", "-c", listen).strip() == "own"
     assert not reaches(stack, "jupyter", METADATA, 80)
@@ -88,7 +88,7 @@ def test_metadata_address_is_the_containers_own(stack: Clone) -> None:
 def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "minio").strip()
     found = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
-    # Its answer tells: on the way out of notebooks something else may take any connection.
+    # Checked by its answer: outside, something else may accept any connection.
     for host in ("minio", "minio-console", *(network["IPAddress"] for network in found.values())):
         assert not minio_answers(stack, "jupyter", host, 9001), host
     assert minio_answers(stack, "jupyter", "minio", 9000)

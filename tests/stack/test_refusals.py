@@ -1,4 +1,4 @@
-"""Who is turned away by the shipped stack, and how. docs/security.md has each of these with the promise it proves."""
+"""Attempts that the shipped stack denies. docs/security.md lists each with the promise that it proves."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def notebook(stack: Clone) -> Auth:
 
 @pytest.fixture(scope="module")
 def person(stack: Clone) -> Iterator[Auth]:
-    """A colleague's account, made as a user would."""
+    """A colleague's account, created as a user would."""
     done = stack.make("user", "NAME=colleague")
     assert done.returncode == 0, done.stderr
     yield "colleague", done.stdout.split("has the password ")[1].split()[0]
@@ -144,7 +144,7 @@ def test_postgres_rejects_missing_and_common_passwords(stack: Clone, roles: Role
 
 @pytest.fixture(scope="module")
 def stored(stack: Clone) -> Keys:
-    """MLflow's way into the storage, from this machine."""
+    """MLflow's keys for MinIO, from the host."""
     return replace(settings.tracking_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 
@@ -182,7 +182,7 @@ TRAILER_HEADERS = {
     "x-amz-decoded-content-length": "5",
     "x-amz-trailer": "x-amz-checksum-crc32",
 }
-# Every way of the two unfixed CVEs: signed in the query, by a header, and with MinIO's own unpacking of archives.
+# Every variant of the two unfixed CVEs: signed in the query, by a header, and with MinIO's unpacking of archives.
 FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
     "query": (True, {}),
     "header": (False, {}),
@@ -230,7 +230,7 @@ def put_object(stored: Keys, key: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(stack: Clone, notebook: Auth) -> str:
-    """Where the artifacts of a run of the notebooks' account are."""
+    """The artifact folder of a run of the notebooks' account."""
     made = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
     return str(made["artifact_uri"]).removeprefix("mlflow-artifacts:/")
 
@@ -246,7 +246,7 @@ def link_to_write(stack: Clone, notebook: Auth, run: str) -> str:
 
 
 def unpacked(name: str) -> bytes:
-    """An archive that MinIO would unpack, on being told."""
+    """An archive that MinIO would unpack if a header asked for it."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         entry = tarfile.TarInfo(name)
@@ -291,7 +291,7 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
 
 @pytest.mark.refusal
 def test_expired_presigned_url_is_denied(stored: Keys) -> None:
-    """As MLflow's server makes it, but of yesterday."""
+    """As MLflow's server signs it, but dated yesterday."""
     put_object(stored, "0/old/artifacts/x")
     yesterday = datetime.now(UTC) - timedelta(days=1)
     signer = client_for(stored)
@@ -423,7 +423,7 @@ def test_removed_account_is_rejected_at_once(stack: Clone, person: Auth) -> None
     done = stack.make("user-remove", "NAME=colleague", "YES=1")
     assert done.returncode == 0, done.stderr
 
-    for _ in range(20):  # each worker has seen the password before
+    for _ in range(20):  # each worker has cached the password
         assert api(stack, "GET", "experiments/get?experiment_id=0", person).status_code == 401
 
 
@@ -446,7 +446,7 @@ def test_notebook_cannot_reach_postgres(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "postgres").strip()
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     for address in ("postgres", *(network["IPAddress"] for network in networks.values())):
-        # Postgres answers a request for TLS with one letter; on the way out something else may take any connection.
+        # Postgres answers a request for TLS with one letter; outside, something else may accept any connection.
         attempt = (
             f"import socket; postgres = socket.create_connection(({address!r}, 5432), timeout=3); postgres.settimeout(3);"
             " postgres.sendall(bytes.fromhex('0000000804d2162f')); print('answer:', postgres.recv(1))"
@@ -455,7 +455,7 @@ def test_notebook_cannot_reach_postgres(stack: Clone) -> None:
         assert "answer: b'N'" not in done.stdout and "answer: b'S'" not in done.stdout, f"{address} was reached"
 
 
-# What the storage answers a notebook that has no link: to each, status and code.
+# MinIO's answers to a notebook without a presigned URL: status and code of each.
 WITHOUT_A_LINK = """
 import json, sys, urllib.error, urllib.request
 answers = []
@@ -492,7 +492,7 @@ def test_notebook_has_no_database_or_s3_credentials(stack: Clone) -> None:
 
 
 def in_service(stack: Clone, service: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command in a running container, as it is; a one-shot is started for it."""
+    """A command in a running container; a one-shot is started for it."""
     verb = ["run", "--rm", "--no-deps", "-T"] if service == ONE_SHOT else ["exec", "-T"]
     return subprocess.run(
         ["docker", "compose", *verb, service, *command], cwd=stack.folder, capture_output=True, text=True, check=False
@@ -523,7 +523,7 @@ def test_programs_of_an_image_cannot_be_replaced(stack: Clone, service: str) -> 
 @pytest.mark.refusal
 def test_container_is_limited_in_memory_and_processes(stack: Clone) -> None:
     greedy = in_service(stack, ONE_SHOT, "python3", "-c", "b'x' * (8 << 30)")
-    assert greedy.returncode == 137  # killed, and it alone
+    assert greedy.returncode == 137  # only this process was killed
     forks = "for i in {1..300}; do sleep 20 & done 2>&1"
     assert "Resource temporarily unavailable" in in_service(stack, ONE_SHOT, "bash", "-c", forks).stdout
     assert stack.make("status").returncode == 0
@@ -537,7 +537,7 @@ def test_ports_are_closed_on_every_address_but_loopback(stack: Clone) -> None:
         for entry in entries
         if entry.family == socket.AF_INET and not entry.address.startswith("127.")
     }
-    assert addresses  # the bridge of Docker at least
+    assert addresses  # at least Docker's bridge
     for name in ("POSTGRES_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "JUPYTER_PORT"):
         socket.create_connection(("127.0.0.1", int(stack.values[name])), timeout=5).close()
         for address in addresses:
@@ -556,7 +556,7 @@ def test_images_contain_no_secret(stack: Clone, service: str) -> None:
     search = "exec grep -rlFf - / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev -s"
     command = ["docker", "run", "--rm", "-i", "--network", "none", "--user", "0", "--entrypoint", "bash", stack.image(service)]
     found = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (1, ""), found.stderr  # grep's way to say that there is none
+    assert (found.returncode, found.stdout) == (1, ""), found.stderr  # grep's exit code for no match
 
 
 @pytest.mark.refusal
@@ -590,7 +590,7 @@ def test_nothing_is_deleted_or_replaced_without_confirmation(stack: Clone, comma
 
 
 def test_mlflow_without_accounts_warns_at_every_start_and_serves_the_same_clients(stack: Clone) -> None:
-    """Last in this file: it opens MLflow, and closes it again."""
+    """Last in this file: it turns MLflow's accounts off, and on again."""
     stack.set(MLFLOW_AUTH="off")
     try:
         done = stack.make("up")

@@ -1,4 +1,4 @@
-"""The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. In the order of a life."""
+"""The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. The order matters."""
 
 import json
 import os
@@ -169,7 +169,7 @@ def test_data_survives_a_restart_and_down_and_up(stack: Clone, role: Login, keys
     done = stack.make("down")
     assert done.returncode == 0, done.stderr
     assert "Your data is in the volumes" in done.stdout
-    assert stack.make("status").returncode == 2  # make's way to say that its command failed
+    assert stack.make("status").returncode == 2  # make's exit code for a failed command
     done = stack.make("up")
     assert done.returncode == 0, done.stderr
     assert (rows(role, everything), objects(keys)) == (metrics, files)
@@ -207,7 +207,7 @@ def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> N
         [".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert first.stderr
-    first.stderr.readline()  # it has the lock once it says anything
+    first.stderr.readline()  # it has the lock once it prints anything
     done = stack.make("down")
     assert done.returncode != 0
     assert f"make up, process {first.pid}" in done.stderr
@@ -235,7 +235,7 @@ def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
 
 
 def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
-    """In its order, at a terminal. `make test` is this very run: it is only asked to list the tests."""
+    """In the README's order, at a terminal. `make test` is this run itself: it only lists the tests."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()
     assert commands[:2] == ["make up", "make test"]
@@ -248,7 +248,7 @@ def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
 
 
 def at_a_terminal(stack: Clone, command: str) -> str:
-    """What a command shows at a terminal where somebody answers yes; `make logs` is stopped once it has shown something."""
+    """The output of a command at a terminal that answers yes; `make logs` is stopped once it has shown something."""
     master, slave = pty.openpty()
     with os.fdopen(master, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
@@ -266,7 +266,7 @@ def at_a_terminal(stack: Clone, command: str) -> str:
         while True:
             try:
                 chunk = terminal.read(4096)
-            except OSError:  # Linux' way to say that nobody holds the other end any more
+            except OSError:  # Linux' error for a terminal whose other end is closed
                 chunk = b""
             if not chunk:
                 break

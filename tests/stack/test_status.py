@@ -1,4 +1,4 @@
-"""`make status` of a stack that is well, half down, hung, down, and of an engine that is away."""
+"""`make status` of a stack that is healthy, half down, hanging or down, and without an engine."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
 from tests.support.service import wait_until
 
-PATIENCE = 20  # seconds: how long a busy machine takes to answer is not what is tested
+PATIENCE = 20  # seconds: the time that a busy machine takes is not tested
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
@@ -34,7 +34,7 @@ def services(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def known(stack: Clone) -> dict[str, Any]:
-    """The status, with patience enough for everything to answer."""
+    """The status, with enough time for every answer."""
     found: dict[str, Any] = json.loads(status_of.status(stack.folder).as_json())
     return found
 

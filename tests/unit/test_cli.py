@@ -19,7 +19,7 @@ from tests.support.projects import NAME, set_values, with_package
 
 @dataclass
 class Commands:
-    """mlstack at work on a project of its own."""
+    """Runs mlstack in a project of its own."""
 
     project: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -180,7 +180,7 @@ def test_env_generates_no_password_that_an_existing_volume_rejects(commands: Com
 
 
 def test_status_does_not_wait_for_libraries_of_other_commands(commands: Commands) -> None:
-    """They took most of its two seconds. `python -X importtime` says on stderr what is imported."""
+    """They took most of its two seconds. `python -X importtime` prints to stderr what is imported."""
     commands.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     _, _, err = commands.run("status")
     imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}

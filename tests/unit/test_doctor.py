@@ -1,4 +1,4 @@
-"""The checks that need no running stack, each with its subject really broken; and how checks are run."""
+"""The checks that need no running stack, each in a project that is really broken; and how checks run."""
 
 import os
 import re
@@ -30,7 +30,7 @@ ENVIRONMENT = [each for each in CHECKS if each.reach in (machine.REACH, environm
 
 @pytest.fixture
 def ready(project: Path) -> Path:
-    """A project that could start here."""
+    """A project that can start here."""
     shutil.copytree(ROOT / "scripts", project / "scripts")
     ports = map(str, free_ports(len(preflight.PORTS)))
     set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
@@ -337,6 +337,6 @@ def test_containers_ignores_what_compose_did_not_start(ready: Path) -> None:
 
 
 def test_roundtrip_program_imports_nothing_of_mlstack() -> None:
-    """It also runs in an image that is older than it."""
+    """It also runs in images of older versions."""
     program = (ROOT / "src/mlstack/host/doctor/roundtrip.py").read_text()
     assert not re.search(r"^\s*(from|import) mlstack", program, re.MULTILINE)

@@ -100,7 +100,7 @@ def test_ensure_replaces_the_old_uid_of_root_once_and_nothing_else(old: Path) ->
     assert {name: value for name, value in after.items() if before.get(name) != value}.keys() == {
         "HOST_UID", "HOST_GID", "MINIO_BUCKET_QUOTA",
     }  # fmt: skip
-    env_file.change(old, HOST_UID="1000", HOST_GID="1000")  # by choice, from now on
+    env_file.change(old, HOST_UID="1000", HOST_GID="1000")  # from now on by choice
     assert not env_file.ensure(old).changed_owner
     assert owner_in(old) == {"1000"}
 

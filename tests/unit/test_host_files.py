@@ -27,7 +27,7 @@ from mlstack.logger import create, get_logger
 from tests.support.projects import ROOT, set_values
 from tests.unit.test_backup import folder as folder_of_a_backup
 
-folder = folder_of_a_backup  # a complete backup
+folder = folder_of_a_backup  # pytest finds the fixture by this name
 
 OTHER_UID = 12345
 NOW = datetime(2030, 1, 1).astimezone()
@@ -404,7 +404,7 @@ def test_backup_with_a_link_pipe_folder_or_device_is_rejected(folder: Path, tmp_
 
 @pytest.fixture
 def copies(folder: Path, tmp_path: Path) -> Iterator[Path]:
-    """Copies of the backup without end, to change."""
+    """Any number of copies of the backup."""
     return (shutil.copytree(folder, tmp_path / f"copy{number}" / folder.name) for number in count())
 
 

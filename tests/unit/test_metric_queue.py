@@ -19,7 +19,7 @@ from mlstack.client.metric_queue import FULL, LIMIT, MetricQueue, RejectedError,
 
 
 class Server:
-    """Takes batches while it is open."""
+    """Accepts batches while it is open."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[int]]] = []
@@ -57,7 +57,7 @@ def server() -> Server:
 
 @pytest.fixture
 def queue(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricQueue]:
-    """It has just sent something, and sends nothing more only because time passes."""
+    """It has just sent a batch, so that it sends no other by time alone."""
     monkeypatch.setattr(metric_queue, "PAUSE", 3600)
     queue = MetricQueue(server.take)
     put(queue, "first", points(1))[0].result(10)
