@@ -41,13 +41,13 @@ def engine_for(clone: Clone) -> Iterator[str]:
 
 def start(name: str) -> None:
     docker("exec", "--detach", name, "bash", "-c", START)
-    wait_until(lambda: _answers(name), 60)
+    wait_until(lambda: _answers(name))
 
 
 def restart(name: str) -> None:
     """kill -9, and started again as systemd would start it: the containers run on without it until then."""
     docker("exec", name, "pkill", "-KILL", "-x", "dockerd")
-    wait_until(lambda: not _answers(name), 60)
+    wait_until(lambda: not _answers(name))
     start(name)
 
 

@@ -135,7 +135,7 @@ def test_packages_that_any_host_user_installs_survive_a_restart(
     another_user.run("pip", "install", "--no-index", "/home/mlstack/added-1.0-py3-none-any.whl")
     assert run_cell(another_user, token, "import added; print(added.__file__)").startswith("/home/mlstack/.local/")
     another_user.wrapped.restart()
-    wait_until(lambda: another_user.health == "healthy", 60)
+    wait_until(lambda: another_user.health == "healthy")
     assert run_cell(another_user, token, "import added; print('still here')") == "still here\n"
 
 

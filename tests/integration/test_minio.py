@@ -126,7 +126,7 @@ def test_backup_lists_the_bucket_as_of_one_point_in_time(user: Minio, user_keys:
     for key in ("kept", "overwritten", "deleted"):
         put(user, user_keys.bucket, f"as-of/{key}", b"before")
     before = datetime.now(UTC)
-    wait_until(lambda: datetime.now(UTC) > before + timedelta(milliseconds=50), 5)
+    wait_until(lambda: datetime.now(UTC) > before + timedelta(milliseconds=50))
     for key in ("overwritten", "later"):
         put(user, user_keys.bucket, f"as-of/{key}", b"after")
     user.remove_object(user_keys.bucket, "as-of/deleted")

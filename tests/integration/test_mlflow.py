@@ -66,13 +66,13 @@ def test_mlflow_answers_only_to_the_host_names_of_the_stack(
 def test_mlflow_is_unhealthy_only_while_postgres_is_down(mlflow: Service, postgres: Service) -> None:
     postgres.wrapped.stop()
     try:
-        wait_until(lambda: mlflow.health == "unhealthy", 60)
+        wait_until(lambda: mlflow.health == "unhealthy")
         assert (
             requests.get(f"http://{mlflow.address(5000)}/health", timeout=5).text == "OK"
         )  # MLflow's own check does not include the database
     finally:
         postgres.wrapped.start()
-    wait_until(lambda: postgres.health == "healthy" and mlflow.health == "healthy", 60)
+    wait_until(lambda: postgres.health == "healthy" and mlflow.health == "healthy")
 
 
 def test_second_migration_does_nothing_and_imports_no_mlflow(built: Clone, network: Network, mlflow: Service) -> None:
@@ -103,7 +103,7 @@ def test_worker_that_dies_is_replaced(mlflow: Service, notebook: tuple[str, str]
         now = mlflow.run("python3", "-c", WORKERS).split()
         return len(now) == 2 and before[0] not in now
 
-    wait_until(is_whole, 60)
+    wait_until(is_whole)
     for _ in range(10):
         assert call(mlflow, "GET", "experiments/get?experiment_id=0", notebook).status_code == 200
 

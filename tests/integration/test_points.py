@@ -170,10 +170,10 @@ def test_restart_of_postgres_loses_no_acknowledged_metric(
             postgres.wrapped.stop()
         if step == 20:
             postgres.wrapped.start()
-            wait_until(lambda: postgres.health == "healthy", 60)
+            wait_until(lambda: postgres.health == "healthy")
         if api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": step}).ok:
             stored.append(step)
-    wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok, 60)
+    wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok)
     assert set(range(10)) <= set(stored) and not set(range(10, 20)) & set(stored)
     assert {row[4] for row in rows(role, run)} >= {*stored, 99}
 

@@ -93,7 +93,7 @@ def test_init_scripts_run_once_in_order(fresh: Callable[..., PostgresContainer],
         expected = [("sql",), ("somebody",), ("gz",)]
         assert query(container, "SELECT what FROM seen ORDER BY id") == expected
         container.get_wrapped_container().restart()
-        wait_until(lambda: "ready to accept" in container.get_logs()[1].decode(), 30)
+        wait_until(lambda: "ready to accept" in container.get_logs()[1].decode())
         assert query(container, "SELECT what FROM seen ORDER BY id") == expected
 
 
@@ -139,14 +139,14 @@ def test_postgres_stops_cleanly_while_clients_are_connected(postgres: Service, o
         assert "database system is shut down" in container.logs(tail=2).decode()
         assert idle.closed == 0  # it did not wait for this client to leave
     container.start()
-    wait_until(lambda: postgres.health == "healthy", 60)
+    wait_until(lambda: postgres.health == "healthy")
 
 
 def test_first_start_that_was_killed_starts_over(built: Clone, bare: Callable[..., DockerContainer], volume: str) -> None:
     data = "/var/lib/postgresql/data"
     with bare(POSTGRES_PASSWORD=PASSWORD).with_volume_mapping(volume, data, "rw") as killed:
         container = killed.get_wrapped_container()
-        wait_until(lambda: container.exec_run(f"test -e {data}/.first-start/PG_VERSION").exit_code == 0, 30, 0.02)
+        wait_until(lambda: container.exec_run(f"test -e {data}/.first-start/PG_VERSION").exit_code == 0, interval=0.02)
         container.kill("SIGKILL")
         container.wait(timeout=30)
     left = docker("run", "--rm", "--volume", f"{volume}:{data}", "--entrypoint", "ls", built.image("postgres"), "-A", data)

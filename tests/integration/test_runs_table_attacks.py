@@ -130,7 +130,7 @@ def test_runs_table_limits_the_connections_of_an_account_that_reads_no_answer(
         assert call(mlflow, PATH, admin, {"experiment_ids": [large]}).status_code == 200
         assert call(mlflow, "/api/2.0/mlflow/experiments/search", notebook, {"max_results": 1}).status_code == 200
     # The clients are closed, and so are their connections.
-    wait_until(lambda: connections(owner, roles.reader) == 0, 30)
+    wait_until(lambda: connections(owner, roles.reader) == 0)
     assert call(mlflow, PATH, notebook, {"experiment_ids": [large]}).status_code == 200
 
 
@@ -155,7 +155,7 @@ def test_runs_table_ends_an_answer_that_nobody_reads(
     notebook, _ = accounts(built)
     with unread(impatient.address(5000), notebook, large, 3) as answers:
         assert {answer.status for answer in answers} == {200}
-        wait_until(lambda: connections(owner, roles.reader) == 0, 60)
+        wait_until(lambda: connections(owner, roles.reader) == 0)
 
 
 RETRIED = """

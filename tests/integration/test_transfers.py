@@ -14,6 +14,7 @@ import pytest
 import requests
 from testcontainers.core.container import DockerContainer
 
+from mlstack.client import transfers
 from mlstack.client.transfers import Patience, Transfers, receive, send
 from mlstack.errors import MlstackError
 from mlstack.s3 import client_for
@@ -53,7 +54,7 @@ def other_program(built: Clone) -> Iterator[None]:
     port = built.values["MINIO_PORT"]
     with subprocess.Popen([sys.executable, "-c", program, port], stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 10)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}"))
             yield
         finally:
             process.kill()
@@ -115,9 +116,9 @@ def link(keys: Keys, method: str, name: str, of: datetime | None = None) -> str:
 
 
 def finish(transfer: Any, name: str, first: str, again: Any) -> None:
-    with Transfers(PATIENT) as transfers:
-        transfers.begin(transfer, name, first, again)
-        transfers.finish()
+    with Transfers(PATIENT) as queue:
+        queue.begin(transfer, name, first, again)
+        queue.finish()
 
 
 def test_expired_presigned_url_is_requested_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_presigned_url_that_is_denied_twice_is_an_error_at_once(user_keys: Keys,
 
 
 def test_download_survives_a_restart_of_minio_or_leaves_no_file(
-    minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path
+    minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, down = tmp_path / "file", tmp_path / "down"
     down.mkdir()
@@ -163,18 +164,27 @@ def test_download_survives_a_restart_of_minio_or_leaves_no_file(
         assert not target.exists()
         return link(user_keys, "GET", name)
 
+    has_begun, is_killed = threading.Event(), threading.Event()
+
+    def pause(ended: threading.Event) -> None:
+        """After a block: however fast the host is, MinIO is killed in the middle of the download."""
+        has_begun.set()
+        is_killed.wait()
+
+    monkeypatch.setattr(transfers, "_go_on", pause)
     first = link(user_keys, "GET", "large")
     download = threading.Thread(target=finish, args=(partial(receive, str(target)), "large", first, again))
     download.start()
-    wait_until(lambda: any(part.stat().st_size for part in down.glob(".*.part")), 30, interval=0.001)
+    assert has_begun.wait(180)
     minio.wrapped.kill()
+    is_killed.set()
     assert not target.exists()
     minio.wrapped.start()
     download.join()
     assert attempts >= 1
     assert list(down.iterdir()) == [target]
     assert target.read_bytes() == file.read_bytes()
-    wait_until(lambda: minio.health == "healthy", 60)
+    wait_until(lambda: minio.health == "healthy")
 
 
 def test_download_that_fails_leaves_no_file(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from mlstack.host.lock import held
 from mlstack.postgres import connected
 from tests.stack.test_stack import at_a_terminal
 from tests.support.clone import Clone
+from tests.support.service import wait_until
 from tests.support.work import admin, everything, fill, finished, started
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
@@ -77,13 +77,13 @@ def newest(clone: Clone) -> Path:
     return manifest.folders(clone.folder / "backups")[0]
 
 
-def state(clone: Clone) -> tuple[object, object]:
+def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
     """Everything that a restore could change: every table, and every object with its ETag and size."""
     target = stack.of_project(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
     client, name = storage(clone)
-    return tables, {key: (found.etag, found.size) for key, found in bucket.current(client, name).items()}
+    return tables, {key: (row.etag, row.size) for key, row in bucket.current(client, name).items()}
 
 
 def leftovers(clone: Clone) -> list[str]:
@@ -210,7 +210,7 @@ def test_interrupted_backup_resumes_and_is_never_listed(full: Clone) -> None:
         [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     journal = work / backing_up.JOURNAL
-    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 10)
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 10, interval=0.02)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -420,7 +420,8 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
     for line in process.stderr:
         if "filling the bucket" in line:
             break
-    wait_until(lambda: any(found.etag != before[1][key][0] for key, found in bucket.current(client, name).items()))  # type: ignore[index]
+    etags = {key: etag for key, (etag, _) in before[1].items()}
+    wait_until(lambda: any(row.etag != etags[key] for key, row in bucket.current(client, name).items()), interval=0.02)
     process.send_signal(how)
     _, said = process.communicate(timeout=120)
     if how == signal.SIGINT:
@@ -539,13 +540,6 @@ def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_p
     assert done.returncode != 0
     assert "the table public.params has other values" in done.stderr
     assert f"{full.name}-verify" not in docker("volume", "ls", "--format", "{{.Name}}")
-
-
-def wait_until(is_so: Callable[[], bool], timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:

@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mlstack.host.backup import postgres, stack
 from mlstack.host.compose import docker
 from mlstack.postgres import connected
 from tests.support.clone import Clone, free_ports
+from tests.support.service import wait_until
 from tests.support.work import admin, everything, finished, started
 
 # Its newest dependencies are incompatible with it. Its accounts were in a file, so it runs without accounts.
@@ -86,13 +86,6 @@ def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
         return requests.get(url, timeout=30).ok
     except requests.ConnectionError:
         return False
-
-
-def wait_until(is_so: Callable[[], bool], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:

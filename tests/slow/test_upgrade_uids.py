@@ -1,4 +1,4 @@
-"""A stack of version 0.1, whose containers ran as uid 1000, started by this version: its volumes get new owners, no data is lost."""
+"""A stack of version 0.1, whose containers ran as uid 1000, started by this version: its volumes change owner."""
 
 import os
 from collections.abc import Iterator

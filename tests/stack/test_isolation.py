@@ -131,7 +131,7 @@ def test_no_process_has_a_secret_in_its_environment(stack: Clone, service: str) 
         return processes(stack.in_container(service, "bash", "-c", LISTING))
 
     if service == "jupyter":
-        wait_until(lambda: "ipykernel" in " ".join(listed()), 60)
+        wait_until(lambda: "ipykernel" in " ".join(listed()))
     found = listed()
     assert len(found) > 1
     assert leaked(stack, service, found) == {}

@@ -62,7 +62,7 @@ def listening_on_the_host(stack: Clone) -> Iterator[tuple[str, int]]:
         stack.image("jupyter"), "-c", program,
     ).strip()  # fmt: skip
     try:
-        wait_until(lambda: "listening" in docker("logs", container), 60)
+        wait_until(lambda: "listening" in docker("logs", container))
         yield address, port
     finally:
         docker("rm", "--force", container)

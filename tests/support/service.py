@@ -67,7 +67,7 @@ class Service(DockerContainer):
     def restart(self) -> Self:
         """Restarts the container and waits until it is healthy."""
         self.wrapped.restart()
-        wait_until(lambda: self.health == "healthy", 180)
+        wait_until(lambda: self.health == "healthy")
         return self
 
     def run(self, *command: str, user: str = "") -> str:
@@ -97,8 +97,8 @@ def _data(config: dict[str, Any]) -> set[str]:
     return {mount["target"] for mount in config.get("volumes", []) if mount["type"] == "volume"}
 
 
-def wait_until(holds: Callable[[], bool], seconds: float, interval: float = 0.2) -> None:
-    """Waits for a condition. Raises TimeoutError."""
+def wait_until(holds: Callable[[], bool], seconds: float = 180, interval: float = 0.2) -> None:
+    """Waits for a condition. Raises TimeoutError, by default so late that no busy machine fails a test."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

@@ -347,8 +347,6 @@ def test_only_yes_on_makes_command_line_answers_a_question(makefile: Path, comma
 
 # ---- malicious backups -------------------------------------------------------------------------------
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def rejection(folder: Path) -> str:
     """Why a backup is rejected. If a pipe is waited for, the test times out."""
