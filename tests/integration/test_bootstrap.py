@@ -137,7 +137,7 @@ def test_bootstrap_replaces_old_secrets_with_those_of_the_environment(
     assert outcomes.count(Outcome.CHANGED) == 4
     with connected(new_roles.tracking, 5):
         pass
-    with pytest.raises(MlstackError, match="refuses the password"):
+    with pytest.raises(MlstackError, match="rejects the password"):
         connected(roles.tracking, 5).__enter__()
     services(owner, roles, owner_keys, user_keys, console_keys)
 
@@ -201,7 +201,7 @@ def test_bootstrap_explains_a_password_that_the_volume_rejects(
 
 
 def test_bootstrap_explains_keys_that_minio_rejects(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
-    with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
+    with pytest.raises(MlstackError, match="rejects MINIO_ROOT_USER"):
         minio_steps.bootstrap(replace(owner_keys, secret_key="regenerated"), user_keys, console_keys)
 
 

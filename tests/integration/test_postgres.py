@@ -105,7 +105,7 @@ def test_password_may_come_from_a_file(bare: Callable[..., DockerContainer], tmp
     )
     with container.waiting_for(READY):
         assert query(container, "SELECT 1", password="from-the-file") == [(1,)]
-        with pytest.raises(MlstackError, match="refuses the password"):
+        with pytest.raises(MlstackError, match="rejects the password"):
             query(container, "SELECT 1", password="unused")
 
 

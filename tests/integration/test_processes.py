@@ -196,7 +196,7 @@ import json, tempfile, mlflow
 from pathlib import Path
 from mlstack.client import artifact_repository
 if not LINKS:
-    artifact_repository.storage.is_reached = lambda _: False
+    artifact_repository.minio.is_reached = lambda _: False
 client, found = mlflow.MlflowClient(), {}
 def files(run, path=None):
     for file in client.list_artifacts(run, path):

@@ -120,7 +120,7 @@ try:
 except MlstackError as error:
     print("REJECTED", error)
 """
-    assert "does not know how to give runs as a table" in filled.run("python3", "-c", program)
+    assert "has no route for runs as a table" in filled.run("python3", "-c", program)
 
 
 def ask(mlflow: Service, auth: tuple[str, str] | None, **question: Any) -> requests.Response:

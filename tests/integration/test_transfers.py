@@ -36,7 +36,7 @@ def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, m
     """As through a tunnel to MLflow's port only: nothing listens on MinIO's port."""
     result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
     exchanged.assert_equal(result, through_links=False)
-    assert result["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+    assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def answers(url: str) -> bool:
 def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlflow: Service, other_program: None) -> None:
     result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
     exchanged.assert_equal(result, through_links=False)
-    assert result["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+    assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_presigned_url_that_is_denied_twice_is_an_error_at_once(user_keys: Keys,
         return link(user_keys, "GET", "wrong/x")  # for another method
 
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(MlstackError, match="wrong/x was not transferred: the storage answered 403 SignatureDoesNotMatch"):
+    with pytest.raises(MlstackError, match="wrong/x was not transferred: MinIO answered 403 SignatureDoesNotMatch"):
         finish(partial(send, tmp_path / "file"), "wrong/x", again("first"), again)
     assert asked == ["first", "wrong/x"]
 
@@ -169,9 +169,9 @@ def test_download_survives_a_restart_of_minio_or_leaves_no_file(
     def pause(ended: threading.Event) -> None:
         """After a block: however fast the host is, MinIO is killed in the middle of the download."""
         has_begun.set()
-        is_killed.wait()
+        is_killed.wait(180)
 
-    monkeypatch.setattr(transfers, "_go_on", pause)
+    monkeypatch.setattr(transfers, "_check_running", pause)
     first = link(user_keys, "GET", "large")
     download = threading.Thread(target=finish, args=(partial(receive, str(target)), "large", first, again))
     download.start()

@@ -135,7 +135,7 @@ def test_only_the_owner_connects_to_another_database(roles: Roles, name: str) ->
 @pytest.mark.parametrize("password", ["", "postgres", "mlflow", "password"])
 def test_postgres_rejects_missing_and_common_passwords(stack: Clone, roles: Roles, password: str) -> None:
     for user in (stack.values["POSTGRES_USER"], "postgres", roles.tracking.user):
-        with pytest.raises(MlstackError, match="refuses the password"):
+        with pytest.raises(MlstackError, match="rejects the password"):
             connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
 
 
