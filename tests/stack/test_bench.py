@@ -20,7 +20,7 @@ def test_bench_writes_a_table_and_pictures(tmp_path: Path) -> None:
     assert all(lines["loop"]["medians"].values()) and lines["loop"]["ratio"] > 0
     assert lines["forked"]["ratio"] > 0 and all(lines["forked"]["values"][who] for who in ("defaults", "mlstack"))
     assert record["clients"]["defaults"]["store"].startswith("mlflow")
-    assert {(point["who"], point["runs"]) for point in record["growth"]} == {
+    assert {(point["side"], point["runs"]) for point in record["growth"]} == {
         (who, runs) for who in ("defaults", "mlstack") for runs in record["size"]["growth"]
     }
     assert all("latest_metrics" in plan for plan in record["plans"].values())
