@@ -49,12 +49,12 @@ def run(stack: Stack, fault: Fault, name: str, large: int = 300, **environment: 
     fault.inject(stack, clients[0])
     ended, position = time.monotonic(), clients[0].ledger.length
     if fault.kills_client:
-        wait_until(lambda: stack.is_well, PATIENCE, 0.5)
+        wait_until(lambda: stack.is_healthy, PATIENCE, 0.5)
         clients.append(start_client(stack, f"{name}-after", large, **environment))
         wait_until(lambda: clients[-1].has_begun, PATIENCE)
         position = 0
     wait_until(lambda: clients[-1].answered(position), PATIENCE)
-    wait_until(lambda: stack.is_well, PATIENCE, 0.5)
+    wait_until(lambda: stack.is_healthy, PATIENCE, 0.5)
     recovery = time.monotonic() - ended
     clients[-1].stop()
     ledgers = tuple(client.ledger for client in clients)

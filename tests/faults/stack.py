@@ -59,7 +59,7 @@ class Stack:
         )  # fmt: skip
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Every long-running service is up and healthy."""
         states = self.compose("ps", "--all", "--format", "{{.Service}} {{.State}} {{.Health}}").split("\n")
         return {f"{service} running healthy" for service in SERVICES} <= set(states)

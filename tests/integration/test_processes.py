@@ -226,10 +226,10 @@ KEPT = ["plain.txt", "a b", "a ", "a+b", "a&b=c", "a;b", "100%", "é", "日本",
 REFUSED = ["a#b", "a?b", " a", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb", "\x01a"]
 
 
-@pytest.mark.parametrize("through_links", [True, False])
-def test_artifact_name_is_kept_or_rejected(jupyter: Service, through_links: bool) -> None:
+@pytest.mark.parametrize("through_urls", [True, False])
+def test_artifact_name_is_kept_or_rejected(jupyter: Service, through_urls: bool) -> None:
     kept, refused = KEPT, REFUSED
-    program = NAMES.replace("LINKS", str(through_links)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
+    program = NAMES.replace("LINKS", str(through_urls)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
     result = result_of(run(jupyter, program))
     assert {name: result[name] for name in kept} == {name: ["kept"] for name in kept}
     for name in [*refused, "path C:\\x", "path d#e", "path d%20e"]:

@@ -29,13 +29,13 @@ PATIENT = Patience(retries=12, backoff=0.1, silence=30)
 
 def test_notebook_gets_the_same_files_directly_and_through_mlflow(jupyter: Service) -> None:
     printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
-    exchanged.assert_equal(exchanged.result_of(printed), through_links=True)
+    exchanged.assert_equal(exchanged.result_of(printed), through_urls=True)
 
 
 def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, mlflow: Service) -> None:
     """As through a tunnel to MLflow's port only: nothing listens on MinIO's port."""
     result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(result, through_links=False)
+    exchanged.assert_equal(result, through_urls=False)
     assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
@@ -69,7 +69,7 @@ def answers(url: str) -> bool:
 
 def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlflow: Service, other_program: None) -> None:
     result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(result, through_links=False)
+    exchanged.assert_equal(result, through_urls=False)
     assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
@@ -92,7 +92,7 @@ def plain_server(built: Clone) -> Iterator[str]:
 
 
 def test_client_of_a_server_without_presigned_urls_transfers_through_it(plain_server: str) -> None:
-    exchanged.assert_equal(exchanged.here(plain_server), through_links=False)
+    exchanged.assert_equal(exchanged.here(plain_server), through_urls=False)
 
 
 def test_host_that_cannot_reach_minio_gets_no_presigned_url(built: Clone, mlflow: Service) -> None:

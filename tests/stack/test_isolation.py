@@ -80,9 +80,9 @@ def test_other_user_of_the_host_cannot_read_or_end_a_process(stack: Clone, servi
     assert attacked() == ["environ", "root", "memory", "kill"]  # on a process of its own
     if service == "jupyter" and int(stack.values["HOST_UID"]) == os.geteuid():
         return  # it has this user's uid: it writes this user's notebooks
-    found = pids(stack, service)
-    assert found
-    assert attacked(*found) == []
+    process_ids = pids(stack, service)
+    assert process_ids
+    assert attacked(*process_ids) == []
 
 
 @pytest.mark.refusal
@@ -105,10 +105,10 @@ def processes(listing: str) -> dict[str, str]:
     return {f"{pid} {command}": environment for pid, _, command, environment in rows if is_own(pid)}
 
 
-def leaked(stack: Clone, service: str, found: dict[str, str]) -> dict[str, set[str]]:
+def leaked(stack: Clone, service: str, environments: dict[str, str]) -> dict[str, set[str]]:
     leaks = {
         command: {name for name in SECRETS if stack.values[name] in environment} - ALLOWED.get(service, set())
-        for command, environment in found.items()
+        for command, environment in environments.items()
     }
     return {command: names for command, names in leaks.items() if names}
 
@@ -118,9 +118,9 @@ def kernel(stack: Clone) -> Iterator[None]:
     """A running kernel of a notebook."""
     url = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}/api/kernels"
     headers = {"Authorization": f"token {stack.values['JUPYTER_TOKEN']}"}
-    made: dict[str, Any] = requests.post(url, headers=headers, timeout=60).json()
+    started: dict[str, Any] = requests.post(url, headers=headers, timeout=60).json()
     yield
-    requests.delete(f"{url}/{made['id']}", headers=headers, timeout=60)
+    requests.delete(f"{url}/{started['id']}", headers=headers, timeout=60)
 
 
 @pytest.mark.refusal
@@ -132,25 +132,25 @@ def test_no_process_has_a_secret_in_its_environment(stack: Clone, service: str) 
 
     if service == "jupyter":
         wait_until(lambda: "ipykernel" in " ".join(listed()))
-    found = listed()
-    assert len(found) > 1
-    assert leaked(stack, service, found) == {}
+    environments = listed()
+    assert len(environments) > 1
+    assert leaked(stack, service, environments) == {}
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", ONE_SHOTS)
 def test_no_process_of_a_one_shot_has_a_secret_in_its_environment(stack: Clone, service: str) -> None:
-    found = processes(stack.compose("run", "--rm", "--no-deps", "--no-TTY", service, "bash", "-c", LISTING))
-    assert len(found) > 1
-    assert leaked(stack, service, found) == {}
+    environments = processes(stack.compose("run", "--rm", "--no-deps", "--no-TTY", service, "bash", "-c", LISTING))
+    assert len(environments) > 1
+    assert leaked(stack, service, environments) == {}
 
 
 @pytest.mark.refusal
 def test_bucket_rejects_uploads_beyond_its_quota(stack: Clone) -> None:
     with quota(stack, "1m"):
-        said = stack.in_container("jupyter", "python3", "-c", TOO_LARGE)
-    assert len(re.findall("REFUSED.* bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows", said)) == 2, said
-    assert "STORED []" in said
+        output = stack.in_container("jupyter", "python3", "-c", TOO_LARGE)
+    assert len(re.findall("REFUSED.* bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows", output)) == 2, output
+    assert "STORED []" in output
 
 
 @contextmanager

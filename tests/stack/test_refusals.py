@@ -38,8 +38,8 @@ Auth = tuple[str, str]
 @pytest.fixture(scope="module")
 def roles(stack: Clone) -> Roles:
     here = {"host": "127.0.0.1", "port": int(stack.values["POSTGRES_PORT"])}
-    found = settings.database_roles(stack.values)
-    return Roles(*(replace(login, **here) for login in (found.tracking, found.accounts, found.reader)))
+    all_roles = settings.database_roles(stack.values)
+    return Roles(*(replace(login, **here) for login in (all_roles.tracking, all_roles.accounts, all_roles.reader)))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_postgres_rejects_missing_and_common_passwords(stack: Clone, roles: Role
             connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
 
 
-# ---- the storage ---------------------------------------------------------------------------------
+# ---- MinIO ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,11 @@ def stored(stack: Clone) -> Keys:
 
 @pytest.mark.refusal
 def test_minio_denies_an_unauthenticated_client(stored: Keys) -> None:
-    stranger = Minio(stored.endpoint, secure=False)
+    anonymous = Minio(stored.endpoint, secure=False)
     for attempt in (
-        lambda: list(stranger.list_objects(stored.bucket)),
-        lambda: stranger.get_object(stored.bucket, "anything"),
-        lambda: stranger.remove_object(stored.bucket, "anything"),
+        lambda: list(anonymous.list_objects(stored.bucket)),
+        lambda: anonymous.get_object(stored.bucket, "anything"),
+        lambda: anonymous.remove_object(stored.bucket, "anything"),
     ):
         with pytest.raises(S3Error, match="AccessDenied"):
             attempt()
@@ -231,18 +231,18 @@ def put_object(stored: Keys, key: str) -> None:
 @pytest.fixture(scope="module")
 def run(stack: Clone, notebook: Auth) -> str:
     """The artifact folder of a run of the notebooks' account."""
-    made = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
-    return str(made["artifact_uri"]).removeprefix("mlflow-artifacts:/")
+    created = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
+    return str(created["artifact_uri"]).removeprefix("mlflow-artifacts:/")
 
 
-def links(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: Any) -> requests.Response:
+def presigned(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: Any) -> requests.Response:
     return mlflow(stack, "POST", f"/api/2.0/mlstack/artifacts/links-to-{route}", auth, {"root": root, **wanted})
 
 
 def link_to_write(stack: Clone, notebook: Auth, run: str) -> str:
-    link: str = links(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
-    assert requests.put(link, data=b"mine", timeout=10).status_code == 200
-    return link
+    url: str = presigned(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
+    assert requests.put(url, data=b"mine", timeout=10).status_code == 200
+    return url
 
 
 def unpacked(name: str) -> bytes:
@@ -260,7 +260,7 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
     theirs = "0/secret/artifacts/theirs"
     put_object(stored, theirs)
     writing = link_to_write(stack, notebook, run)
-    reading = links(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
+    reading = presigned(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
     assert requests.get(reading, timeout=10).content == b"mine"
     (version,) = (
         item.version_id for item in client_for(stored).list_objects(stored.bucket, f"{run}/mine.bin", include_version=True)
@@ -268,8 +268,8 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
     other = urllib.parse.urlsplit(writing)._replace(path=f"/{stored.bucket}/{theirs}").geturl()
     attempts: dict[str, tuple[str, str, bytes, dict[str, str]]] = {
         "another object": ("PUT", other, b"forged", {}),
-        "reading with a link to write": ("GET", writing, b"", {}),
-        "writing with a link to read": ("PUT", reading, b"forged", {}),
+        "reading with a URL to write": ("GET", writing, b"", {}),
+        "writing with a URL to read": ("PUT", reading, b"forged", {}),
         "deleting": ("DELETE", writing, b"", {}),
         "an older version": ("GET", f"{reading}&versionId={version}", b"", {}),
         "a part": ("PUT", f"{writing}&partNumber=1&uploadId=x", b"forged", {}),
@@ -277,7 +277,7 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
         "a copy of theirs": ("PUT", writing, b"", {"x-amz-copy-source": f"/{stored.bucket}/{theirs}"}),
         "an archive": ("PUT", writing, unpacked(theirs), {"X-Amz-Meta-Snowball-Auto-Extract": "true"}),
         "CVE-2026-41145": ("PUT", other, TRAILER, TRAILER_HEADERS),
-        "CVE-2026-41145 with a good link": ("PUT", writing, TRAILER, TRAILER_HEADERS),
+        "CVE-2026-41145 with a good URL": ("PUT", writing, TRAILER, TRAILER_HEADERS),
     }
     answers = {
         name: requests.request(method, url, data=data, headers=headers, timeout=10)
@@ -296,35 +296,35 @@ def test_expired_presigned_url_is_denied(stored: Keys) -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
     signer = client_for(stored)
     for method in ("GET", "PUT"):
-        link = signer.get_presigned_url(
+        url = signer.get_presigned_url(
             method, stored.bucket, "0/old/artifacts/x", expires=timedelta(minutes=15), request_date=yesterday
         )
-        answer = requests.request(method, link, data=b"forged" if method == "PUT" else None, timeout=10)
+        answer = requests.request(method, url, data=b"forged" if method == "PUT" else None, timeout=10)
         assert answer.status_code == 403 and "expired" in answer.text, answer.text
 
 
 @pytest.mark.refusal
 def test_presigned_urls_follow_the_permissions_of_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
     admin = settings.admin_account(stack.values)
-    for wrong in (None, (notebook[0], "wrong-password"), ("stranger", "stranger")):
+    for wrong in (None, (notebook[0], "wrong-password"), ("unknown", "unknown")):
         for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": "x"})):
-            assert links(stack, route, wrong, run, **wanted).status_code == 401
+            assert presigned(stack, route, wrong, run, **wanted).status_code == 401
     experiment, _, _ = run.partition("/")
-    made = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
-    hidden = made["experiment_id"]
+    created = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
+    hidden = created["experiment_id"]
     denial = {"username": person[0], "resource_type": "experiment", "resource_id": hidden, "permission": "DENY"}
     granting = mlflow(stack, "POST", "/api/3.0/mlflow/users/permissions/grant", (admin.username, admin.password), denial)
     assert granting.status_code == 200, granting.text
-    made = api(stack, "POST", "runs/create", notebook, {"experiment_id": hidden, "start_time": 1}).json()
-    theirs = made["run"]["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    created = api(stack, "POST", "runs/create", notebook, {"experiment_id": hidden, "start_time": 1}).json()
+    theirs = created["run"]["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/")
     for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": ""})):
-        assert links(stack, route, person, theirs, **wanted).status_code == 403
-        assert links(stack, route, notebook, theirs, **wanted).status_code == 200
+        assert presigned(stack, route, person, theirs, **wanted).status_code == 403
+        assert presigned(stack, route, notebook, theirs, **wanted).status_code == 200
     for name in ("../x", "..%2fx", "%2e%2e/x", "/etc/passwd", "a/../../x", "", "a//b", "a#b"):
-        assert links(stack, "write", notebook, run, names=["good", name]).status_code == 400, name
-        assert not name or links(stack, "read", notebook, run, path=name).status_code == 400, name
+        assert presigned(stack, "write", notebook, run, names=["good", name]).status_code == 400, name
+        assert not name or presigned(stack, "read", notebook, run, path=name).status_code == 400, name
     for root in ("", "/", experiment, f"{experiment}/..", f"{experiment}/x", "../x/y/z"):
-        assert links(stack, "read", notebook, root, path="").status_code in (400, 403, 404), root
+        assert presigned(stack, "read", notebook, root, path="").status_code in (400, 403, 404), root
 
 
 @pytest.mark.refusal
@@ -555,8 +555,8 @@ def test_images_contain_no_secret(stack: Clone, service: str) -> None:
     assert not [name for name in SECRETS if stack.values[name] in docker("history", "--no-trunc", stack.image(service))]
     search = "exec grep -rlFf - / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev -s"
     command = ["docker", "run", "--rm", "-i", "--network", "none", "--user", "0", "--entrypoint", "bash", stack.image(service)]
-    found = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (1, ""), found.stderr  # grep's exit code for no match
+    search_result = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
+    assert (search_result.returncode, search_result.stdout) == (1, ""), search_result.stderr  # grep's exit code for no match
 
 
 @pytest.mark.refusal

@@ -115,9 +115,9 @@ def test_second_notebook_runs_on_the_host(stack: Clone, tmp_path: Path) -> None:
 
 def test_artifacts_are_equal_directly_and_through_mlflow_in_notebooks_and_on_the_host(stack: Clone) -> None:
     exchanged.assert_equal(
-        exchanged.result_of(stack.in_container("jupyter", "python3", "-c", exchanged.PROGRAM)), through_links=True
+        exchanged.result_of(stack.in_container("jupyter", "python3", "-c", exchanged.PROGRAM)), through_urls=True
     )
-    exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_links=True)
+    exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_urls=True)
 
 
 def test_files_that_a_notebook_writes_belong_to_the_host_user(stack: Clone) -> None:

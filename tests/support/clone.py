@@ -48,7 +48,7 @@ class Clone:
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it.
 
-        YES goes on its command line: make ignores it in the environment.
+        YES is passed on its command line: make ignores it in the environment.
         """
         answer = [f"YES={environment.pop('YES')}"] if "YES" in environment else []
         return subprocess.run(

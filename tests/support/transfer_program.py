@@ -44,7 +44,7 @@ def main() -> None:
         by_way = {name: exchanged(name, up, down, Path(folder, name)) for name, up, down in (
             ("links up, proxy down", ours, plain), ("proxy up, links down", plain, ours), ("links up and down", ours, ours),
         )}  # fmt: skip
-        json.dump({"client": type(ours).__module__, "through_links": ours.gives_links(), "differences": by_way}, sys.stdout)
+        json.dump({"client": type(ours).__module__, "through_urls": ours.gives_links(), "differences": by_way}, sys.stdout)
 
 
 def exchanged(name: str, up: Any, down: Any, folder: Path) -> list[str]:

@@ -37,9 +37,9 @@ def account(clone: Clone) -> tuple[str, str]:
     return clone.values["MLFLOW_TRACKING_USERNAME"], clone.values["MLFLOW_TRACKING_PASSWORD"]
 
 
-def assert_equal(result: dict[str, Any], *, through_links: bool) -> None:
+def assert_equal(result: dict[str, Any], *, through_urls: bool) -> None:
     """Every file was read back unchanged, each way."""
     assert result["client"] == "mlstack.client.artifact_repository"
-    assert result["through_links"] is through_links
+    assert result["through_urls"] is through_urls
     assert len(result["differences"]) == 3
     assert [line for lines in result["differences"].values() for line in lines] == []
