@@ -1,4 +1,4 @@
-"""The notebooks' image of docker/python: who gets in, and a kernel that runs code. Packages and tools: test_terminal.py."""
+"""The notebooks' image of docker/python: logins, and a kernel that runs code. Packages and tools: test_terminal.py."""
 
 import json
 import uuid
@@ -50,7 +50,7 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     """What a cell prints. Fails on an error."""
     request = send(channel, code)
     printed, replied, idle = "", False, False
-    while not (replied and idle):  # they come on two channels, in either order
+    while not (replied and idle):  # they arrive on two channels, in either order
         message = json.loads(channel.recv())
         if message["parent_header"].get("msg_id") != request:
             continue
@@ -65,30 +65,30 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     return printed
 
 
-def test_a_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
     assert run_cell(jupyter, token, "print(6 * 7)") == "42\n"
 
 
-def test_everything_a_notebook_needs_is_there(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_imports_every_promised_package(jupyter: Service, token: dict[str, str]) -> None:
     packages = "mlflow, sklearn, pandas, pyarrow, matplotlib, tqdm, mlstack.logger"
     assert run_cell(jupyter, token, f"import {packages}; print('all')") == "all\n"
     assert jupyter.run("git", "--version").startswith("git version")
 
 
-def test_the_shared_logger_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
+def test_logger_in_a_notebook_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
     code = "from mlstack.logger import get_logger\nget_logger('cell', log_dir='/home/mlstack/logs').warning('seen')"
     assert " | WARNING | seen" in run_cell(jupyter, token, code)
     assert "| cell |" in jupyter.run("bash", "-c", "cat /home/mlstack/logs/*.log")
 
 
 @pytest.mark.refusal
-def test_a_foreign_name_is_refused(jupyter: Service, token: dict[str, str]) -> None:
+def test_jupyter_rejects_a_foreign_host_name(jupyter: Service, token: dict[str, str]) -> None:
     answer = requests.get(f"http://{jupyter.address(8888)}/api/kernels", headers=token | {"Host": "evil.example"}, timeout=10)
     assert answer.status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_foreign_page_gets_no_kernel_from_a_browser_that_is_logged_in(jupyter: Service, built: Clone) -> None:
+def test_page_of_another_origin_gets_no_kernel_from_a_logged_in_browser(jupyter: Service, built: Clone) -> None:
     server = f"http://{jupyter.address(8888)}"
     with requests.Session() as browser:
         browser.get(f"{server}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
@@ -114,7 +114,7 @@ def handshake(url: str, cookies: str, origin: str) -> int:
     return status
 
 
-def test_no_secret_is_in_its_log(built: Clone, jupyter: Service) -> None:
+def test_jupyters_log_contains_no_secret(built: Clone, jupyter: Service) -> None:
     assert built.values["JUPYTER_TOKEN"] not in jupyter.log()
 
 
@@ -187,4 +187,4 @@ def test_an_idle_kernel_that_no_page_shows_is_ended(
     with Service(built, "jupyter", network, 8888).with_env("JUPYTER_IDLE_HOURS", "0.001") as service:
         url = f"http://{service.address(8888)}/api/kernels"
         assert requests.post(url, headers=token, timeout=60).status_code == 201
-        wait_until(lambda: requests.get(url, headers=token, timeout=30).json() == [], 120)
+        wait_until(lambda: requests.get(url, headers=token, timeout=30).json() == [])

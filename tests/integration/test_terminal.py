@@ -169,7 +169,7 @@ def behind_a_proxy(built: Clone, network: Network, mlflow: Service, authority: P
         service.run("bash", "-c", f"cd /tmp/served && {prepare}")
         service.wrapped.exec_run(["python", "-c", SERVE], workdir="/tmp/served", detach=True)  # noqa: S108
         listening = ["bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/9443"]
-        wait_until(lambda: service.wrapped.exec_run(listening).exit_code == 0, 60)
+        wait_until(lambda: service.wrapped.exec_run(listening).exit_code == 0)
         yield service
 
 
