@@ -201,7 +201,7 @@ def test_a_terminal_opens_among_the_notebooks_with_the_users_packages(jupyter: S
     requests.delete(f"{url}/api/terminals/{name}", headers=token, timeout=30).raise_for_status()
 
 
-def test_the_page_is_told_how_much_memory_there_is(jupyter: Service, token: dict[str, str]) -> None:
-    found = requests.get(f"http://{jupyter.address(8888)}/api/metrics/v1", headers=token, timeout=30).json()
-    assert found["limits"]["memory"]["rss"] == 3 << 30
-    assert found["rss"] > 0
+def test_server_reports_used_memory_and_its_limit(jupyter: Service, token: dict[str, str]) -> None:
+    metrics = requests.get(f"http://{jupyter.address(8888)}/api/metrics/v1", headers=token, timeout=30).json()
+    assert metrics["limits"]["memory"]["rss"] == 3 << 30
+    assert metrics["rss"] > 0

@@ -112,14 +112,14 @@ def case(library: str, flavor: Any, model: Any) -> Case:
     return Case("", library, flavor, model.fit(TABLE, LABEL), TABLE)
 
 
-def log_and_load(found: Case, name: str) -> None:
+def log_and_load(fitted: Case, name: str) -> None:
     """Raises where a model cannot be logged with the defaults, not be loaded, or predicts something else."""
     registered = "".join(letter if letter.isalnum() else "-" for letter in name)
     with mlflow.start_run(run_name=name):
-        logged = found.flavor.log_model(found.model, name="model", registered_model_name=registered)
+        logged = fitted.flavor.log_model(fitted.model, name="model", registered_model_name=registered)
     mlflow.MlflowClient().set_registered_model_alias(registered, "champion", logged.registered_model_version)
-    loaded = found.flavor.load_model(f"models:/{registered}@champion")
-    np.testing.assert_array_equal(np.asarray(loaded.predict(found.table)), np.asarray(found.model.predict(found.table)))
+    loaded = fitted.flavor.load_model(f"models:/{registered}@champion")
+    np.testing.assert_array_equal(np.asarray(loaded.predict(fitted.table)), np.asarray(fitted.model.predict(fitted.table)))
 
 
 def main(wanted: set[str]) -> None:
@@ -131,15 +131,15 @@ def main(wanted: set[str]) -> None:
     if missing := wanted - makers.keys():
         sys.exit(f"not known: {missing}")
     for name in sorted(wanted or makers):
-        found = makers[name]()
-        if found is None:
+        fitted = makers[name]()
+        if fitted is None:
             result = Result(name, classes[name].__module__, fits=False)
         else:
             try:
-                log_and_load(found, name)
-                result = Result(name, found.library)
+                log_and_load(fitted, name)
+                result = Result(name, fitted.library)
             except Exception as error:  # noqa: BLE001  (reported as this model's result)
-                result = Result(name, found.library, f"{type(error).__name__}: {error}"[:300])
+                result = Result(name, fitted.library, f"{type(error).__name__}: {error}"[:300])
         print("RESULT", json.dumps(asdict(result)), flush=True)  # noqa: T201
 
 

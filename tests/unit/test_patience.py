@@ -16,12 +16,12 @@ from mlstack.host.preflight import free_ports
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is logged while a call waits, in a process that has said nothing yet."""
-    found: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     monkeypatch.setattr(patience, "_last_told", -AGAIN)
     patience.log.addHandler(handler)
-    yield found
+    yield messages
     patience.log.removeHandler(handler)
 
 

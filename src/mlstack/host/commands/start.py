@@ -204,7 +204,7 @@ def start(project: Path) -> None:
     if stack.try_data_services(project):
         swap.settle(stack.of_project(project))
     # Notebooks get the proxies of the builds, in both spellings: curl knows one, other programs the other.
-    outside = {each: value for name, value in _proxies().items() if value for each in (name, name.lower())}
+    outside = {spelling: value for name, value in _proxies().items() if value for spelling in (name, name.lower())}
     if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
         networks.remove_unused(project)
         return
