@@ -41,7 +41,8 @@ def copy_in(service: Service, path: Path, folder: str) -> str:
 
 
 def packages(service: Service, *command: str) -> set[str]:
-    return {package["name"] for package in json.loads(service.run(*command))}
+    printed = service.run("bash", "-c", f"{' '.join(command)} 2>/dev/null")  # uv says on stderr which environment it uses
+    return {package["name"].replace("-", "_") for package in json.loads(printed)}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_pip_and_uv_install_list_and_uninstall_as_in_any_environment(jupyter: Se
     assert {"of_pip", "of_uv", "mlflow", "numpy"} <= packages(jupyter, "pip", "list", "--format", "json")
     frozen = jupyter.run("pip", "freeze").lower().replace("_", "-")
     assert "of-pip" in frozen and "\nmlflow==" in frozen
-    assert packages(jupyter, "uv", "pip", "list", "--format", "json") == {"of-pip", "of-uv"}
+    assert packages(jupyter, "uv", "pip", "list", "--format", "json") == {"of_pip", "of_uv"}
     jupyter.run("pip", "uninstall", "--yes", "of_uv")
     jupyter.run("uv", "pip", "uninstall", "of_pip")
     assert not {"of_pip", "of_uv"} & packages(jupyter, "pip", "list", "--format", "json")
