@@ -4,6 +4,7 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.commands import start
+from mlstack.host.stack import Stack
 from tests.support.clone import Clone
 
 
@@ -14,7 +15,7 @@ def test_a_package_index_that_cannot_be_reached_is_named(built: Clone, monkeypat
     try:
         lock.write_text(kept + "# not in the build cache\n")
         with pytest.raises(MlstackError) as failed:
-            start.build(built.folder)
+            start.build(Stack.of(built.folder))
     finally:
         lock.write_text(kept)
     assert "an image could not be built" in failed.value.wrong

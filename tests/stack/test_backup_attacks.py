@@ -14,12 +14,11 @@ import pytest
 import urllib3
 from minio import Minio
 
-from mlstack.host.backup import bucket, manifest, postgres, swap
-from mlstack.host.backup import stack as stacks
+from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Artifact
-from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import gc
+from mlstack.host.stack import Stack
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
@@ -48,7 +47,7 @@ class Dated(urllib3.PoolManager):
 
 
 def of_project(clone: Clone) -> Stack:
-    return stacks.of_project(clone.folder)
+    return Stack.of(clone.folder)
 
 
 def put(keys: Keys, name: str, content: bytes, dated: datetime | None = None) -> str:
@@ -198,7 +197,7 @@ def test_a_version_dated_in_the_past_makes_no_original_old(stack: Clone, owner_k
 def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
     """Whatever the dates of versions say: one of a client is dated far ahead, as are those that were there before."""
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name, hidden, during = (f"chosen/{uuid.uuid4().hex}" for _ in range(3))
     kept = put(owner_keys, name, b"before", datetime.now(UTC) + timedelta(hours=5))
     put(owner_keys, hidden, b"before")
@@ -218,7 +217,7 @@ def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
 
 def test_what_a_killed_restore_had_not_noted_yet_is_recognised(stack: Clone, owner_keys: Keys) -> None:
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name = f"chosen/{uuid.uuid4().hex}"
     put(owner_keys, name, b"before")
     before = bucket.ids(client, owner_keys.bucket)

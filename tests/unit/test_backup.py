@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host.backup import manifest, signature
 from mlstack.host.backup.manifest import Artifact, Manifest, Table
 from mlstack.host.commands import backup, rotate
+from mlstack.host.render import size
+from mlstack.host.stack import Stack
 
 CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
 
@@ -127,7 +128,7 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB")])
 def test_sizes_are_for_people(count: int, shown: str) -> None:
-    assert backup.in_units(count) == shown
+    assert size(count) == shown
 
 
 def test_is_authentic_another_key_or_a_changed_manifest_is_not(folder: Path) -> None:
@@ -156,10 +157,10 @@ def test_rotate_signs_the_backups_of_this_stack_again_and_no_other(folder: Path,
     ours, theirs = (backups / name for name in ("20261124T065000Z", "20261124T065001Z"))
     for path in (ours, theirs):
         shutil.copytree(folder, path)
-    before, after = settings.of_project(project), {"BACKUP_KEY": "fresh" * 8}
-    signature.sign(ours, before["BACKUP_KEY"])
+    before, after = Stack.of(project), Stack(project, None, {"BACKUP_KEY": "fresh" * 8})
+    signature.sign(ours, before.backup_key)
     signature.sign(theirs, "somebody else's")
     for _ in range(2):  # an interrupted rotation goes on
-        rotate._sign_backups(project, before, after)
-    assert signature.is_authentic(ours, after["BACKUP_KEY"])
-    assert not signature.is_authentic(theirs, after["BACKUP_KEY"])
+        rotate._sign_backups(before, after)
+    assert signature.is_authentic(ours, after.backup_key)
+    assert not signature.is_authentic(theirs, after.backup_key)

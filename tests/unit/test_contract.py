@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from mlstack import client, settings
-from mlstack.host import folders, preflight
+from mlstack import client
+from mlstack.host import folders
+from mlstack.host.stack import Stack
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
+from tests.support.clone import PORTS
 from tests.support.projects import ROOT, compose_config, set_values
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
@@ -69,9 +71,7 @@ LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with a value for every variable by which it can be told from all others."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numbers = {
-        name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))
-    }
+    numbers = {name: str(51000 + number) for number, name in enumerate((*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))}
     set_values(project, **(marks | numbers))
     return compose_config(project)
 
@@ -286,7 +286,7 @@ def test_the_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
 @pytest.mark.docker
 def test_every_port_is_published_on_this_machine_alone(config: dict[str, Any]) -> None:
     published = [port for service in config["services"].values() for port in service.get("ports", [])]
-    assert len(published) == len(preflight.PORTS)
+    assert len(published) == len(PORTS)
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
 
 
@@ -311,14 +311,14 @@ def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str
 def test_each_container_has_a_log_folder_that_no_other_has_and_the_host_does_not_write_in(
     project: Path, config: dict[str, Any]
 ) -> None:
-    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
+    stack = Stack.of(project)
     found = {
         name: mount["source"]
         for name, service in config["services"].items()
         for mount in service.get("volumes", [])
         if mount["target"] == "/logs"
     }
-    assert found == {name: str(log_dir / name) for name in folders.LOGGING}
+    assert found == {name: str(stack.logs / name) for name in stack.services.logging}
 
 
 @pytest.mark.docker

@@ -13,6 +13,7 @@ from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file
 from mlstack.host.env_file import Changes
+from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
 from tests.support.projects import ROOT, as_compose_reads, python, set_values, without
 
@@ -32,6 +33,12 @@ def text_of(project: Path) -> str:
     return (project / ".env").read_text()
 
 
+def problems(project: Path) -> list[str]:
+    """What is wrong with a project's `.env`."""
+    stack = Stack.of(project)
+    return env_file.problems(stack.env, stack.values)
+
+
 def leftovers(project: Path) -> list[str]:
     return [path.name for path in project.glob(".env*") if path.name not in (".env", ".env.example")]
 
@@ -42,7 +49,7 @@ def leftovers(project: Path) -> list[str]:
 def test_is_made_from_the_example_private_and_without_problems(bare: Path) -> None:
     assert env_file.ensure(bare) == Changes(created=True)
     assert (bare / ".env").stat().st_mode & 0o777 == 0o600
-    assert env_file.problems(bare) == []
+    assert problems(bare) == []
     assert not re.search("^[A-Z].*<", text_of(bare), re.MULTILINE)
     assert leftovers(bare) == []
 
@@ -146,7 +153,7 @@ def test_takes_over_what_the_shell_sets(bare: Path, monkeypatch: pytest.MonkeyPa
     assert line in text_of(bare).splitlines()
     monkeypatch.delenv(KEY)
     assert settings.of_project(bare)[KEY] == chosen
-    assert env_file.problems(bare) == []
+    assert problems(bare) == []
 
 
 @pytest.mark.parametrize("chosen", ["it's long enough", "back\\slash", "${POSTGRES_DB}xxxx", "two\nlines long"])
@@ -155,7 +162,7 @@ def test_makes_a_secret_where_the_shells_cannot_be_written(bare: Path, monkeypat
     env_file.ensure(bare)
     monkeypatch.delenv(KEY)
     assert re.fullmatch("[0-9a-f]{32}", settings.of_project(bare)[KEY])
-    assert env_file.problems(bare) == []
+    assert problems(bare) == []
 
 
 # ---- kept --------------------------------------------------------------------------------------
@@ -190,7 +197,7 @@ def test_a_newer_versions_keys_come_at_the_end_and_all_else_stays(project: Path)
     assert changes == Changes(added=("MLFLOW_DB_PASSWORD", "LOG_LEVEL", "MLFLOW_IMAGE"))
     assert text_of(project).startswith(text)
     assert settings.of_project(project).items() >= values.items()
-    assert env_file.problems(project) == []
+    assert problems(project) == []
     assert env_file.ensure(project) == Changes()
 
 
@@ -202,7 +209,7 @@ def test_an_empty_secret_is_made_anew(project: Path, line: str) -> None:
     assert re.fullmatch("[0-9a-f]{32}", settings.of_project(project)[KEY])
     assert text_of(project).startswith("# first\n")
     assert before.strip() in text_of(project)
-    assert env_file.problems(project) == []
+    assert problems(project) == []
 
 
 def test_an_empty_optional_value_stays_empty(project: Path) -> None:
@@ -215,14 +222,14 @@ def test_a_value_is_not_lost_to_an_empty_line_of_the_same_key(project: Path, lin
     (project / ".env").write_text(lines + without(project, KEY))
     assert env_file.ensure(project) == Changes()
     assert SECRET in text_of(project)
-    assert f".env line 2 sets {KEY} a second time" in env_file.problems(project)
+    assert f".env line 2 sets {KEY} a second time" in problems(project)
 
 
 @pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
 def test_a_placeholder_is_refused_by_name(project: Path, placeholder: str) -> None:
     set_values(project, **{KEY: placeholder})
     assert env_file.ensure(project) == Changes()
-    assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in env_file.problems(project))
+    assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in problems(project))
 
 
 @pytest.mark.parametrize("line", [f"{KEY}='{SECRET}", f'{KEY}="{SECRET}', f"{KEY}='{SECRET}\nHOST_UID=1'", KEY, "JUPYTER_TOK"])
@@ -359,7 +366,7 @@ ACCEPTED = [
 def test_what_is_accepted_is_read_alike_by_python_and_by_compose(project: Path, line: str, value: str) -> None:
     key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
     (project / ".env").write_text(without(project, key) + line)
-    assert env_file.problems(project) == []
+    assert problems(project) == []
     assert settings.of_project(project)[key] == value
     assert as_compose_reads(project, key) == {key: value}
 
@@ -378,7 +385,7 @@ def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> No
     accepted = {}
     for number, line in enumerate(LINES):
         (bare / ".env").write_bytes(f"MINIO_BUCKET=mlflow{end}K{number}{line}{end}".encode())
-        if not [problem for problem in env_file.problems(bare) if problem.startswith(".env line")]:
+        if not [problem for problem in problems(bare) if problem.startswith(".env line")]:
             accepted[f"K{number}"] = line
     assert len(accepted) > 400
     (bare / ".env").write_bytes(end.join(["MINIO_BUCKET=mlflow", *(name + line for name, line in accepted.items())]).encode())
@@ -393,7 +400,7 @@ def test_a_whole_file_from_another_editor_is_read_alike(project: Path, mark: str
     lines = text_of(project).splitlines()
     assignments = [line for line in lines if "=" in line and not line.startswith("#")]
     (project / ".env").write_bytes((mark + end.join(assignments) + end).encode())
-    assert env_file.problems(project) == []
+    assert problems(project) == []
     assert as_compose_reads(project, *VARIABLES) == settings.of_project(project)
 
 
@@ -463,12 +470,12 @@ REFUSED = [
 def test_what_is_refused_is_named_and_not_shown(project: Path, line: str, reason: str) -> None:
     before = without(project, KEY, "JUPYTER_PORT", "LOG_DIR", "POSTGRES_IMAGE")
     (project / ".env").write_bytes((before + line).encode())
-    found = env_file.problems(project)
+    found = problems(project)
     place = f".env line {before.count(chr(10)) + 1}"
     assert any(re.match(rf"{re.escape(place)}\b.*{re.escape(reason)}", problem) for problem in found), found
     assert all(key in found[0] for key in (KEY, "LOG_DIR", "POSTGRES_IMAGE") if f"{key}=" in line and "return" not in reason)
     assert SECRET not in str(found)
-    assert SECRET not in str(env_file.unknown_keys(project))
+    assert SECRET not in str(env_file.unknown_keys(settings.env_text(project)))
 
 
 @pytest.mark.parametrize("above", ["", "\n", "\n  \n\t\n", "# comment\n\n", "\r\n\r\n"])
@@ -476,23 +483,23 @@ def test_what_is_refused_is_named_and_not_shown(project: Path, line: str, reason
 def test_the_line_that_is_named_is_the_line_in_the_editor(project: Path, above: str, line: str) -> None:
     (project / ".env").write_bytes((above + line + "\n" + without(project, KEY)).encode())
     number = above.count("\n") + 1
-    assert re.match(rf"\.env line {number}\D", env_file.problems(project)[0])
+    assert re.match(rf"\.env line {number}\D", problems(project)[0])
 
 
 @pytest.mark.parametrize("apart", [0, 1, 30])
 def test_a_key_that_is_set_twice_is_named_with_its_second_line(project: Path, apart: int) -> None:
     other = "# comment\n" * apart
     (project / ".env").write_text(f"{KEY}=abcdefgh12\n{other}{KEY}={SECRET}\n" + without(project, KEY))
-    assert env_file.problems(project) == [f".env line {apart + 2} sets {KEY} a second time"]
+    assert problems(project) == [f".env line {apart + 2} sets {KEY} a second time"]
 
 
 def test_a_missing_file_says_how_to_get_one(bare: Path) -> None:
-    assert env_file.problems(bare) == [".env is missing (make env writes it)"]
+    assert problems(bare) == [".env is missing (make env writes it)"]
 
 
 def test_every_wrong_value_is_named_at_once(project: Path) -> None:
     set_values(project, POSTGRES_PORT="http", MLFLOW_PORT="0", JUPYTER_TOKEN="short")
-    assert env_file.problems(project) == [
+    assert problems(project) == [
         "POSTGRES_PORT=http: expected a port from 1 to 65535",
         "MLFLOW_PORT=0: expected a port from 1 to 65535",
         "JUPYTER_TOKEN: expected at least 8 characters",
@@ -502,7 +509,7 @@ def test_every_wrong_value_is_named_at_once(project: Path) -> None:
 def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
     with (project / ".env").open("a") as file:
         file.write("POSTGRES_PASWORD=x\nMINIO_ENDPONT=x\nQQQ=x\n")
-    assert env_file.unknown_keys(project) == [
+    assert env_file.unknown_keys(settings.env_text(project)) == [
         "POSTGRES_PASWORD (did you mean POSTGRES_PASSWORD?)",
         "MINIO_ENDPONT (did you mean MINIO_PORT?)",
         "QQQ",
@@ -510,7 +517,7 @@ def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
 
 
 def test_no_key_of_the_example_is_unknown(project: Path) -> None:
-    assert env_file.unknown_keys(project) == []
+    assert env_file.unknown_keys(settings.env_text(project)) == []
 
 
 # ---- addresses of the closed networks ----------------------------------------------------------

@@ -9,15 +9,16 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import preflight
-from tests.support.clone import free_ports
+from mlstack.host.stack import Stack
+from tests.support.clone import PORTS, free_ports
 from tests.support.projects import set_values
 
 
 @pytest.fixture
 def ready(project: Path) -> Path:
     """A project that could start here: its ports are free."""
-    ports = map(str, free_ports(len(preflight.PORTS)))
-    set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
+    ports = map(str, free_ports(len(PORTS)))
+    set_values(project, **dict(zip(PORTS, ports, strict=True)))
     return project
 
 
@@ -31,7 +32,7 @@ def taken(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def checked(project: Path, *, will_build: bool = False) -> list[MlstackError]:
-    return preflight.check(project, will_build=will_build)
+    return preflight.check(Stack.of(project), will_build=will_build)
 
 
 @pytest.mark.docker
@@ -40,7 +41,7 @@ def test_a_project_that_could_start_has_no_problem(ready: Path) -> None:
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("name", preflight.PORTS)
+@pytest.mark.parametrize("name", PORTS)
 def test_a_taken_port_is_named_with_its_process_and_its_variable(ready: Path, taken: int, name: str) -> None:
     set_values(ready, **{name: str(taken)})
     (problem,) = checked(ready)
@@ -85,21 +86,6 @@ def test_what_is_wrong_with_the_file_comes_first(ready: Path, taken: int) -> Non
     assert problem.wrong == "POSTGRES_PORT=x: expected a port from 1 to 65535."
 
 
-@pytest.mark.parametrize(
-    ("listing", "ports"),
-    [
-        ("", set()),
-        ("5432/tcp", set()),
-        ("127.0.0.1:5001->5000/tcp", {5001}),
-        ("127.0.0.1:9000-9001->9000-9001/tcp", {9000, 9001}),
-        ("0.0.0.0:80->80/tcp, :::80->80/tcp, 443/tcp", {80}),
-        ("[::]:7000-7002->7000-7002/tcp\n127.0.0.1:8888->8888/tcp", {7000, 7001, 7002, 8888}),
-    ],
-)
-def test_docker_lists_neighbours_as_a_range(listing: str, ports: set[int]) -> None:
-    assert preflight._ports_in(listing) == ports
-
-
 @pytest.mark.docker
 def test_too_little_memory_is_said_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
@@ -119,11 +105,11 @@ def test_too_little_disk_is_said_with_both_numbers(
 
 
 def test_what_is_probably_not_meant_is_a_warning(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preflight.warnings(ready) == []
+    assert preflight.warnings(Stack.of(ready)) == []
     with (ready / ".env").open("a") as file:
         file.write("LOG_LEVLE=DEBUG\n")
     monkeypatch.setenv("POSTGRES_DB", "another")
-    assert preflight.warnings(ready) == [
+    assert preflight.warnings(Stack.of(ready)) == [
         ".env has a key that nothing reads: LOG_LEVLE (did you mean LOG_LEVEL?)",
         "POSTGRES_DB comes from your shell, not from .env, and they differ",
     ]

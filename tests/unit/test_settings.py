@@ -228,10 +228,10 @@ def test_without_a_file_the_shell_is_all_there_is(tmp_path: Path, monkeypatch: p
 
 def test_shadowed_names_what_the_shell_sets_differently(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", settings.of_project(project)["LOG_LEVEL"])
-    assert settings.shadowed(project) == []
+    assert settings.shadowed(settings.env_text(project)) == []
     monkeypatch.setenv("MLFLOW_PORT", "6001")
     monkeypatch.setenv("POSTGRES_DB", "")
-    assert settings.shadowed(project) == ["POSTGRES_DB", "MLFLOW_PORT"]
+    assert settings.shadowed(settings.env_text(project)) == ["POSTGRES_DB", "MLFLOW_PORT"]
 
 
 @pytest.mark.parametrize("level", ["info", "INFO", "Info"])
