@@ -197,7 +197,8 @@ def shadowed(env: str | None) -> list[str]:
 
 def env_text(project: Path, file: str = ".env") -> str | None:
     """The text of a project's `.env`, or of a file beside it, wherever a link leads; None if it is missing."""
-    return file_text((project / ".env").resolve().with_name(file))
+    env = (project / ".env").resolve()
+    return file_text(env if file == ".env" else env.with_name(file))
 
 
 def file_text(path: Path) -> str | None:

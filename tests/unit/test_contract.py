@@ -61,6 +61,14 @@ GIVEN = {
     },
     "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
 }
+# Every volume, and where it is in its container.
+MOUNTS = {
+    ("postgres", "/var/lib/postgresql/data"),
+    ("minio", "/data"),
+    ("home", "/home/mlstack"),
+    ("spool", "/spool"),
+    ("scratch", "/tmp"),  # noqa: S108 (in the container)
+}
 # They choose a block of compose/outbound.yml and are not values of their own.
 CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
 ONE_SHOTS = {"bootstrap", "migration"}
@@ -293,15 +301,8 @@ def test_every_port_is_published_on_this_machine_alone(config: dict[str, Any]) -
 @pytest.mark.docker
 def test_data_is_in_named_volumes_and_two_folders_are_the_users(config: dict[str, Any]) -> None:
     mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
-    volumes = {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"}
-    assert volumes == {
-        ("postgres", "/var/lib/postgresql/data"),
-        ("minio", "/data"),
-        ("home", "/home/mlstack"),
-        ("spool", "/spool"),
-        ("scratch", "/tmp"),  # noqa: S108 (in the container)
-    }
-    assert config["volumes"].keys() == {source for source, _ in volumes}
+    assert {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"} == MOUNTS
+    assert config["volumes"].keys() == {source for source, _ in MOUNTS}
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
     covers = {f"/home/mlstack/notebooks/{name}:ro,size=4k,mode=555" for name in folders.COVERED}
     assert set(config["services"]["jupyter"]["tmpfs"]) == covers
