@@ -236,7 +236,7 @@ def test_a_compose_file_that_compose_cannot_read(ready: Path) -> None:
     with (ready / "docker-compose.yml").open("a") as file:
         file.write("nonsense: true\n")
     assert_failed(
-        result_of(Subject(Stack.of(ready)), environment.compose), "compose cannot read .*nonsense", "mend docker-compose.yml"
+        result_of(Subject(Stack.of(ready)), environment.compose), "compose cannot read .*nonsense", "fix docker-compose.yml"
     )
 
 
