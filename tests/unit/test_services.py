@@ -7,7 +7,7 @@ import pytest
 from mlstack.errors import MlstackError
 from mlstack.host import services
 from mlstack.host.stack import Stack
-from tests.support.projects import ROOT, set_values
+from tests.support.projects import ROOT, compose_config, set_values
 
 PART = """
 services:
@@ -34,6 +34,23 @@ def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_
     names = {"minio": "elsewhere:5000/minio:1", "migration": f"{stack.name}-mlflow", "jupyter": f"{stack.name}-jupyter"}
     assert {name: stack.image(name) for name in names} == names
     assert sorted(stack.built) == ["jupyter", "mlflow", "postgres"]
+
+
+@pytest.mark.docker
+def test_compose_reads_the_same(project: Path) -> None:
+    set_values(project, MLFLOW_PORT="6001", HOST_UID="1234", MINIO_IMAGE="elsewhere:5000/minio:1")
+    found = Stack.of(project).services.by_name
+    described = compose_config(project)["services"]
+    assert found.keys() == described.keys()
+    for name, service in found.items():
+        compose = described[name]
+        mounts = [mount for mount in compose.get("volumes", []) if mount["type"] == "volume"]
+        assert service.image == compose["image"]
+        assert service.user == compose.get("user", "").partition(":")[0]
+        assert service.url == compose.get("labels", {}).get("mlstack.url", "")
+        assert [port.inside for port in service.ports] == [port["target"] for port in compose.get("ports", [])]
+        assert [volume.name for volume in service.volumes] == [mount["source"] for mount in mounts]
+        assert service.is_long_running == ("restart" in compose)
 
 
 @pytest.mark.parametrize(("profiles", "is_listed"), [("", False), ("other", False), ("other,notes", True), ("*", True)])
