@@ -332,12 +332,12 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
-def _own_stack(patience: float = 10) -> "Stack":
+def _own_stack(patience: float | None = None) -> "Stack":
     """The stack of this folder, which every command gets here. Raises MlstackError when it is another folder's."""
     from mlstack.host import ownership
-    from mlstack.host.stack import Stack
+    from mlstack.host.stack import PATIENCE, Stack
 
-    stack = Stack.of(settings.PROJECT, patience=patience)
+    stack = Stack.of(settings.PROJECT, patience=patience or PATIENCE)
     ownership.require_own(stack)
     return stack
 

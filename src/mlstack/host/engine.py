@@ -183,10 +183,10 @@ class Engine:
         return sorted(volume["Name"] for volume in found or ())
 
     def volume_sizes(self) -> dict[str, int]:
-        """Bytes of every volume of the engine, which counts them now: that may take long."""
+        """Bytes of every volume that the engine can count, which it does now: that may take long."""
         with _explained():
             found = self.api.df()["Volumes"]
-        return {volume["Name"]: volume["UsageData"]["Size"] for volume in found or ()}
+        return {volume["Name"]: size for volume in found or () if (size := volume["UsageData"]["Size"]) >= 0}
 
     def run(self, container: Container, *command: str) -> str:
         """The output of a short command inside a running container. Raises MlstackError when it fails."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlstack.host.engine import Container, Engine
 
 DEFAULT_NAME = "mlstack"  # as in .env.example
+PATIENCE = 60  # seconds: removing an image takes that long on a busy disk
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Stack:
     folder: Path
     env: str | None = field(repr=False)
     values: Mapping[str, str] = field(repr=False)
-    patience: float = 10
+    patience: float = PATIENCE
 
     @classmethod
-    def of(cls, folder: Path, *, file: str = ".env", patience: float = 10) -> Self:
+    def of(cls, folder: Path, *, file: str = ".env", patience: float = PATIENCE) -> Self:
         """The stack of a project's folder. Raises MlstackError when `.env` cannot be read; it may be missing or incomplete."""
         env = settings.env_text(folder, file)
         return cls(folder, env, settings.of_text(env), patience)
