@@ -8,10 +8,10 @@ from mlstack.host.stack import Stack
 from tests.support.clone import Clone
 
 
-def test_a_package_index_that_cannot_be_reached_is_named(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_names_a_package_index_that_cannot_be_reached(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = built.folder / "requirements/uv.txt"
     kept = lock.read_text()
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nothing listens there
     try:
         lock.write_text(kept + "# not in the build cache\n")
         with pytest.raises(MlstackError) as failed:

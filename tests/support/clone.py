@@ -25,7 +25,7 @@ PORTS = services.read(ROOT, {}).ports
 
 @dataclass(frozen=True)
 class Clone:
-    """A folder with the project's files, and what its `.env` says."""
+    """A folder with the project's files and a `.env`."""
 
     folder: Path
     name: str
@@ -49,7 +49,7 @@ class Clone:
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it.
 
-        YES goes on its command line, where alone it counts.
+        YES is passed on its command line: make ignores it in the environment.
         """
         answer = [f"YES={environment.pop('YES')}"] if "YES" in environment else []
         return subprocess.run(
@@ -66,8 +66,8 @@ class Clone:
         """Edits `.env` as a user would."""
         path = self.folder / ".env"
         lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.partition("=")[0] not in changes]
-        path.write_text("\n".join(kept + [f"{name}={value}" for name, value in changes.items()]) + "\n")
+        others = [line for line in lines if line.partition("=")[0] not in changes]
+        path.write_text("\n".join(others + [f"{name}={value}" for name, value in changes.items()]) + "\n")
 
     def in_container(self, service: str, *command: str, **environment: str) -> str:
         flags = [flag for name, value in environment.items() for flag in ("--env", f"{name}={value}")]
@@ -79,14 +79,14 @@ class Clone:
 
 
 @lru_cache
-def _config(folder: Path, env: bytes) -> dict[str, Any]:  # another .env, another answer
-    # compose writes $ as $$, for a file that it could read again.
+def _config(folder: Path, env: bytes) -> dict[str, Any]:  # cached by the content of .env
+    # compose escapes $ as $$ in its output.
     config: dict[str, Any] = json.loads(compose_in(folder).output("config", "--format", "json").replace("$$", "$"))
     return config
 
 
 def users_environment() -> dict[str, str]:
-    """This process' environment without a running stack's settings, and without the traces of the make that runs the tests."""
+    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests."""
     foreign = {*settings.VARIABLES, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
 
@@ -108,7 +108,7 @@ def make_clone(folder: Path) -> Clone:
 
 
 def remove_leftovers() -> None:
-    """What a killed test run left behind: containers, networks and volumes named after a process that is gone.
+    """Removes what a killed test run left: containers, networks and volumes named after a process that has ended.
 
     Workers of one run take turns: two would remove the same container.
     """
