@@ -14,14 +14,14 @@ from mlstack import settings
 from mlstack.errors import MlstackError, quoted
 
 Stream = int | IO[Any] | None  # of subprocess.Popen
-_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also where it is told to use no escapes
+_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also with --ansi never
 
 
 class CommandFailed(MlstackError):  # noqa: N818 # what failed is the command
-    """A command that ended with an error or took too long; `said` is what it wrote to stderr."""
+    """A command that ended with an error or took too long; `errors` is what it wrote to stderr."""
 
-    def __init__(self, command: Sequence[str], wrong: str, said: str = "") -> None:
-        self.said = said
+    def __init__(self, command: Sequence[str], wrong: str, errors: str = "") -> None:
+        self.errors = errors
         super().__init__(
             f"{' '.join(command[:3])} {wrong}", "The stack could not be looked at or changed.", "scripts/engine.sh check"
         )
@@ -49,10 +49,10 @@ class Program:
             except BaseException:
                 process.kill()
                 raise
-        said = err.decode(errors="replace")
+        errors = err.decode(errors="replace")
         if process.returncode:
-            lines = [line for line in said.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
-            raise CommandFailed((*self.command, *arguments), f"failed: {lines[-1].strip()}", said)
+            lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+            raise CommandFailed((*self.command, *arguments), f"failed: {lines[-1].strip()}", errors)
         return out.decode(errors="replace")
 
     def attached(self, *arguments: str, environment: Mapping[str, str] | None = None) -> int:
@@ -118,8 +118,8 @@ def docker(*arguments: str) -> str:
 
 def config(compose: Program) -> dict[str, Any]:
     """The compose file as compose reads it. Raises CommandFailed with compose's own words."""
-    found: dict[str, Any] = json.loads(compose.output("config", "--format", "json"))
-    return found
+    content: dict[str, Any] = json.loads(compose.output("config", "--format", "json"))
+    return content
 
 
 def followed_logs(compose: Program, service: str | None, show: Callable[[str], object]) -> int:

@@ -13,11 +13,11 @@ def in_one_shot(compose: Program, service: str, action: str, **request: Any) -> 
     try:
         return json.loads(compose.output(*command, stdin=json.dumps(request)))
     except CommandFailed as error:
-        if "No module named mlstack.jobs.gc" in error.said:
+        if "No module named mlstack.jobs.gc" in error.errors:
             raise MlstackError(
                 "the images are older than this version of the project.", "They lack what is needed.", "make up"
             ) from error
-        lines = error.said.strip().splitlines() or [error.wrong]
+        lines = error.errors.strip().splitlines() or [error.wrong]
         raise MlstackError(
             f"cleaning up failed: {lines[-1].strip()}", "What was not removed stays; nothing else is lost.", "make doctor"
         ) from error

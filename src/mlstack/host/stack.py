@@ -21,7 +21,7 @@ PATIENCE = 60  # seconds: removing an image takes that long on a busy disk
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack. The CLI makes it once and hands it down; a command that writes `.env` goes on with what `reread` gives.
+    """One stack. The CLI makes it once and hands it down; a command that writes `.env` continues with what `reread` gives.
 
     `env` is the text of `.env`, None if it is missing; `values` is what it says, overridden by the shell. The engine has
     `patience` seconds for each answer.
