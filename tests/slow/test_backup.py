@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.host.backup import bucket, manifest, postgres, stack, swap
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
@@ -109,6 +109,7 @@ def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> 
     assert found["counts"]["runs"] == 12
     assert found["counts"]["accounts"] == 3
     assert found["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert found["versions"]["mlstack"] == __version__
     assert found["versions"]["mlflow"] == "3.17.2"
     assert found["versions"]["postgres"].startswith("17.")
     assert found["versions"]["minio"].startswith("RELEASE.")
@@ -119,6 +120,7 @@ def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> 
     shown = full.make("restore")
     assert shown.returncode == 0
     assert first.folder.name in shown.stdout
+    assert __version__ in shown.stdout
 
 
 def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, first: Backup) -> None:
@@ -324,7 +326,7 @@ def newer_format(folder: Path) -> str:
 
 def newer_mlflow(folder: Path) -> str:
     resign(folder, b'"mlflow": "3.17.2"', b'"mlflow": "3.99.0"')
-    return "the backup comes from MLflow 3.99.0, here is MLflow 3.17.2"
+    return f"the backup comes from MLflow 3.99.0, here is MLflow 3.17.2; mlstack {__version__} made it"
 
 
 def newer_postgres(folder: Path) -> str:
