@@ -232,7 +232,7 @@ def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> No
 def test_a_compose_file_that_compose_cannot_read(ready: Path) -> None:
     with (ready / "docker-compose.yml").open("a") as file:
         file.write("nonsense: true\n")
-    assert_failed(result_of(Subject(ready), environment.compose), "compose cannot read .*nonsense", "mend docker-compose.yml")
+    assert_failed(result_of(Subject(ready), environment.compose), "compose cannot read .*nonsense", "fix docker-compose.yml")
 
 
 @pytest.fixture
