@@ -95,8 +95,8 @@ class Image:
 
 
 def images(clone: Clone) -> dict[str, Image]:
-    found = {service: json.loads(docker("image", "inspect", clone.image(service)))[0] for service in start.IMAGES}
-    return {service: Image(each["Id"], tuple(each["RootFS"]["Layers"])) for service, each in found.items()}
+    inspected = {service: json.loads(docker("image", "inspect", clone.image(service)))[0] for service in start.IMAGES}
+    return {service: Image(image["Id"], tuple(image["RootFS"]["Layers"])) for service, image in inspected.items()}
 
 
 @contextmanager

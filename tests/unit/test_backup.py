@@ -101,9 +101,9 @@ def test_read_manifest_rejects_any_changed_byte(folder: Path) -> None:
 
 
 def test_a_backup_says_which_mlstack_made_it(folder: Path) -> None:
-    found = manifest.read_manifest(folder)
-    assert found.made_by == "mlstack 0.1.0"
-    assert replace(found, versions={"mlflow": "3.17.2"}).made_by == "mlstack of an unknown version"
+    written = manifest.read_manifest(folder)
+    assert written.made_by == "mlstack 0.1.0"
+    assert replace(written, versions={"mlflow": "3.17.2"}).made_by == "mlstack of an unknown version"
 
 
 def test_the_list_of_backups_shows_which_mlstack_made_each(folder: Path, project: Path) -> None:
@@ -114,8 +114,8 @@ def test_the_list_of_backups_shows_which_mlstack_made_each(folder: Path, project
 
 
 def test_a_backup_of_a_newer_format_is_rejected_with_both_versions(folder: Path) -> None:
-    found = manifest.read_manifest(folder)
-    manifest.write(folder, replace(found, format=manifest.FORMAT + 1, versions={**found.versions, "mlstack": "99.0\n"}))
+    written = manifest.read_manifest(folder)
+    manifest.write(folder, replace(written, format=manifest.FORMAT + 1, versions={**written.versions, "mlstack": "99.0\n"}))
     with pytest.raises(MlstackError) as rejected:
         manifest.read_manifest(folder)
     assert r"in format 3, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong

@@ -21,9 +21,9 @@ def pyproject(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [HOST, *IMAGES])
 def test_a_package_takes_its_version_from_the_source(name: str) -> None:
-    found = pyproject(name)
-    assert found["project"]["dynamic"] == ["version"]
-    assert found["tool"]["hatch"]["version"]["path"] == "src/mlstack/__init__.py"
+    package = pyproject(name)
+    assert package["project"]["dynamic"] == ["version"]
+    assert package["tool"]["hatch"]["version"]["path"] == "src/mlstack/__init__.py"
 
 
 def test_no_other_file_says_the_version() -> None:
