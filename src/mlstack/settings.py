@@ -178,16 +178,27 @@ def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[st
     return {name: values[name] or "" for name in names}
 
 
-def of_project(project: Path = PROJECT, file: str = ".env") -> dict[str, str]:
+def of_project(project: Path = PROJECT) -> dict[str, str]:
     """Every variable as docker compose sees it in this project: `.env`, overridden by the shell."""
-    merged = {**_from_file(project, file), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    return of_text(env_text(project))
+
+
+def of_text(env: str | None) -> dict[str, str]:
+    """Every variable as docker compose sees it with an `.env` of this text, overridden by the shell."""
+    merged = {**_from_file(env), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def shadowed(project: Path = PROJECT) -> list[str]:
-    """Names of variables that the shell sets to something else than `.env` does."""
-    from_file = _from_file(project)
+def shadowed(env: str | None) -> list[str]:
+    """Names of variables that the shell sets to something else than an `.env` of this text does."""
+    from_file = _from_file(env)
     return [name for name in VARIABLES if from_file.get(name) and os.environ.get(name, from_file[name]) != from_file[name]]
+
+
+def env_text(project: Path, file: str = ".env") -> str | None:
+    """The text of a project's `.env`, or of a file beside it, wherever a link leads; None if it is missing."""
+    env = (project / ".env").resolve()
+    return file_text(env if file == ".env" else env.with_name(file))
 
 
 def file_text(path: Path) -> str | None:
@@ -203,9 +214,9 @@ def file_text(path: Path) -> str | None:
         ) from error
 
 
-def _from_file(project: Path, file: str = ".env") -> Mapping[str, str | None]:
+def _from_file(env: str | None) -> Mapping[str, str | None]:
     # Not dotenv_values: inside ${…} it prefers the file to the shell, which compose does not.
-    bindings = parse_stream(StringIO(file_text((project / ".env").resolve().with_name(file)) or ""))
+    bindings = parse_stream(StringIO(env or ""))
     return resolve_variables([(binding.key, binding.value) for binding in bindings if binding.key], override=False)
 
 
@@ -446,11 +457,6 @@ LOG_DIR, LOG_LEVEL = _log_defaults()
 def log_level(value: str) -> str:
     """The level in the spelling of the logging module. Raises SettingsError for an unknown one."""
     return read("LOG_LEVEL", values={"LOG_LEVEL": value})["LOG_LEVEL"].upper()
-
-
-def backup_dir(project: Path) -> Path:
-    """The folder of a project's backups. Raises SettingsError where BACKUP_DIR is missing."""
-    return project / Path(read("BACKUP_DIR", values=of_project(project))["BACKUP_DIR"]).expanduser()
 
 
 def log_dir(value: str | Path, project: Path | None = None) -> Path:

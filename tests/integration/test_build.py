@@ -12,6 +12,7 @@ from mlstack import __version__
 from mlstack.errors import MlstackError
 from mlstack.host.commands import start
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from tests.support.clone import Clone
 from tests.support.wheels import entry_points
 
@@ -95,7 +96,9 @@ class Image:
 
 
 def images(clone: Clone) -> dict[str, Image]:
-    inspected = {service: json.loads(docker("image", "inspect", clone.image(service)))[0] for service in start.IMAGES}
+    inspected = {
+        service: json.loads(docker("image", "inspect", clone.image(service)))[0] for service in Stack.of(clone.folder).built
+    }
     return {service: Image(image["Id"], tuple(image["RootFS"]["Layers"])) for service, image in inspected.items()}
 
 
@@ -106,11 +109,11 @@ def edited(clone: Clone, module: str) -> Iterator[None]:
     kept = path.read_text()
     path.write_text(f"{kept}# edited\n")
     try:
-        start.build(clone.folder)
+        start.build(Stack.of(clone.folder))
         yield
     finally:
         path.write_text(kept)
-        start.build(clone.folder)
+        start.build(Stack.of(clone.folder))
 
 
 def test_build_names_a_package_index_that_cannot_be_reached(built: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +123,7 @@ def test_build_names_a_package_index_that_cannot_be_reached(built: Clone, monkey
     try:
         lock.write_text(kept + "# not in the build cache\n")
         with pytest.raises(MlstackError) as failed:
-            start.build(built.folder)
+            start.build(Stack.of(built.folder))
     finally:
         lock.write_text(kept)
     assert "an image could not be built" in failed.value.wrong

@@ -18,11 +18,12 @@ import pytest
 import requests
 
 from mlstack import __version__, settings
-from mlstack.host.backup import bucket, manifest, postgres, stack, swap
+from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.stack.test_stack import at_a_terminal
 from tests.support.clone import Clone
@@ -61,8 +62,8 @@ def content(text: str) -> tuple[Any, int]:
 
 def storage(clone: Clone) -> tuple[Any, str]:
     """The bucket with its owner's keys."""
-    keys = stack.of_project(clone.folder).keys
-    return stack.storage_client(keys), keys.bucket
+    keys = Stack.of(clone.folder).keys
+    return data_services.storage_client(keys), keys.bucket
 
 
 def taken(clone: Clone, **options: str) -> Backup:
@@ -79,7 +80,7 @@ def newest(clone: Clone) -> Path:
 
 def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
     """Everything that a restore could change: every table, and every object with its ETag and size."""
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
     client, name = storage(clone)
@@ -88,7 +89,7 @@ def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
 
 def leftovers(clone: Clone) -> list[str]:
     """Databases that exist only while a command runs, and those that accept no connections."""
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
         return [name for (name,) in cursor.fetchall() if name != "template0"]
@@ -151,7 +152,7 @@ def test_backup_does_not_copy_damage_from_the_previous_one(full: Clone, first: B
 
 def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> None:
     """A row for each object is written after it, as MLflow does; the backup never has a row without its object."""
-    target, (client, name) = stack.of_project(full.folder), storage(full)
+    target, (client, name) = Stack.of(full.folder), storage(full)
     keys = [f"moving/{number}" for number in range(40)]
     for key in keys:
         client.put_object(name, key, *content(f"{key} before" * 2000))
@@ -510,7 +511,7 @@ def test_verify_restores_into_a_temporary_stack_and_removes_it(full: Clone) -> N
 def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) -> None:
     """Rows of a server that did not proxy artifacts; `make verify` gives its bucket the original name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
-    with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(full.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
             " VALUES (77, 'of old', %s, 'active', 'default')", (place,),

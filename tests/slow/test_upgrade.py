@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack.host.backup import postgres, stack
+from mlstack.host.backup import postgres
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.support.clone import Clone, free_ports
 from tests.support.service import wait_until
@@ -89,13 +90,13 @@ def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
 
 
 def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
-    with connected(stack.of_project(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall()
 
 
 def all_tables(clone: Clone) -> dict[str, object]:
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target) as connection:
         return dict(postgres.tables(target, connection))
 
@@ -109,14 +110,14 @@ def leftovers(clone: Clone) -> list[str]:
 
 def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
-    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration creates a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr
     assert "The stack is as it was before: same images, same data." in done.stderr
     assert "Traceback" not in done.stderr.rpartition("going back")[2]
-    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE logged_models")
     assert all_tables(clone) == rows_before
     assert leftovers(clone) == []

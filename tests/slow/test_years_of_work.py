@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlstack.host.backup import manifest
-from mlstack.host.commands.backup import in_units
+from mlstack.host.render import size
 from tests.support.clone import Clone, make_clone
 from tests.support.work import admin, everything, fill, finished, started
 
@@ -52,7 +52,7 @@ def test_year_of_work_is_restored_in_a_fresh_clone(clone: Clone, tmp_path_factor
     second = manifest.folders(backups)[0]
     for folder in (first, second):
         found = manifest.read_manifest(folder)
-        log.info("%s: %s, new %s; %s", folder.name, in_units(found.bytes), in_units(found.new_bytes), dict(found.counts))
+        log.info("%s: %s, new %s; %s", folder.name, size(found.bytes), size(found.new_bytes), dict(found.counts))
     new = manifest.read_manifest(second).new_bytes
     assert new < 10_000_000 + 2 * (second / manifest.DUMP).stat().st_size
     assert disk(first, second) - disk(first) < 2 * new

@@ -14,12 +14,11 @@ import pytest
 import urllib3
 from minio import Minio
 
-from mlstack.host.backup import bucket, manifest, postgres, swap
-from mlstack.host.backup import stack as stacks
+from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Artifact
-from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import gc
+from mlstack.host.stack import Stack
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
@@ -48,7 +47,7 @@ class Dated(urllib3.PoolManager):
 
 
 def of_project(clone: Clone) -> Stack:
-    return stacks.of_project(clone.folder)
+    return Stack.of(clone.folder)
 
 
 def put(keys: Keys, name: str, content: bytes, dated: datetime | None = None) -> str:
@@ -196,7 +195,7 @@ def test_version_dated_in_the_past_does_not_age_the_original(stack: Clone, owner
 def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
     """Independent of the dates of versions: a client's and older versions are dated in the future."""
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name, hidden, during = (f"chosen/{uuid.uuid4().hex}" for _ in range(3))
     kept = put(owner_keys, name, b"before", datetime.now(UTC) + timedelta(hours=5))
     put(owner_keys, hidden, b"before")
@@ -216,7 +215,7 @@ def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
 
 def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, owner_keys: Keys) -> None:
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name = f"chosen/{uuid.uuid4().hex}"
     put(owner_keys, name, b"before")
     before = bucket.ids(client, owner_keys.bucket)

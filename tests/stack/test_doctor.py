@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 
 from mlstack.host.compose import docker
-from mlstack.host.doctor import CHECKS, Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
+from mlstack.host.doctor import Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
 from mlstack.host.doctor import postgres as database_checks
 from mlstack.host.doctor import stack as stack_checks
 from mlstack.host.doctor.check import Check, run
+from mlstack.host.stack import Stack
 from mlstack.jobs.bootstrap.minio import _admin_for
 from mlstack.jobs.gc.versions import histories
 from mlstack.postgres import connected
@@ -22,7 +23,7 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
-from tests.support.doctor import result_of, with_needs
+from tests.support.doctor import CHECKS, result_of, with_needs
 from tests.support.service import wait_until
 from tests.support.wheels import PACKAGES, entry_points
 
@@ -320,7 +321,7 @@ KERNEL = "/home/mlstack/.local/share/jupyter/kernels/python3"
 NO_KERNEL = f'mkdir -p {KERNEL} && echo \'{{"argv": ["/nonexistent"], "display_name": "x"}}\' >{KERNEL}/kernel.json'
 
 BROKEN: list[tuple[Check, Break, State, str, str]] = [
-    (stack_checks.SERVICES["minio"], lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
+    (stack_checks.service("minio"), lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
     (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.DOUBTFUL, "jupyter was started with other settings", "make up"),
     (stack_checks.images, other_image, State.DOUBTFUL, "jupyter runs an older image", "make up"),
     (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.DOUBTFUL, "the last backup is 30 days old", "make backup"),
@@ -491,7 +492,7 @@ def test_doctor_removes_the_run_of_an_interrupted_doctor(stack: Clone, role: Log
     )  # fmt: skip
     stack.in_container("jupyter", "python3", "-c", left)
     assert rows(role, "SELECT count(*) FROM runs") == [(1,)]
-    subject = Subject(stack.folder)
+    subject = Subject(Stack.of(stack.folder))
     checks = with_needs(HERE["rows"], tidying.runs)
     assert all(result.ok for result in run(subject, checks))
     assert rows(role, "SELECT count(*) FROM runs") == [(0,)]
@@ -504,19 +505,19 @@ def test_doctor_names_what_is_broken_and_its_fix(
     stack: Clone, check: Check, broken: Break, state: State, cause: str, fix: str
 ) -> None:
     with broken(stack):
-        result = result_of(Subject(stack.folder), check)
+        result = result_of(Subject(Stack.of(stack.folder)), check)
         assert result.state is state, result
         assert re.search(cause, result.cause), result
         assert fix in result.fix, result
         assert result.why
         assert not [name for name in SECRETS if stack.values[name] in result.cause + result.fix]
-    mended = result_of(Subject(stack.folder), check)
+    mended = result_of(Subject(Stack.of(stack.folder)), check)
     assert mended.ok, mended
 
 
 def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     checks = with_needs(HERE["rows"], minio.round_trip, tidying.runs, tidying.objects)
-    subject = Subject(stack.folder)
+    subject = Subject(Stack.of(stack.folder))
     first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
     assert all(result.ok for result in first)
     with with_values(stack, MLFLOW_ADMIN_PASSWORD=WRONG, MINIO_ROOT_PASSWORD=WRONG):
@@ -536,15 +537,15 @@ def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     ],
 )
 def test_doctor_reports_an_exceeded_limit_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
-    result = result_of(Subject(stack.folder, limits), check)
+    result = result_of(Subject(Stack.of(stack.folder), limits), check)
     assert re.search(cause, result.cause), result
-    assert result_of(Subject(stack.folder), check).ok
+    assert result_of(Subject(Stack.of(stack.folder)), check).ok
 
 
 def test_doctor_reports_a_wrong_clock_with_the_difference(stack: Clone) -> None:
-    result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), minio.clock)
+    result = result_of(Subject(Stack.of(stack.folder), now=lambda: time.time() + 3600), minio.clock)
     assert result.state is State.NOT_CHECKED or re.search(r"3[56]\d\d s off", result.cause)
-    skewed = Subject(stack.folder, now=lambda: time.time() - 3600)
+    skewed = Subject(Stack.of(stack.folder), now=lambda: time.time() - 3600)
     (found,) = [each for each in run(skewed, with_needs(minio.clock)) if each.name == minio.clock.name]
     assert re.search(r"the clock of MinIO is 3[56]\d\d s off", found.cause), found
 
@@ -554,7 +555,7 @@ def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_fa
     for name in (".env", ".env.example", "docker-compose.yml"):
         shutil.copy2(stack.folder / name, other / name)
     shutil.copytree(stack.folder / "scripts", other / "scripts")
-    result = result_of(Subject(other), environment.name)
+    result = result_of(Subject(Stack.of(other)), environment.name)
     assert f"was started from {stack.folder}" in result.cause
     assert "set COMPOSE_PROJECT_NAME" in result.fix
 
@@ -578,7 +579,7 @@ def test_doctor_reports_a_stopped_stack_once(stack: Clone) -> None:
     stack.compose("down", "--timeout", "10")
     try:
         done = stack.make("doctor")
-        results = diagnose(stack.folder)
+        results = diagnose(Stack.of(stack.folder))
     finally:
         assert stack.make("up").returncode == 0
     assert done.returncode != 0

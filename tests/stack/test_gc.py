@@ -14,7 +14,9 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.commands import gc
-from mlstack.host.compose import PROJECT_LABEL, docker
+from mlstack.host.compose import docker
+from mlstack.host.engine import PROJECT_LABEL
+from mlstack.host.stack import Stack
 from mlstack.jobs.gc import versions
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
@@ -154,13 +156,13 @@ def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owne
 
 
 def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
-    agreed = gc.plan(stack.folder, timedelta(0))
+    agreed = gc.plan(Stack.of(stack.folder), timedelta(0))
     assert life.trashed in agreed.runs
     client = "import sys, mlflow; getattr(mlflow.MlflowClient(), sys.argv[1])(sys.argv[2])"
     stack.in_container("jupyter", "python3", "-c", client, "restore_run", life.trashed)
     try:
         with pytest.raises(MlstackError, match=r"cleaning up failed: .*not in `deleted` lifecycle stage"):
-            gc.carry_out(stack.folder, agreed)
+            gc.carry_out(Stack.of(stack.folder), agreed)
         assert rows(role, f"SELECT lifecycle_stage FROM runs WHERE run_uuid = '{life.trashed}'") == [("active",)]  # noqa: S608
         assert any(life.trashed in name for name in everything(owner_keys))
     finally:
@@ -169,7 +171,7 @@ def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, rol
 
 def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
     assert everything(owner_keys) == before
 
 
@@ -257,9 +259,9 @@ def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_ke
 def test_gc_keeps_versions_younger_than_the_age(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
     name = put(keys, "my/kept.txt", b"old")
     put(keys, name, b"new")
-    assert gc.plan(stack.folder, timedelta(hours=1)).expired == 0
-    assert gc.plan(stack.folder, timedelta(0)).expired == 1
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(hours=1), expired=1))
+    assert gc.plan(Stack.of(stack.folder), timedelta(hours=1)).expired == 0
+    assert gc.plan(Stack.of(stack.folder), timedelta(0)).expired == 1
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=timedelta(hours=1), expired=1))
     assert everything(owner_keys)[name] == 2
 
 

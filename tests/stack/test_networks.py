@@ -19,6 +19,7 @@ from minio.minioadmin import MinioAdmin
 from mlstack import settings
 from mlstack.host import networks
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
 from tests.support.clone import Clone, free_ports
@@ -164,12 +165,12 @@ def test_each_page_has_a_host_name_of_its_own(stack: Clone, name: str) -> None:
 
 def test_copied_env_with_another_name_gets_networks_of_its_own(stack: Clone, tmp_path: Path) -> None:
     before = stack.values["CLOSED_NETWORK"]
-    networks.ensure_free(stack.folder)
+    networks.ensure_free(Stack.of(stack.folder))
     assert stack.values["CLOSED_NETWORK"] == before
     shutil.copy2(stack.folder / ".env", tmp_path / ".env")
     copy = Clone(tmp_path, f"{stack.name}-other")
     copy.set(COMPOSE_PROJECT_NAME=copy.name)
-    networks.ensure_free(tmp_path)
+    networks.ensure_free(Stack.of(tmp_path))
     assert copy.values["CLOSED_NETWORK"] != before
 
 

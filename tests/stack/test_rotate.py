@@ -10,6 +10,7 @@ from minio import Minio
 from minio.error import S3Error
 
 from mlstack import settings
+from mlstack.host.stack import Stack
 from mlstack.postgres import accepts
 from mlstack.s3 import client_for
 from tests.stack.conftest import SECRETS
@@ -112,7 +113,7 @@ def test_twice_interrupted_rotation_rejects_old_secrets_and_keeps_all_data(stack
     halfway = stack.make("up")
     assert halfway.returncode != 0 and "make rotate goes on" in halfway.stderr
     interrupt_after(stack, "Postgres knows the owner's new password")
-    chosen = settings.of_project(stack.folder, ".env.next") if _next(stack).exists() else stack.values
+    chosen = Stack.of(stack.folder, file=".env.next").values if _next(stack).exists() else stack.values
 
     done = stack.make("rotate", "YES=1")
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,10 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import status as status_of
+from mlstack.host.backup import manifest
+from mlstack.host.backup.manifest import Manifest
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.settings import Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
@@ -20,6 +23,7 @@ from tests.support.service import wait_until
 
 PATIENCE = 20  # seconds: the time that a busy machine takes is not tested
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+LONG_RUNNING = {"postgres", "minio", "mlflow", "jupyter"}
 
 
 def as_json(stack: Clone, **environment: str) -> tuple[int, dict[str, Any]]:
@@ -35,7 +39,7 @@ def services(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def known(stack: Clone) -> dict[str, Any]:
     """The status, with enough time for every answer."""
-    found: dict[str, Any] = json.loads(status_of.status(stack.folder).as_json())
+    found: dict[str, Any] = json.loads(status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE)).as_json())
     return found
 
 
@@ -51,8 +55,12 @@ def backup(stack: Clone) -> Iterator[Path]:
     folder = stack.folder / "backups"
     for name in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z.partial"):
         (folder / name).mkdir(parents=True)
-        manifest = {"created": f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00+00:00", "bytes": 5_000_000}
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+        content = Manifest(
+            created=f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00Z", bytes=5_000_000, new_bytes=0,
+            versions={"mlflow": "3", "postgres": "17"}, bucket="mlflow", owners={}, counts={}, tables={},
+            files={manifest.DUMP: "0" * 64, manifest.OBJECTS_LIST: "0" * 64},
+        )  # fmt: skip
+        manifest.write(folder / name, content)
     yield folder
     shutil.rmtree(folder)
 
@@ -62,9 +70,9 @@ def test_status_of_a_healthy_stack(stack: Clone, role: Login) -> None:
     found = known(stack)
     assert (found["is_well"], found["problem"], found["project"]) == (True, None, stack.name)
     by_name = services(found)
-    assert {name for name, service in by_name.items() if service["health"] == "healthy"} == set(status_of.ADDRESSES)
+    assert {name for name, service in by_name.items() if service["health"] == "healthy"} == LONG_RUNNING
     assert {name for name, service in by_name.items() if service["state"] == "done"} == {"bootstrap", "migration"}
-    for name in status_of.ADDRESSES:
+    for name in LONG_RUNNING:
         assert by_name[name]["uptime"] >= 0
         assert by_name[name]["memory"] > 10_000_000
         assert by_name[name]["url"].removeprefix("http://").startswith("127.0.0.1:")
@@ -91,7 +99,8 @@ def test_status_fits_the_screen_and_shows_no_secret(stack: Clone) -> None:
 
 
 def test_status_shows_the_size_of_a_volume_as_du_does(stack: Clone) -> None:
-    (size,) = (volume.size for volume in status_of.status(stack.folder).volumes if volume.name.endswith("_postgres"))
+    found = status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE))
+    (size,) = (volume.size for volume in found.volumes if volume.name.endswith("_postgres"))
     (kilobytes, _) = stack.in_container("postgres", "du", "-sk", "/var/lib/postgresql/data").split()
     assert size == pytest.approx(int(kilobytes) * 1024, rel=0.1)
 
@@ -106,11 +115,11 @@ def test_status_shows_the_last_complete_backup(stack: Clone, backup: Path) -> No
 def test_status_shows_the_backup_in_backup_dir(stack: Clone, backup: Path, tmp_path: Path) -> None:
     stack.set(BACKUP_DIR=str(tmp_path / "elsewhere"))
     try:
-        assert status_of.last_backup(stack.folder) is None
+        assert status_of.last_backup(Stack.of(stack.folder)) is None
         (backup / "20260102T000000Z").rename(tmp_path / "moved")
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "moved").rename(tmp_path / "elsewhere/20260102T000000Z")
-        found = status_of.last_backup(stack.folder)
+        found = status_of.last_backup(Stack.of(stack.folder))
     finally:
         stack.set(BACKUP_DIR="backups")
     assert found is not None
@@ -119,8 +128,8 @@ def test_status_shows_the_backup_in_backup_dir(stack: Clone, backup: Path, tmp_p
 
 def test_status_reports_a_manifest_that_cannot_be_read(stack: Clone, backup: Path) -> None:
     (backup / "20260102T000000Z" / "manifest.json").write_text("{}")
-    with pytest.raises(MlstackError, match="manifest of the last backup cannot be read: 'created'"):
-        status_of.last_backup(stack.folder)
+    with pytest.raises(MlstackError, match=r"20260102T000000Z is damaged: manifest\.json is not what was written"):
+        status_of.last_backup(Stack.of(stack.folder))
 
 
 @pytest.mark.parametrize("section", ["Status", "Doctor", "Reclaim disk"])
@@ -160,7 +169,7 @@ def test_status_of_a_hanging_service_is_unknown(stack: Clone, monkeypatch: pytes
     monkeypatch.setattr(status_of, "PATIENCE", 5)
     stack.in_container("mlflow", "bash", "-c", "kill -STOP -1")
     try:
-        found = status_of.status(stack.folder)
+        found = status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE))
     finally:
         docker("kill", "--signal", "CONT", container)
         docker("exec", container, "bash", "-c", "kill -CONT -1")

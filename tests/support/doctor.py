@@ -1,7 +1,11 @@
 """One check of the doctor, with what it needs and nothing else."""
 
-from mlstack.host.doctor import CHECKS, Result, Subject
+from mlstack.host import services
+from mlstack.host.doctor import Result, Subject, checks
 from mlstack.host.doctor.check import Check, run
+from tests.support.clone import ROOT
+
+CHECKS = checks(services.read(ROOT, {}))
 
 
 def with_needs(*checks: Check) -> list[Check]:

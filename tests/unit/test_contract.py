@@ -10,8 +10,10 @@ import pytest
 from dotenv import dotenv_values
 
 from mlstack import client, settings
-from mlstack.host import folders, preflight
+from mlstack.host import folders
+from mlstack.host.stack import Stack
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
+from tests.support.clone import PORTS
 from tests.support.projects import ROOT, compose_config, set_values
 
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
@@ -59,6 +61,14 @@ GIVEN = {
     },
     "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
 }
+# Every volume, and where it is in its container.
+MOUNTS = {
+    ("postgres", "/var/lib/postgresql/data"),
+    ("minio", "/data"),
+    ("home", "/home/mlstack"),
+    ("spool", "/spool"),
+    ("scratch", "/tmp"),  # noqa: S108 (in the container)
+}
 # They select a block of compose/outbound.yml and are no values themselves.
 CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
 ONE_SHOTS = {"bootstrap", "migration"}
@@ -69,9 +79,7 @@ LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numbers = {
-        name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))
-    }
+    numbers = {name: str(51000 + number) for number, name in enumerate((*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))}
     set_values(project, **(marks | numbers))
     return compose_config(project)
 
@@ -283,22 +291,15 @@ def test_memory_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
 @pytest.mark.docker
 def test_every_port_is_published_on_loopback_only(config: dict[str, Any]) -> None:
     published = [port for service in config["services"].values() for port in service.get("ports", [])]
-    assert len(published) == len(preflight.PORTS)
+    assert len(published) == len(PORTS)
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
 
 
 @pytest.mark.docker
 def test_data_is_in_named_volumes_and_two_host_folders(config: dict[str, Any]) -> None:
     mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
-    volumes = {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"}
-    assert volumes == {
-        ("postgres", "/var/lib/postgresql/data"),
-        ("minio", "/data"),
-        ("home", "/home/mlstack"),
-        ("spool", "/spool"),
-        ("scratch", "/tmp"),  # noqa: S108 (in the container)
-    }
-    assert config["volumes"].keys() == {source for source, _ in volumes}
+    assert {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"} == MOUNTS
+    assert config["volumes"].keys() == {source for source, _ in MOUNTS}
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
     covers = {f"/home/mlstack/notebooks/{name}:ro,size=4k,mode=555" for name in folders.COVERED}
     assert set(config["services"]["jupyter"]["tmpfs"]) == covers
@@ -306,14 +307,14 @@ def test_data_is_in_named_volumes_and_two_host_folders(config: dict[str, Any]) -
 
 @pytest.mark.docker
 def test_each_container_has_a_log_folder_of_its_own(project: Path, config: dict[str, Any]) -> None:
-    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
+    stack = Stack.of(project)
     mounted = {
         name: mount["source"]
         for name, service in config["services"].items()
         for mount in service.get("volumes", [])
         if mount["target"] == "/logs"
     }
-    assert mounted == {name: str(log_dir / name) for name in folders.LOGGING}
+    assert mounted == {name: str(stack.logs / name) for name in stack.services.logging}
 
 
 @pytest.mark.docker

@@ -18,6 +18,8 @@ from mlstack.errors import MlstackError
 if TYPE_CHECKING:
     from mlstack.host.backup.manifest import Backup
     from mlstack.host.commands.backup import Taken
+    from mlstack.host.services import Service
+    from mlstack.host.stack import Stack
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -26,7 +28,6 @@ _UNSIGNED = (
     "Another stack or an older version made it, or it was changed since. Whoever made it decides which accounts the stack has"
     " and which models it loads. With BACKUP_KEY of the stack that made it in your shell, its signature can be checked."
 )
-PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
 # No option has a variable of the environment: `export YES=1`, long forgotten, would answer every question.
@@ -35,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 12h.")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
-Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
+ServiceName = Annotated[str | None, typer.Argument(help="One of those that make status shows; all without it.")]
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
@@ -46,13 +47,10 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def own_stack_only(
+def mlstack(
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")] = False,
 ) -> None:
     """A local machine-learning platform: the commands behind make."""
-    from mlstack.host import ownership
-
-    ownership.require_own(PROJECT)
 
 
 @app.command()
@@ -61,9 +59,8 @@ def env() -> None:
     from mlstack.host import preflight
     from mlstack.host.commands import start
 
-    with _alone("make env"):
-        start.prepare_env(PROJECT)
-        _refuse(preflight.check_env(PROJECT))
+    with _alone("make env") as stack:
+        _refuse(preflight.check_env(start.prepare_env(stack)))
 
 
 @app.command()
@@ -71,9 +68,9 @@ def up() -> None:
     """Build what is missing, start everything, wait until it is healthy."""
     from mlstack.host.commands import start
 
-    with _alone("make up"):
-        start.up(PROJECT)
-    _show_urls()
+    with _alone("make up") as stack:
+        started = start.up(stack)
+    _show_urls(started)
     out.print("\nNext: open JupyterLab and run 01_first_run.ipynb. [dim]make help[/] lists every command.")
 
 
@@ -81,23 +78,22 @@ def up() -> None:
 def down() -> None:
     """Stop everything. All data stays."""
     from mlstack.host import folders
-    from mlstack.host.compose import attached
 
-    with _alone("make down"):
-        _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
-        folders.tidy(PROJECT)
+    with _alone("make down") as stack:
+        _check(stack.compose.attached("down", "--remove-orphans"), "the stack could not be stopped.")
+        folders.tidy(stack.folder)
     out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
 
 
 @app.command()
 def reset(yes: Yes = False) -> None:
     """Delete all data of this stack, after asking."""
-    from mlstack.host.backup.stack import DATA_SERVICES, are_well
+    from mlstack.host.backup.data_services import DATA_SERVICES, are_well
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import reset as resetting
 
-    with _alone("make reset"):
-        losses = resetting.losses(PROJECT)
+    with _alone("make reset") as stack:
+        losses = resetting.losses(stack)
         table = Table("volume", "size", "what is lost", title="make reset deletes")
         for loss in losses:
             table.add_row(loss.volume, loss.size, loss.cost)
@@ -106,9 +102,9 @@ def reset(yes: Yes = False) -> None:
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
             _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
-            if are_well(PROJECT, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
-                _show_backup(backing_up.back_up(PROJECT))
-        resetting.reset(PROJECT)
+            if are_well(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
+                _show_backup(backing_up.back_up(stack))
+        resetting.reset(stack)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")
 
 
@@ -117,7 +113,7 @@ def user(name: Person) -> None:
     """Make a person's account in MLflow, and show its password once."""
     from mlstack.host.commands import accounts
 
-    password = accounts.add(PROJECT, name)
+    password = accounts.add(_own_stack(), name)
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
     out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
 
@@ -127,13 +123,14 @@ def user_remove(name: Person, yes: Yes = False) -> None:
     """Remove a person's account from MLflow. What it logged stays."""
     from mlstack.host.commands import accounts
 
+    stack = _own_stack()
     if not yes:
         _confirm(
             f"Remove the account {name} and its permissions? What it logged stays.",
             "The account cannot be restored.",
             f"make user-remove NAME={name} YES=1",
         )
-    accounts.remove(PROJECT, name)
+    accounts.remove(stack, name)
     out.print("Removed. Its password no longer works.")
 
 
@@ -142,13 +139,13 @@ def rotate_secrets(yes: Yes = False) -> None:
     """Regenerate every secret, in the services and in .env. All data stays."""
     from mlstack.host.commands import rotate
 
-    with _alone("make rotate"):
+    with _alone("make rotate") as stack:
         out.print("make rotate replaces every password, key and token of this stack. All data stays.")
         out.print("The services restart: running notebooks lose their variables, and clients wait about a minute.")
         if not yes:
             _confirm("Go on?", "Running notebooks would lose their variables.", "make rotate YES=1")
-        rotate.rotate(PROJECT)
-    _show_urls()
+        rotated = rotate.rotate(stack)
+    _show_urls(rotated)
     out.print(
         "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
     )
@@ -160,9 +157,8 @@ def backup(keep: Keep = None) -> None:
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import start
 
-    with _alone("make backup"):
-        start.prepare_env(PROJECT)  # the key that signs it may be new
-        taken = backing_up.back_up(PROJECT, keep)
+    with _alone("make backup") as stack:
+        taken = backing_up.back_up(start.prepare_env(stack), keep)  # the key that signs it may be new
     _show_backup(taken)
 
 
@@ -172,18 +168,18 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
     from mlstack.host.commands import restore as restoring
 
     if not backup:
-        _show_backups()
+        _show_backups(_own_stack())
         return
-    with _alone("make restore"):
-        found = _checked_backup(backup)
-        restoring.require_bucket(PROJECT, found)
-        if not restoring.is_authentic(PROJECT, found):
+    with _alone("make restore") as stack:
+        prepared, found = _checked_backup(stack, backup)
+        restoring.require_bucket(prepared, found)
+        if not restoring.is_authentic(prepared, found):
             err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
             if not yes:
                 _confirm(
                     "Trust whoever made it?", "Its maker decides what this stack holds.", f"make restore BACKUP={backup} YES=1"
                 )
-        there = restoring.content(PROJECT)
+        there = restoring.content(prepared)
         if not there.is_empty and not yes:
             _show_exchange(there.counts, found.manifest.counts)
             _confirm(
@@ -191,7 +187,7 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
                 "What is newer than it would be lost.",
                 f"make restore BACKUP={backup} YES=1",
             )
-        restoring.restore(PROJECT, found)
+        restoring.restore(prepared, found)
     out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
     _show_counts(found.manifest.counts)
 
@@ -202,11 +198,11 @@ def verify(backup: BackupName = None) -> None:
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import verify as verifying
 
-    with _alone("make verify"):
-        found = _checked_backup(backup)
-        if not restoring.is_authentic(PROJECT, found):
+    with _alone("make verify") as stack:
+        prepared, found = _checked_backup(stack, backup)
+        if not restoring.is_authentic(prepared, found):
             err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
-        verifying.verify(PROJECT, found)
+        verifying.verify(prepared, found)
     out.print(
         f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
         soft_wrap=True,
@@ -219,8 +215,8 @@ def upgrade() -> None:
     """Take a backup, build newer images, migrate, start and check; on failure go back to before."""
     from mlstack.host.commands import upgrade as upgrading
 
-    with _alone("make upgrade"):
-        done = upgrading.upgrade(PROJECT)
+    with _alone("make upgrade") as stack:
+        done = upgrading.upgrade(stack)
     _show_backup(done.backup)
     out.print(f"Upgraded: MLflow's data was made by {done.mlflow_before or 'another MLflow'}, now {done.mlflow_after}.")
 
@@ -231,7 +227,7 @@ def status(as_json: Json = False) -> None:
     from mlstack.host import status as now
     from mlstack.host.render import status
 
-    found = now.status(PROJECT)
+    found = now.status(_own_stack(now.PATIENCE))
     if as_json:
         typer.echo(found.as_json())
     else:
@@ -249,7 +245,7 @@ def doctor(as_json: Json = False) -> None:
 
     results: list[Result] = []
     with err.status("looking") as progress:
-        for result in examine(Subject(PROJECT), lambda check: progress.update(f"{check.reach}: {check.name}")):
+        for result in examine(Subject(_own_stack()), lambda check: progress.update(f"{check.reach}: {check.name}")):
             line = doctor.line(result)
             if line and not as_json:
                 if result.reach not in {each.reach for each in results}:
@@ -272,32 +268,32 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
     from mlstack.host.commands import gc as cleaning
     from mlstack.host.render import gc
 
-    with _alone("make gc"):
+    with _alone("make gc") as stack:
         age = cleaning.age_of(older_than)
         with err.status("looking through the database and the bucket"):
-            plan = cleaning.plan(PROJECT, age)
+            plan = cleaning.plan(stack, age)
         out.print(gc.screen(plan, older_than))
         if plan.is_empty:
             return
         if not yes:
             _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1")
         with err.status("deleting") as progress:
-            cleaning.carry_out(PROJECT, plan, progress.update)
+            cleaning.carry_out(stack, plan, progress.update)
     out.print("Deleted.")
 
 
 @app.command()
-def logs(service: Service = None) -> None:
+def logs(service: ServiceName = None) -> None:
     """Follow the logs of all services, or of one."""
     from mlstack.host.compose import followed_logs
 
-    _check(followed_logs(PROJECT, service, typer.echo), "the logs could not be read.")
+    _check(followed_logs(_own_stack().compose, service, typer.echo), "the logs could not be read.")
 
 
 @app.command()
 def urls() -> None:
     """Show where everything is."""
-    _show_urls()
+    _show_urls(_own_stack())
 
 
 def main() -> NoReturn:
@@ -344,12 +340,23 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
+def _own_stack(patience: float | None = None) -> "Stack":
+    """The stack of this folder, which every command gets here. Raises MlstackError when it is another folder's."""
+    from mlstack.host import ownership
+    from mlstack.host.stack import PATIENCE, Stack
+
+    stack = Stack.of(settings.PROJECT, patience=patience or PATIENCE)
+    ownership.require_own(stack)
+    return stack
+
+
 @contextmanager
-def _alone(command: str) -> Iterator[None]:
+def _alone(command: str) -> Iterator["Stack"]:
+    """The stack of this folder, for a command that changes it. Its `.env` is read when no other command writes it."""
     from mlstack.host.lock import held
 
-    with held(PROJECT, command):
-        yield
+    with held(settings.PROJECT, command):
+        yield _own_stack()
 
 
 def _confirm(question: str, why: str, forced: str) -> None:
@@ -358,22 +365,22 @@ def _confirm(question: str, why: str, forced: str) -> None:
     typer.confirm(question, abort=True)
 
 
-def _checked_backup(name: str | None) -> "Backup":
+def _checked_backup(stack: "Stack", name: str | None) -> tuple["Stack", "Backup"]:
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import start
 
-    start.prepare_env(PROJECT)
-    found = restoring.checked(backing_up.find(PROJECT, name))
-    start.prepare(PROJECT)
-    restoring.require_fits(PROJECT, found)
-    return found
+    stack = start.prepare_env(stack)
+    found = restoring.checked(backing_up.find(stack, name))
+    stack = start.prepare(stack)
+    restoring.require_fits(stack, found)
+    return stack, found
 
 
 def _show_backup(taken: "Taken") -> None:
-    from mlstack.host.commands import backup as backing_up
+    from mlstack.host.render import size
 
-    found, size = taken.manifest, backing_up.in_units
+    found = taken.manifest
     out.print(f"Backup [bold]{taken.folder}[/]: {size(found.bytes)}, of which {size(found.new_bytes)} are new.", soft_wrap=True)
     _show_counts(found.counts)
     for pruned in taken.pruned:
@@ -381,11 +388,11 @@ def _show_backup(taken: "Taken") -> None:
     out.print("Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter.")
 
 
-def _show_backups() -> None:
+def _show_backups(stack: "Stack") -> None:
     from mlstack.host.backup import manifest
-    from mlstack.host.commands import backup as backing_up
+    from mlstack.host.render import size
 
-    backups = settings.backup_dir(PROJECT)
+    backups = stack.backups
     table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
@@ -395,7 +402,7 @@ def _show_backups() -> None:
             continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
         versions = (escape(found.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, *versions)
+        table.add_row(folder.name, size(found.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
@@ -414,30 +421,28 @@ def _show_counts(counts: Mapping[str, int]) -> None:
     out.print("  " + ", ".join(f"{count:,} {escape(what)}" for what, count in counts.items()))
 
 
-def _show_urls() -> None:
-    from mlstack.host import preflight
+def _show_urls(stack: "Stack") -> None:
+    values = stack.values
+    settings.read(*stack.services.ports, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
 
-    values = settings.of_project(PROJECT)
-    settings.read(*preflight.PORTS, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
-    # On a terminal the link logs in; in a file or a CI log there is no secret.
-    token = f"?token={values['JUPYTER_TOKEN']}" if out.is_terminal else ""
-    mlflow_login = "MLFLOW_TRACKING_USERNAME and _PASSWORD" if values["MLFLOW_AUTH"] == "on" else "open to everybody here"
-
-    def url(name: str, port: str) -> str:
+    def address(service: "Service") -> str:
         # A browser sends a cookie of 127.0.0.1 to each of its ports: names keep the logins of the pages apart. Programs may
-        # not know these names, so that a file or a CI log has the address.
-        return f"http://{f'{name}.localhost' if out.is_terminal else '127.0.0.1'}:{values[port]}"
+        # not know these names, so that a file or a CI log has the address; and no secret, while on a terminal the link logs in.
+        if not out.is_terminal:
+            return service.url
+        token = f"?token={values['JUPYTER_TOKEN']}" if service.name == "jupyter" else ""
+        return service.url.replace("http://127.0.0.1:", f"http://{service.name}.localhost:") + token
 
-    places = (
-        ("JupyterLab", f"{url('jupyter', 'JUPYTER_PORT')}/lab{token}", "JUPYTER_TOKEN"),
-        ("MLflow", url("mlflow", "MLFLOW_PORT"), mlflow_login),
-        ("MinIO", url("minio", "MINIO_CONSOLE_PORT"), "MINIO_CONSOLE_USER and _PASSWORD, for reading"),
-        ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "READER_DB_USER and _PASSWORD, for reading"),
-    )
+    def login(service: "Service") -> str:
+        is_open = service.name == "mlflow" and values["MLFLOW_AUTH"] == "off"
+        return "open to everybody here" if is_open else service.login
+
+    # What people open comes after what it needs in the compose file, and first here.
+    pages = [service for service in reversed(stack.services.long_running) if service.url]
     # An address has a line of its own: the link with its token just fits into 80 columns.
-    for place, address, login in places:
-        out.print(f"[bold]{place}[/]  [dim]{login}[/]", soft_wrap=True)
-        out.print(f"  {address}", soft_wrap=True)
+    for service in pages:
+        out.print(f"[bold]{service.title}[/]  [dim]{login(service)}[/]", soft_wrap=True)
+        out.print(f"  {address(service)}", soft_wrap=True)
     out.print("The credentials are in .env, under these names.")
     if out.is_terminal:
         out.print("[dim]A browser that does not know *.localhost (older Safari) opens the same pages at 127.0.0.1.[/]")

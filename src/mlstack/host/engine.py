@@ -1,6 +1,7 @@
 """The Docker engine's own interface, for what its command line is too slow for or does not tell."""
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,10 +16,13 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.compose import FOLDER_LABEL, HASH_LABEL, PROJECT_LABEL, SERVICE_LABEL
+from mlstack.host.compose import not_installed
 
-# Compose's labels on a container. The images that compose builds carry the first two as well, and hand them on to
-# whatever is started from them by hand: only compose itself writes a configuration's hash.
+# Compose's labels on what it makes: the stack's name, and the folder that it was started from.
+PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
+SERVICE_LABEL = "com.docker.compose.service"
+# Images that compose builds hand the other labels on to whatever is started from them by hand; this one only compose writes.
+HASH_LABEL = "com.docker.compose.config-hash"
 ONE_OFF_LABEL = "com.docker.compose.oneoff"
 VERSION_LABEL = "org.opencontainers.image.version"
 
@@ -93,6 +97,13 @@ class Container:
             return self.health in ("", "healthy")
         return self.state == "exited" and self.exit_code == 0
 
+    @property
+    def description(self) -> str:
+        """State, health and exit code, in Docker's words."""
+        if self.is_running:
+            return f"{self.state} ({self.health})" if self.health else self.state
+        return f"{self.state} (exit code {self.exit_code})"
+
 
 @dataclass(frozen=True)
 class Network:
@@ -129,14 +140,53 @@ class Engine:
 
         Raises MlstackError when the engine stops answering.
         """
+        return sorted(map(Container.of, self.inspected(project_name)), key=lambda container: container.service)
+
+    def inspected(self, project_name: str) -> list[dict[str, Any]]:
+        """The same containers, in all that the engine says of them."""
         with _explained():
             listed = self.api.containers(all=True, filters={"label": [f"{PROJECT_LABEL}={project_name}", HASH_LABEL]})
             ids = [each["Id"] for each in listed if each["Labels"].get(ONE_OFF_LABEL) != "True"]
             if not ids:
                 return []
             with ThreadPoolExecutor(len(ids)) as pool:
-                found = [container for container in pool.map(self._inspected, ids) if container]
-        return sorted(found, key=lambda container: container.service)
+                return [container for container in pool.map(self._inspected, ids) if container]
+
+    def folders(self, project_name: str) -> set[str]:
+        """The folders from which containers of this name were started, running or not."""
+        with _explained():
+            listed = self.api.containers(all=True, filters={"label": [f"{PROJECT_LABEL}={project_name}"]})
+        return {each["Labels"][FOLDER_LABEL] for each in listed if each["Labels"].get(FOLDER_LABEL)}
+
+    def published_ports(self, project_name: str | None = None) -> dict[int, str]:
+        """The ports of the host that running containers hold, of one project or of all, with the container's name."""
+        filters = {"label": f"{PROJECT_LABEL}={project_name}"} if project_name else {}
+        with _explained():
+            listed = self.api.containers(filters=filters)
+        return {
+            port["PublicPort"]: each["Names"][0].removeprefix("/")
+            for each in listed
+            for port in each["Ports"] or ()
+            if "PublicPort" in port
+        }
+
+    def last_lines(self, container: Container, count: int) -> list[str]:
+        """The end of what a container wrote, on either stream."""
+        with _explained():
+            written: bytes = self.api.logs(container.id, tail=count)
+        return written.decode(errors="replace").splitlines()
+
+    def volumes(self, project_name: str) -> list[str]:
+        """Names of the volumes that hold a project's data."""
+        with _explained():
+            found = self.api.volumes(filters={"label": f"{PROJECT_LABEL}={project_name}"})["Volumes"]
+        return sorted(volume["Name"] for volume in found or ())
+
+    def volume_sizes(self) -> dict[str, int]:
+        """Bytes of every volume that the engine can count, which it does now: that may take long."""
+        with _explained():
+            found = self.api.df()["Volumes"]
+        return {volume["Name"]: size for volume in found or () if (size := volume["UsageData"]["Size"]) >= 0}
 
     def run(self, container: Container, *command: str) -> str:
         """The output of a short command inside a running container. Raises MlstackError when it fails."""
@@ -169,6 +219,20 @@ class Engine:
                 return False
         return bool(current != used["Image"])
 
+    def has_image(self, image: str) -> bool:
+        """Whether there is an image of this name."""
+        with _explained():
+            try:
+                self.api.inspect_image(image)
+            except ImageNotFound:
+                return False
+        return True
+
+    def tag(self, image: str, name: str, tag: str = "latest") -> None:
+        """Gives an image another name."""
+        with _explained():
+            self.api.tag(image, name, tag, force=True)
+
     def user(self, image: str) -> str:
         """The user that an image runs as, as its Dockerfile names it; empty where it names none or there is no such image."""
         with _explained():
@@ -186,11 +250,11 @@ class Engine:
             used = {each["ImageID"] for each in self.api.containers(all=True)}
         return [image for image in found if image["Id"] not in used]
 
-    def remove_image(self, image_id: str) -> None:
-        """Removes an image that no container uses. Raises MlstackError when one does."""
+    def remove_image(self, image: str) -> None:
+        """Removes a name of an image, or an image by its id. Raises MlstackError when a container uses it."""
         with _explained():
             try:
-                self.api.remove_image(image_id)
+                self.api.remove_image(image)
             except ImageNotFound:
                 return  # it went with a later one that was built on it
 
@@ -217,15 +281,18 @@ class Engine:
             return False
         return True
 
-    def _inspected(self, container_id: str) -> Container | None:
+    def _inspected(self, container_id: str) -> dict[str, Any] | None:
         try:
-            return Container.of(self.api.inspect_container(container_id))
+            found: dict[str, Any] = self.api.inspect_container(container_id)
         except NotFound:  # removed since it was listed
             return None
+        return found
 
 
 def connect(timeout: float = 10) -> Engine:
     """The engine that the docker command uses too. Raises MlstackError when it does not answer within `timeout` seconds."""
+    if shutil.which("docker") is None:
+        raise not_installed("docker")
     with _explained():
         where = docker.utils.kwargs_from_env() if settings.of_shell("DOCKER_HOST") else ContextAPI.kwargs_from_context()
         return Engine(docker.APIClient(version="auto", timeout=timeout, **where))

@@ -152,9 +152,11 @@ def change(project: Path, **values: str) -> None:
     _write(path, "\n".join(changed) + "\n")
 
 
-def problems(project: Path) -> list[str]:
-    """What in `.env` would be read differently than meant, or not at all. Shows no secret."""
-    text = settings.file_text(project / ".env")
+def problems(text: str | None, values: Mapping[str, str]) -> list[str]:
+    """What in this text of `.env`, which gives these values, would be read differently than meant, or not at all.
+
+    Shows no secret.
+    """
     if text is None:
         return [".env is missing (make env writes it)"]
     found: list[str] = []
@@ -170,19 +172,19 @@ def problems(project: Path) -> list[str]:
             if reason := _ambiguity(binding, seen):
                 found.append(f"{_place(binding)}: {binding.key} {reason}")
             seen.add(binding.key)
-    return found + settings.complaints(settings.of_project(project))
+    return found + settings.complaints(values)
 
 
-def unknown_keys(project: Path) -> list[str]:
+def unknown_keys(text: str | None) -> list[str]:
     """Keys of `.env` that nothing here reads, with the known key that each resembles."""
-    bindings = _bindings(settings.file_text(project / ".env") or "")
+    bindings = _bindings(text or "")
     names = [binding.key for binding in bindings if binding.key and not _is_broken(binding)]
     return [_with_suggestion(name) for name in names if name not in VARIABLES]
 
 
-def missing_keys(project: Path) -> list[str]:
+def missing_keys(text: str | None) -> list[str]:
     """Keys that `.env.example` has and `.env` has not."""
-    there = {binding.key for binding in _bindings(settings.file_text(project / ".env") or "")}
+    there = {binding.key for binding in _bindings(text or "")}
     return [name for name in VARIABLES if name not in there]
 
 

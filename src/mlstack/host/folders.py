@@ -12,12 +12,11 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.folders")
 
-# The services that write log files, each in LOG_DIR/<service>.
-LOGGING = ("bootstrap", "migration", "jupyter")
 # What programs of the host run code from when somebody merely enters or opens the folder. docker-compose.yml covers them with
 # empty read-only folders in Jupyter's container. HEAD: without it no folder is a Git repository by its own files.
 COVERED = (".git", ".hg", ".idea", ".vscode", "HEAD")
@@ -27,22 +26,20 @@ _DEEPEST = 100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def prepare(project: Path) -> None:
+def prepare(stack: Stack) -> None:
     """Makes the folders that containers write in, and gives them to their user; Docker would make them root's.
 
     Raises MlstackError when something else is in the place of one of them.
     """
-    values = settings.of_project(project)
-    uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
-    with _opened(project / "notebooks") as notebooks:
+    uid, gid = int(stack.values["HOST_UID"]), int(stack.values["HOST_GID"])
+    with _opened(stack.folder / "notebooks") as notebooks:
         for name in COVERED:
-            _make(notebooks, name, project / "notebooks", READABLE)
+            _make(notebooks, name, stack.folder / "notebooks", READABLE)
         give(notebooks, uid, gid)
-    logs = settings.log_dir(values["LOG_DIR"], project)
-    with _opened(logs) as descriptor:
-        _keep_private(descriptor, project)
-        for name in LOGGING:
-            _make(descriptor, name, logs, PRIVATE)
+    with _opened(stack.logs) as descriptor:
+        _keep_private(descriptor, stack.folder)
+        for name in stack.services.logging:
+            _make(descriptor, name, stack.logs, PRIVATE)
             with _opened(name, descriptor) as folder:
                 give(folder, uid, gid)
 

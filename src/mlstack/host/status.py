@@ -3,41 +3,32 @@
 Every source is asked at once and has a moment to answer; what does not answer is unknown, never an old value.
 """
 
-import base64
 import json
 import os
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import psycopg2
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted
-from mlstack.host import engine
-from mlstack.host.backup.manifest import opened
+from mlstack.host import http
+from mlstack.host.backup import manifest
 from mlstack.host.engine import Container, Engine, Mount
-from mlstack.host.preflight import PORTS
+from mlstack.host.services import Services
+from mlstack.host.stack import Stack
+from mlstack.settings import Account
 
 # Seconds that a source has to answer. Sizes are counted for a little less, so that they can say how far they got.
 PATIENCE, COUNTING = 0.8, 0.5
-BACKUP_NAME = "%Y%m%dT%H%M%SZ"
-MANIFEST_BYTES = 16 * 1024 * 1024  # of which there are a few thousand in a manifest that mlstack wrote
-
-# Where each long-running service is found on this machine, and where it says its version if it does so over HTTP.
-ADDRESSES: Mapping[str, str] = {
-    "jupyter": "http://127.0.0.1:{JUPYTER_PORT}",
-    "mlflow": "http://127.0.0.1:{MLFLOW_PORT}",
-    "minio": "http://127.0.0.1:{MINIO_CONSOLE_PORT}",
-    "postgres": "127.0.0.1:{POSTGRES_PORT}/{POSTGRES_DB}",
-}
+OK = 200
 
 _MEMORY = """\
 cat /sys/fs/cgroup/memory.current 2>/dev/null || cat /sys/fs/cgroup/memory/memory.usage_in_bytes
@@ -107,30 +98,27 @@ class Status:
         return json.dumps({"is_well": self.is_well, **asdict(self)}, indent=2)
 
 
-def status(project: Path) -> Status:
-    """The state of the stack. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
-    values = settings.of_project(project)
-    settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *PORTS, values=values)
-    name = values["COMPOSE_PROJECT_NAME"]
-    backup = last_backup(project)
+def status(stack: Stack) -> Status:
+    """The state of a stack of some `patience`. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
+    settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *stack.services.ports, values=stack.values)
+    backup = last_backup(stack)
     try:
-        docker = engine.connect(timeout=PATIENCE)
-        containers = docker.containers(name)
+        containers = list(stack.containers.values())
     except MlstackError as error:
-        unknown = tuple(Service(service, "unknown", "", is_well=False) for service in ADDRESSES)
-        return Status(name, error.wrong, unknown, (), None, None, backup)
-    running = {container.service: container for container in containers if container.is_running}
-    answers = _ask(_questions(docker, values, running, containers))
+        unknown = tuple(Service(service.name, "unknown", "", is_well=False) for service in stack.services.long_running)
+        return Status(stack.name, error.wrong, unknown, (), None, None, backup)
+    answers = _ask(_questions(stack, containers))
     volumes = {mount.volume: mount for container in containers for mount in container.mounts}
     schema, made_by, server = answers.get("database") or (None, None, None)
-    # Each service says its own version, except MinIO: asking it takes longer than a moment, and its image says it.
+    # Each service says its own version, where it can, and otherwise its image does: asking MinIO takes longer than a moment.
     of_image = {container.service: container.version.partition("T")[0] for container in containers}
-    versions = {service: answers.get(f"version {service}") for service in ADDRESSES}
-    versions |= {"postgres": server, "minio": of_image.get("minio")}
+    versions = of_image | {"mlflow": answers.get("version mlflow"), "jupyter": answers.get("version jupyter"), "postgres": server}
     return Status(
-        project=name,
+        project=stack.name,
         problem=None,
-        services=tuple(_service(container, values, answers, versions) for container in _expected(containers)),
+        services=tuple(
+            _service(container, stack.services, answers, versions) for container in _expected(stack.services, containers)
+        ),
         volumes=tuple(Volume(volume, *(answers.get(f"size {volume}") or (None, False))) for volume in sorted(volumes)),
         schema=schema and quoted(schema),
         schema_is_of=made_by and quoted(made_by),
@@ -138,58 +126,37 @@ def status(project: Path) -> Status:
     )
 
 
-def last_backup(project: Path) -> Backup | None:
-    """The newest complete backup. Raises MlstackError when a manifest cannot be read."""
-    for folder in sorted(settings.backup_dir(project).glob("*/manifest.json"), reverse=True):
-        if not _is_backup_name(folder.parent.name):
-            continue
-        try:
-            with opened(folder.parent, folder.name) as file:
-                manifest = json.loads(file.read(MANIFEST_BYTES))
-            created = datetime.fromisoformat(manifest["created"]).astimezone(UTC)
-            size = int(manifest["bytes"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise MlstackError(
-                f"the manifest of the last backup cannot be read: {error}.",
-                "It says what the backup holds.",
-                f"look at {folder}, or make backup",
-            ) from error
-        age = int((datetime.now(UTC) - created).total_seconds())
-        place = folder.parent.relative_to(project) if folder.is_relative_to(project) else folder.parent
-        return Backup(str(place), created.isoformat(), size, age)
+def last_backup(stack: Stack) -> Backup | None:
+    """The newest complete backup. Raises MlstackError when its manifest cannot be read."""
+    for folder in manifest.folders(stack.backups)[:1]:
+        found = manifest.read_manifest(folder)
+        age = int((datetime.now(UTC) - found.time).total_seconds())
+        place = folder.relative_to(stack.folder) if folder.is_relative_to(stack.folder) else folder
+        return Backup(str(place), found.time.astimezone(UTC).isoformat(), found.bytes, age)
     return None
-
-
-def _is_backup_name(name: str) -> bool:
-    try:
-        datetime.strptime(name, BACKUP_NAME)  # only the shape matters
-    except ValueError:
-        return False
-    return True
 
 
 # ---- sources ------------------------------------------------------------------------------------
 
 
-def _questions(
-    docker: Engine, values: Mapping[str, str], running: Mapping[str, Container], containers: Sequence[Container]
-) -> dict[str, Callable[[], Any]]:
+def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Callable[[], Any]]:
+    running = {container.service: container for container in containers if container.is_running}
     questions: dict[str, Callable[[], Any]] = {
-        f"memory {service}": partial(memory, docker, container) for service, container in running.items()
+        f"memory {service}": partial(memory, stack.engine, container) for service, container in running.items()
     }
     for container in containers:
         for mount in container.mounts:
             if os.access(mount.source, os.R_OK | os.X_OK):  # an engine of this machine, and its owner: much faster
                 questions[f"size {mount.volume}"] = partial(_size_here, mount)
             elif container.is_running:
-                questions[f"size {mount.volume}"] = partial(_size_inside, docker, container, mount)
+                questions[f"size {mount.volume}"] = partial(_size_inside, stack.engine, container, mount)
     if "postgres" in running:
-        questions["database"] = partial(_database, values)
+        questions["database"] = partial(_database, stack)
     if "mlflow" in running:
-        account = f"{values.get('MLFLOW_TRACKING_USERNAME')}:{values.get('MLFLOW_TRACKING_PASSWORD')}"
-        questions["version mlflow"] = partial(_http, ADDRESSES["mlflow"].format_map(values) + "/version", account)
+        account = settings.notebook_account(stack.values)
+        questions["version mlflow"] = partial(_page, stack, "mlflow", "/version", account)
     if "jupyter" in running:
-        questions["version jupyter"] = lambda: json.loads(_http(ADDRESSES["jupyter"].format_map(values) + "/api"))["version"]
+        questions["version jupyter"] = lambda: json.loads(_page(stack, "jupyter", "/api"))["version"]
     return questions
 
 
@@ -236,11 +203,11 @@ def _counted(output: str) -> tuple[int, bool]:
     return int(size), was_cut_short == "0"
 
 
-def _database(values: Mapping[str, str]) -> tuple[str, str | None, str]:
+def _database(stack: Stack) -> tuple[str, str | None, str]:
     """The schema's revision, who made it, and the server's version, with MLflow's own login."""
-    login = settings.tracking_login(values)
+    login = stack.tracking
     connection = psycopg2.connect(
-        host="127.0.0.1", port=values["POSTGRES_PORT"], user=login.user, password=login.password, dbname=login.database
+        host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
     )
     try:
         with connection.cursor() as cursor:
@@ -252,30 +219,30 @@ def _database(values: Mapping[str, str]) -> tuple[str, str | None, str]:
     return revision, made_by, server
 
 
-def _http(url: str, account: str = "") -> str:
-    request = urllib.request.Request(url)  # noqa: S310 # http on this machine
-    if account:
-        request.add_header("Authorization", "Basic " + base64.b64encode(account.encode()).decode())
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-        text: str = answer.read().decode()
-    return text.strip()
+def _page(stack: Stack, service: str, path: str, account: Account | None = None) -> str:
+    url = urljoin(stack.services.by_name[service].url, path)
+    answer = http.call(service, "GET", url, why="It says its version there.", timeout=PATIENCE, account=account)
+    if answer.status != OK:
+        raise ValueError(f"{url} answers {answer.status}")
+    return answer.data.decode().strip()
 
 
 # ---- what they make together ----------------------------------------------------------------------
 
 
-def _expected(containers: Sequence[Container]) -> list[Container | str]:
+def _expected(services: Services, containers: Sequence[Container]) -> list[Container | str]:
     """Every container, and the names of long-running services that have none."""
     there = {container.service for container in containers}
-    return [*(name for name in ADDRESSES if name not in there), *containers]
+    return [*(service.name for service in services.long_running if service.name not in there), *containers]
 
 
 def _service(
-    container: Container | str, values: Mapping[str, str], answers: Mapping[str, Any], versions: Mapping[str, str | None]
+    container: Container | str, services: Services, answers: Mapping[str, Any], versions: Mapping[str, str | None]
 ) -> Service:
     if isinstance(container, str):
         return Service(container, "missing", "", is_well=False)
-    is_long_running = container.service in ADDRESSES
+    described = services.by_name.get(container.service)
+    is_long_running = described is not None and described.is_long_running
     uptime = int((datetime.now(UTC) - container.started).total_seconds()) if container.started and container.is_running else None
     return Service(
         name=container.service,
@@ -285,6 +252,6 @@ def _service(
         uptime=uptime,
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,
-        version=quoted(versions.get(container.service) or "") or None,
-        url=ADDRESSES[container.service].format_map(values) if is_long_running and container.is_running else None,
+        version=(quoted(versions.get(container.service) or "") or None) if is_long_running else None,
+        url=described.origin or None if described and container.is_running else None,
     )

@@ -1,18 +1,14 @@
 """Data volumes belong to the user that their service runs as. One that an image with another uid filled is given over once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mlstack import settings
-from mlstack.host import engine
-from mlstack.host.compose import compose, docker, volumes
+from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.volumes")
 
-# Postgres' is not among them: its uid has always been that of the official image.
-SERVICE_OF: Mapping[str, str] = {"minio": "minio", "spool": "mlflow", "home": "jupyter", "scratch": "jupyter"}
 # A container that sees these volumes and nothing else.
 _CONFINED = ("--network=none", "--user=0:0", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only")
 # It may look into every folder and change owners.
@@ -29,35 +25,34 @@ class Volume:
     uid: str
 
 
-def give_to_services(project: Path) -> None:
+def give_to_services(stack: Stack) -> None:
     """Gives each volume to its service's user where it belongs to another; the service is stopped for that.
 
     May be interrupted and repeated: a folder is given after all that is in it, and the volume's own folder last, so that its
     owner alone shows whether there is anything to do. Raises MlstackError with docker's own words.
     """
-    found = list(_volumes(project))
+    found = list(_volumes(stack))
     for volume, owner in zip(found, _owners(found), strict=True):
         if owner != volume.uid:
             what = "the volume %s belongs to uid %s: %s is stopped while it is given to uid %s"
             log.info(what, volume.name, owner, volume.service, volume.uid)
-            compose(project, "stop", volume.service)
+            stack.compose.output("stop", volume.service)
             _give(volume)
 
 
-def _volumes(project: Path) -> Iterator[Volume]:
+def _volumes(stack: Stack) -> Iterator[Volume]:
     """The volumes that are there. None of an image that is not ours, or that any user can run.
 
     On a user's own machine Jupyter runs as that user, whom no image knows: its folders are open to all.
     """
-    values = settings.of_project(project)
-    name = values["COMPOSE_PROJECT_NAME"]
-    there = volumes(name)
-    docker_engine = engine.connect()
-    for volume, service in SERVICE_OF.items():
-        if f"{name}_{volume}" in there and not values.get(f"{service.upper()}_IMAGE"):
-            uid = docker_engine.user(f"{name}-{service}").partition(":")[0]
-            if uid and (service != "jupyter" or uid == values["HOST_UID"]):
-                yield Volume(f"{name}_{volume}", service, f"{name}-{service}", uid)
+    there = stack.engine.volumes(stack.name)
+    for name in stack.built:
+        service = stack.services.by_name[name]
+        uid = stack.engine.user(service.image).partition(":")[0]
+        if uid and service.user in ("", uid):
+            for volume in service.volumes:
+                if f"{stack.name}_{volume.name}" in there:
+                    yield Volume(f"{stack.name}_{volume.name}", name, service.image, uid)
 
 
 def _owners(found: Sequence[Volume]) -> list[str]:

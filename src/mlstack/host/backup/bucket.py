@@ -22,6 +22,7 @@ from minio.error import S3Error
 
 from mlstack.errors import MlstackError
 from mlstack.host.backup import log
+from mlstack.host.backup.data_services import CONNECTIONS
 from mlstack.host.backup.journal import Ids, Journal
 from mlstack.host.backup.manifest import (
     CHUNK,
@@ -34,7 +35,6 @@ from mlstack.host.backup.manifest import (
     path_of,
     sha256_of,
 )  # fmt: skip
-from mlstack.host.backup.stack import CONNECTIONS
 
 BATCH = 256  # objects that are noted in the journal together
 _SHOWN = 5

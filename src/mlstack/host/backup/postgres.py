@@ -3,21 +3,20 @@
 import hashlib
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from mlstack import postgres, settings
+from mlstack import postgres
 from mlstack.errors import MlstackError
 from mlstack.host.backup.manifest import CHUNK, Advance, Table, opened
-from mlstack.host.backup.stack import Stack
+from mlstack.host.compose import DOCKER
+from mlstack.host.stack import Stack
 from mlstack.postgres import ACCOUNTS_SCHEMA
 from mlstack.settings import Login
 
@@ -220,10 +219,13 @@ def names_bucket(image: str, path: Path, bucket: str) -> bool:
     """
     place = re.compile(rb"\ts3://" + re.escape(bucket.encode()) + rb"[/\t\n]")
     command = [
-        "docker", "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
+        "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
         "--data-only", "--file=-", *(f"--table={table}" for table in _LOCATED),
     ]  # fmt: skip
-    with opened(path.parent, path.name) as file, _running(command, "the dump could not be read", stdin=file) as process:
+    with (
+        opened(path.parent, path.name) as file,
+        DOCKER.piped(*command, wrong="the dump could not be read", stdin=file) as process,
+    ):
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         found = [line for line in process.stdout if place.search(line)]
     return bool(found)
@@ -310,29 +312,5 @@ def _execute(connection: Connection, statement: str, *parts: sql.Composable) -> 
 @contextmanager
 def _in_postgres(stack: Stack, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password."""
-    with _running(["docker", "compose", "exec", "--no-TTY", "postgres", *command], wrong, folder=stack.project) as process:
+    with stack.compose.piped("exec", "--no-TTY", "postgres", *command, wrong=wrong) as process:
         yield process
-
-
-@contextmanager
-def _running(
-    command: Sequence[str], wrong: str, *, stdin: int | IO[bytes] = subprocess.PIPE, folder: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A command between pipes. Raises MlstackError beginning with `wrong` when it fails."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, cwd=folder, env=settings.for_commands(), stdin=stdin, stdout=subprocess.PIPE, stderr=errors
-        )
-        with process:  # closes the pipes and waits
-            try:
-                yield process
-            except BrokenPipeError:
-                pass  # it gave up, and says why
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            telling = [line for line in lines if "error:" in line] or lines
-            raise MlstackError(f"{wrong}: {telling[0]}", "Nothing was changed.", "docker compose logs postgres")

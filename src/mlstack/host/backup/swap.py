@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, postgres, stack
+from mlstack.host.backup import bucket, data_services, log, postgres
 from mlstack.host.backup.journal import Journal
-from mlstack.host.backup.stack import Stack
+from mlstack.host.stack import Stack
 
 SERVER = "postgres"  # the database that one is connected to while another is exchanged
 
@@ -54,7 +54,7 @@ def kept_if_well(target: Stack) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        stack.stop_clients(target.project)
+        data_services.stop_clients(target)
         with postgres.connected(target, SERVER) as server, _undone_on_failure(server, target):
             postgres.close(server, target.owner.database)
             postgres.swap(server, target.owner.database, old_name(target), new_name(target))
@@ -102,7 +102,7 @@ def _undo(server: Connection, target: Stack) -> None:
                 "It left no list of what it wrote into the bucket.",
                 "check out that version, make up there, then this version again",
             )
-        client = stack.storage_client(target.keys)
+        client = data_services.storage_client(target.keys)
         bucket.remove(client, target.keys.bucket, journal.written(client, target.keys.bucket))
     if postgres.exists(server, target.owner.database):
         postgres.open_(server, target.owner.database)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from minio import Minio
 
-from mlstack import __version__, settings
+from mlstack import __version__
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack
+from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature
 from mlstack.host.backup.bucket import Identity, Version
 from mlstack.host.backup.manifest import Advance, Artifact, Manifest
-from mlstack.host.backup.stack import Stack
-from mlstack.host.compose import compose
+from mlstack.host.render import size
 from mlstack.host.render.progress import bar
+from mlstack.host.stack import Stack
 
 INCOMPLETE, REMOVED = ".incomplete", ".removed-"
 JOURNAL = "journal.jsonl"  # what an interrupted backup has copied, for the next one
@@ -33,15 +33,15 @@ class Taken:
     pruned: tuple[Path, ...] = ()
 
 
-def find(project: Path, backup: str | None) -> Path:
+def find(stack: Stack, backup: str | None) -> Path:
     """The folder of a backup: by path, by its name, or the newest. Raises MlstackError when there is none."""
-    backups = settings.backup_dir(project)
+    backups = stack.backups
     if backup in (None, "latest"):
         complete = manifest.folders(backups)
         if not complete:
             raise MlstackError(f"there is no complete backup in {backups}.", "Nothing was done.", "make backup takes one")
         return complete[0]
-    for path in (Path(backup).expanduser(), project / backup, backups / backup):
+    for path in (Path(backup).expanduser(), stack.folder / backup, backups / backup):
         if path.is_dir():
             return path.resolve()
     raise MlstackError(
@@ -51,21 +51,21 @@ def find(project: Path, backup: str | None) -> Path:
     )
 
 
-@stack.explained()
-def back_up(project: Path, keep: int | None = None) -> Taken:
+@data_services.explained()
+def back_up(stack: Stack, keep: int | None = None) -> Taken:
     """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; what is copied by then is used next time."""
     before = os.umask(0o077)  # a backup shows everything to who can read it
     try:
-        return _taken(project, keep)
+        return _taken(stack, keep)
     finally:
         os.umask(before)
 
 
-def _taken(project: Path, keep: int | None) -> Taken:
-    stack.require_running(project)
-    source, backups = stack.of_project(project), settings.backup_dir(project)
+def _taken(source: Stack, keep: int | None) -> Taken:
+    data_services.require_running(source)
+    backups = source.backups
     work = _prepared(backups)
-    client = stack.storage_client(source.keys)
+    client = data_services.storage_client(source.keys)
     if not bucket.is_versioned(client, source.keys.bucket):
         raise MlstackError(
             f"the bucket {source.keys.bucket} keeps no versions.",
@@ -81,11 +81,11 @@ def _taken(project: Path, keep: int | None) -> Taken:
         new = {item.etag: item.size for item in versions if item.identity not in known}
         database_size = postgres.size(snapshot.connection)
         require_room(backups, sum(new.values()) + database_size)
-        log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", in_units(database_size))
+        log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", size(database_size))
         described = _described(source, snapshot)
         with bar("database", None) as advance:
             dumps = _dump(source, snapshot, described.owners, work, advance)
-    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), in_units(sum(new.values())))
+    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), size(sum(new.values())))
     artifacts, new_bytes = _copy(client, source.keys.bucket, work, versions, known)
     listing = "".join(artifact.as_line() for artifact in sorted(artifacts, key=lambda artifact: artifact.key))
     (work / manifest.OBJECTS_LIST).write_text(listing, encoding="ascii")
@@ -123,18 +123,10 @@ def require_room(backups: Path, needed: int) -> None:
     free = shutil.disk_usage(backups).free
     if free < needed + RESERVE:
         raise MlstackError(
-            f"too little room at {backups}: the backup takes up to {in_units(needed + RESERVE)}, {in_units(free)} are free.",
+            f"too little room at {backups}: the backup takes up to {size(needed + RESERVE)}, {size(free)} are free.",
             "A full disk would stop the stack too.",
             "make backup KEEP=… removes old ones; or set BACKUP_DIR in .env to a larger disk",
         )
-
-
-def in_units(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,7 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
             "mlstack": __version__,
             "mlflow": postgres.mlflow_version(snapshot.connection),
             "postgres": postgres.server_version(snapshot.connection),
-            "minio": compose(source.project, "exec", "--no-TTY", "minio", "minio", "--version").split()[2],
+            "minio": source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2],
         },
         owners=postgres.owners(snapshot.connection),
         tables=postgres.tables(source, snapshot.connection, snapshot.name),

@@ -5,15 +5,13 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlstack import postgres, settings
+from mlstack import postgres
 from mlstack.errors import MlstackError
-from mlstack.host import engine
-from mlstack.host.compose import compose
 from mlstack.host.one_shot import in_one_shot
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 from mlstack.s3 import DOCTOR, Folder
 
@@ -88,65 +86,71 @@ def age_of(text: str) -> timedelta:
     return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
-def plan(project: Path, age: timedelta) -> Plan:
+def plan(stack: Stack, age: timedelta) -> Plan:
     """What could be deleted. Changes nothing. Raises MlstackError when the stack cannot be asked."""
-    values = settings.of_project(project)
-    docker = engine.connect()
-    running = {each.service for each in docker.containers(values["COMPOSE_PROJECT_NAME"]) if each.is_running}
+    running = {name for name, container in stack.containers.items() if container.is_running}
     if asleep := sorted(NEEDED - running):
         raise MlstackError(
             f"not running: {', '.join(asleep)}.", "What may go is for MLflow, its database and its storage to say.", "make up"
         )
-    images = tuple(Image(found["Id"], found["Size"]) for found in docker.unused_images(values["COMPOSE_PROJECT_NAME"]))
-    rows = _rows(values, age)
-    surveyed = in_one_shot(project, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(project, age))
+    images = tuple(Image(found["Id"], found["Size"]) for found in stack.engine.unused_images(stack.name))
+    rows = _rows(stack, age)
+    surveyed = in_one_shot(stack.compose, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(stack, age))
     folders = {found["name"]: Folder(**found) for found in surveyed}
     return replace(_sorted_out(rows, folders, age), images=images)
 
 
-def carry_out(project: Path, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
+def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
     """Deletes what was agreed to, part by part. Interrupted, the rest is found again by the next plan."""
     # In this order: rows first, so that no row ever points at files that are gone.
     for number, runs in enumerate(_batches(agreed.runs)):
         announce(f"runs: {number * BATCH} of {len(agreed.runs)} deleted")
-        in_one_shot(project, "migration", "runs", runs=runs, models=[], experiments=[])
+        in_one_shot(stack.compose, "migration", "runs", runs=runs, models=[], experiments=[])
     if agreed.models or agreed.experiments:
         announce("models and experiments")
-        in_one_shot(project, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
+        in_one_shot(stack.compose, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
     log.info("deleted %d runs, %d models, %d experiments", len(agreed.runs), len(agreed.models), len(agreed.experiments))
     # A row may have been made since the question was asked.
-    known = _rows(settings.of_project(project), agreed.age).known
+    known = _rows(stack, agreed.age).known
     orphans = [orphan.name for orphan in agreed.orphans if not known & set(_ids(orphan.name))]
     folders = [*agreed.folders, *orphans]
     for number, some in enumerate(_batches(folders)):
         announce(f"files: {number * BATCH} of {len(folders)} folders deleted")
-        in_one_shot(project, "bootstrap", "purge", prefixes=some)
+        in_one_shot(stack.compose, "bootstrap", "purge", prefixes=some)
     log.info("deleted the files of %d folders, %d of them without a row", len(folders), len(orphans))
     if agreed.expired:
         announce("old versions")
-        found = in_one_shot(project, "bootstrap", "aged", age=agreed.age.total_seconds())
-        changed = set(_changed(project, agreed.age))  # after the listing: what is written from now on replaces nothing in it
+        found = in_one_shot(stack.compose, "bootstrap", "aged", age=agreed.age.total_seconds())
+        changed = set(_changed(stack, agreed.age))  # after the listing: what is written from now on replaces nothing in it
         doomed = [version for version in found if version[0] not in changed]
-        removed = in_one_shot(project, "bootstrap", "remove", versions=doomed)["removed"]
+        removed = in_one_shot(stack.compose, "bootstrap", "remove", versions=doomed)["removed"]
         log.info("deleted %d old versions", removed)
-    docker = engine.connect()
     for image in agreed.images:
         announce("images")
-        docker.remove_image(image.id)
+        stack.engine.remove_image(image.id)
     log.info("deleted %d images", len(agreed.images))
 
 
-def _changed(project: Path, age: timedelta) -> list[str]:
+def _changed(stack: Stack, age: timedelta) -> list[str]:
     """The objects of the bucket that were written within `age`, by the clock of MinIO's disk.
 
     The dates of versions are no evidence: whoever may write an object may choose its date. MinIO keeps all versions of an
     object in one file, `xl.meta`, which the kernel dates at each write.
     """
-    bucket = settings.of_project(project)["MINIO_BUCKET"]
     # As a name on the disk, an object that ends in / has this suffix instead.
     since = f"-{age.total_seconds():.0f} seconds"
-    find = ("find", f"/data/{bucket}", "-ignore_readdir_race", "-name", "xl.meta", "-newermt", since, "-printf", "%P\\0")
-    listed = compose(project, "exec", "--no-TTY", "minio", *find).split("\0")
+    find = (
+        "find",
+        f"/data/{stack.tracking_keys.bucket}",
+        "-ignore_readdir_race",
+        "-name",
+        "xl.meta",
+        "-newermt",
+        since,
+        "-printf",
+        "%P\\0",
+    )
+    listed = stack.compose.output("exec", "--no-TTY", "minio", *find).split("\0")
     return [name.removesuffix("/xl.meta").replace("__XLDIR__", "/") for name in listed if name]
 
 
@@ -206,9 +210,9 @@ _TRASHED_MODELS = """
 _MODELS = "SELECT model_id, name, artifact_location FROM logged_models WHERE lifecycle_stage = 'active' AND status = %s"
 
 
-def _rows(values: dict[str, str], age: timedelta) -> Rows:
+def _rows(stack: Stack, age: timedelta) -> Rows:
     cutoff = int((datetime.now(UTC) - age).timestamp() * 1000)
-    with _cursor(values) as ask:
+    with _cursor(stack) as ask:
         versions = {name: _ids(sources) for name, sources in ask(_VERSIONS)}
         used = frozenset(each for ids in versions.values() for each in ids)
         # An experiment takes its runs and models with it: one that a registered model uses stays whole.
@@ -225,9 +229,8 @@ def _rows(values: dict[str, str], age: timedelta) -> Rows:
 
 
 @contextmanager
-def _cursor(values: dict[str, str]) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-    login = replace(settings.tracking_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
-    with postgres.connected(login, deadline=5) as connection, connection.cursor() as cursor:
+def _cursor(stack: Stack) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    with postgres.connected(stack.tracking, deadline=5) as connection, connection.cursor() as cursor:
 
         def ask(statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
             cursor.execute(statement, arguments)

@@ -9,13 +9,13 @@ from minio import Minio
 
 from mlstack import __version__
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack, swap
+from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Backup, Table
-from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import start
-from mlstack.host.compose import docker, volumes
+from mlstack.host.compose import docker
 from mlstack.host.render.progress import bar
+from mlstack.host.stack import Stack
 
 _SHOWN = 5
 _WANTED = ("runs", "registered models", "artifacts")
@@ -33,7 +33,7 @@ class Content:
         return self.counts.get("experiments", 0) <= 1 and not any(self.counts.get(what) for what in _WANTED)
 
 
-@stack.explained()
+@data_services.explained()
 def checked(folder: Path) -> Backup:
     """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
@@ -46,25 +46,23 @@ def checked(folder: Path) -> Backup:
     return backup
 
 
-def is_authentic(project: Path, backup: Backup) -> bool:
-    """Whether a stack with the BACKUP_KEY of this project (or of the shell) made the backup."""
-    return signature.is_authentic(backup.folder, stack.of_project(project).backup_key)
+def is_authentic(stack: Stack, backup: Backup) -> bool:
+    """Whether a stack with the BACKUP_KEY of this one (or of the shell) made the backup."""
+    return signature.is_authentic(backup.folder, stack.backup_key)
 
 
-def require_fits(project: Path, backup: Backup) -> None:
-    """Raises MlstackError when the backup comes from newer versions than this project's images hold."""
-    versions, images = backup.manifest.versions, stack.of_project(project).images
-    maker = backup.manifest.made_by
-    _require_not_newer("MLflow", maker, versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
-    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
+def require_fits(stack: Stack, backup: Backup) -> None:
+    """Raises MlstackError when the backup comes from newer versions than this stack's images hold."""
+    versions, maker = backup.manifest.versions, backup.manifest.made_by
+    _require_not_newer("MLflow", maker, versions["mlflow"], _version_in(stack.image("mlflow"), _MLFLOW))
+    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _version_in(stack.image("postgres"), _POSTGRES))
 
 
-@stack.explained()
-def require_bucket(project: Path, backup: Backup) -> None:
+@data_services.explained()
+def require_bucket(target: Stack, backup: Backup) -> None:
     """Raises MlstackError when rows of the backup lead to its bucket by name, and the bucket has another name here."""
-    target, name = stack.of_project(project), backup.manifest.bucket
-    dump = backup.folder / manifest.DUMP
-    if name != target.keys.bucket and postgres.names_bucket(target.images["postgres"], dump, name):
+    name, dump = backup.manifest.bucket, backup.folder / manifest.DUMP
+    if name != target.keys.bucket and postgres.names_bucket(target.image("postgres"), dump, name):
         raise MlstackError(
             f"runs or models in the backup are stored under s3://{name}/, and the bucket here is {target.keys.bucket}.",
             "Nothing was changed: their artifacts would be in the bucket, and MLflow would look for them in another.",
@@ -72,48 +70,45 @@ def require_bucket(project: Path, backup: Backup) -> None:
         )
 
 
-@stack.explained()
-def content(project: Path) -> Content:
+@data_services.explained()
+def content(target: Stack) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
-    target = stack.of_project(project)
-    if not volumes(target.name):
+    if not target.engine.volumes(target.name):
         return Content({})
-    stack.start_data_services(project)
+    data_services.start_data_services(target)
     swap.settle(target)
     with postgres.connected(target, swap.SERVER) as server:
         if not postgres.exists(server, target.owner.database):
             return Content({})
     with postgres.connected(target) as connection:
         counts = postgres.counts(postgres.tables(target, connection))
-    client = stack.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     if client.bucket_exists(target.keys.bucket):
         counts["artifacts"] = len(bucket.current(client, target.keys.bucket))
     return Content(counts)
 
 
-def restore(project: Path, backup: Backup) -> None:
+def restore(target: Stack, backup: Backup) -> None:
     """Replaces what the stack holds by a checked backup and starts it. On failure or Ctrl-C the stack holds what it held."""
-    target = load(project, backup)
+    load(target, backup)
     with swap.kept_if_well(target):
-        start.start(project)
+        start.start(target)
 
 
-@stack.explained()
-def load(project: Path, backup: Backup) -> Stack:
+@data_services.explained()
+def load(target: Stack, backup: Backup) -> None:
     """Fills database and bucket of a stack whose other services are stopped, and compares both with the manifest."""
-    target = stack.of_project(project)
-    stack.stop_clients(project)
-    stack.start_data_services(project)
+    data_services.stop_clients(target)
+    data_services.start_data_services(target)
     swap.settle(target)
-    stack.run_bootstrap(project)
-    client = stack.storage_client(target.keys)
+    data_services.run_bootstrap(target)
+    client = data_services.storage_client(target.keys)
     with postgres.connected(target) as connection:  # a version dated in the future would hide what is uploaded now
         bucket.redate(client, target.keys.bucket, lambda: postgres.now(connection))
     with swap.exchange(target) as journal:
         _load_database(target, backup)
         _load_bucket(client, target, backup, journal)
     log.info("every table and every artifact equals the manifest")
-    return target
 
 
 def _load_database(target: Stack, backup: Backup) -> None:

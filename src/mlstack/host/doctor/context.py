@@ -1,18 +1,17 @@
 """What the doctor examines, and what several checks look at: looked at once."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import engine
-from mlstack.host.engine import Container, Engine
+from mlstack.host import compose
+from mlstack.host.compose import CommandFailed, Program
+from mlstack.host.engine import Container
+from mlstack.host.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Limits:
 class Subject:
     """One stack under examination. `now` is this machine's clock, in seconds since 1970."""
 
-    project: Path
+    stack: Stack
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], float] = time.time
     named: set[str] = field(default_factory=set)  # runs that checks say they logged, to be removed if they are a doctor's
@@ -39,29 +38,20 @@ class Subject:
     has_written: bool = False  # objects of its own, likewise
     seen: dict[str, str | MlstackError] = field(default_factory=dict)
 
-    @cached_property
-    def values(self) -> dict[str, str]:
-        """`.env` under the shell."""
-        return settings.of_project(self.project)
-
     @property
-    def name(self) -> str:
-        return self.values["COMPOSE_PROJECT_NAME"]
-
-    @cached_property
-    def engine(self) -> Engine:
-        return engine.connect()
+    def values(self) -> Mapping[str, str]:
+        """`.env` under the shell."""
+        return self.stack.values
 
     @cached_property
     def containers(self) -> dict[str, Container]:
-        """The stack's containers by service."""
-        return {container.service: container for container in self.engine.containers(self.name)}
+        """The stack's containers by service, as they were when they were first looked at."""
+        return self.stack.containers
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The compose file as compose reads it with this `.env`."""
-        config: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))
-        return config
+        return compose.config(self.stack.compose)
 
     def once(self, name: str, look: Callable[[], str]) -> str:
         """What a long look gives, for the checks that share it. A failed one is not repeated: it would fail again."""
@@ -81,25 +71,17 @@ class Subject:
         self.named |= {name for name in (found["run"], *found.get("left", [])) if isinstance(name, str)}
         return found
 
-    def port(self, name: str) -> int:
-        return int(self.values[name])
-
     def url(self, port: str) -> str:
         """An HTTP address on this machine."""
-        return f"http://127.0.0.1:{self.values[port]}"
-
-    def compose(self, *arguments: str, stdin: str = "", timeout: float = 120) -> str:
-        """The output of a docker compose command. Raises MlstackError with its last line."""
-        return output(["docker", "compose", *arguments], self.project, stdin, timeout, settings.for_commands())
+        return f"http://127.0.0.1:{self.stack.port(port)}"
 
     def python_inside(
         self, service: str, program: str, *arguments: str, timeout: float = 60, environment: Mapping[str, str] | None = None
     ) -> str:
         """The output of a Python program that is run in a service's container, as the service's own user."""
         flags = [flag for name, value in (environment or {}).items() for flag in ("--env", f"{name}={value}")]
-        return self.compose(
-            "exec", "--no-TTY", *flags, service, "python3", "-", *arguments, stdin=program, timeout=timeout
-        )  # fmt: skip
+        command = ("exec", "--no-TTY", *flags, service, "python3", "-", *arguments)
+        return output(self.stack.compose, *command, stdin=program, timeout=timeout)
 
 
 def skew(subject: Subject, whose: str, read: Callable[[], float], fix: str) -> str:
@@ -117,16 +99,11 @@ def skew(subject: Subject, whose: str, read: Callable[[], float], fix: str) -> s
     return f"within {apart:.1f} s"
 
 
-def output(command: list[str], folder: Path, stdin: str, timeout: float, environment: dict[str, str]) -> str:
+def output(
+    program: Program, *arguments: str, stdin: str = "", timeout: float = 120, environment: Mapping[str, str] | None = None
+) -> str:
     """What a command printed. Raises MlstackError when it fails, or takes longer than `timeout` seconds."""
-    shown = " ".join(command[:3])
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MlstackError(f"{shown} … took longer than {timeout:g} s.", "Something in the stack hangs.", "make logs") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise MlstackError(f"{shown} … failed: {lines[-1].strip()}", "The stack could not be examined.", "make logs")
-    return done.stdout
+        return program.output(*arguments, stdin=stdin, timeout=timeout, environment=environment)
+    except CommandFailed as error:
+        raise MlstackError(error.wrong, "The stack could not be examined.", "make logs") from error

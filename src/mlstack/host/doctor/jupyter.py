@@ -5,9 +5,10 @@ import json
 import urllib3
 
 from mlstack.errors import MlstackError
+from mlstack.host import http
 from mlstack.host.doctor.check import check
 from mlstack.host.doctor.context import Subject
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 
 REACH = "notebooks"
 WHY = "Notebooks run there."
@@ -43,7 +44,7 @@ print(*sorted(name for name in os.environ if name.startswith(prefixes)))
 """
 
 
-@check(REACH, "Jupyter takes its token and no other", SERVICES["jupyter"])
+@check(REACH, "Jupyter takes its token and no other", service("jupyter"))
 def token(subject: Subject) -> None:
     if (status := _call(subject, "GET", "/api/kernels").status) != 200:  # noqa: PLR2004
         raise MlstackError(
@@ -67,7 +68,7 @@ def kernel(subject: Subject) -> None:
         raise MlstackError(f"a kernel does not end ({ended.status}).", "It holds memory.", "docker compose restart jupyter")
 
 
-@check(REACH, "notebooks, home and logs can be written", SERVICES["jupyter"])
+@check(REACH, "notebooks, home and logs can be written", service("jupyter"))
 def folders(subject: Subject) -> None:
     if problems := subject.python_inside("jupyter", _FOLDERS).strip():
         raise MlstackError(
@@ -77,7 +78,7 @@ def folders(subject: Subject) -> None:
         )
 
 
-@check(REACH, "no way from notebooks to the data", SERVICES["jupyter"])
+@check(REACH, "no way from notebooks to the data", service("jupyter"))
 def isolation(subject: Subject) -> None:
     if reached := subject.python_inside("jupyter", _WAYS, subject.values["MINIO_BUCKET"]).splitlines():
         raise MlstackError(
@@ -95,11 +96,5 @@ def isolation(subject: Subject) -> None:
 
 
 def _call(subject: Subject, method: str, path: str, token: str | None = None) -> urllib3.BaseHTTPResponse:
-    url = subject.url("JUPYTER_PORT")
     header = {"Authorization": f"token {token or subject.values['JUPYTER_TOKEN']}"}
-    try:
-        return urllib3.request(method, url + path, headers=header, timeout=20, retries=False)
-    except urllib3.exceptions.HTTPError as error:
-        raise MlstackError(
-            f"Jupyter does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=jupyter"
-        ) from error
+    return http.call("Jupyter", method, subject.url("JUPYTER_PORT") + path, why=WHY, timeout=20, headers=header)

@@ -15,31 +15,31 @@ REACH = "this machine"
 @check(REACH, "Docker engine, compose and buildx")
 def engine(subject: Subject) -> str:
     """The script with which `make up` prepares the engine says what is wrong with it."""
-    script = subject.project / "scripts" / "engine.sh"
-    done = subprocess.run([script, "check"], cwd=subject.project, capture_output=True, text=True, check=False)
+    script = subject.stack.folder / "scripts" / "engine.sh"
+    done = subprocess.run([script, "check"], cwd=subject.stack.folder, capture_output=True, text=True, check=False)
     if done.returncode:
         wrong, why, fix = (line.strip() for line in done.stderr.splitlines()[-3:])
         raise MlstackError(wrong.removeprefix("mlstack: "), why, fix.removeprefix("Fix: "))
-    return f"Docker {subject.engine.info['ServerVersion']}"
+    return f"Docker {subject.stack.engine.info['ServerVersion']}"
 
 
 @check(REACH, "memory for Docker", engine)
 def memory(subject: Subject) -> None:
-    if problem := preflight.check_memory():
+    if problem := preflight.check_memory(subject.stack.engine):
         raise problem
 
 
 @check(REACH, "free disk where Docker keeps its data", engine)
 def disk(subject: Subject) -> None:
-    if problem := preflight.check_disk(subject.project, subject.limits.disk_gib):
+    if problem := preflight.check_disk(subject.stack, subject.limits.disk_gib):
         raise problem
 
 
 @check(REACH, "room for more files", engine)
 def inodes(subject: Subject) -> None:
     """A disk can have bytes left and no room for another file: MinIO keeps several a file."""
-    root = Path(subject.engine.info["DockerRootDir"])
-    place = root if root.exists() else subject.project
+    root = Path(subject.stack.engine.info["DockerRootDir"])
+    place = root if root.exists() else subject.stack.folder
     found = os.statvfs(place)
     if found.f_files and found.f_favail < subject.limits.free_inodes:  # some file systems do not count them
         raise MlstackError(
@@ -53,13 +53,13 @@ def inodes(subject: Subject) -> None:
 def clock(subject: Subject) -> str:
     """The engine of Docker Desktop has a machine, and a clock, of its own: it falls behind when the laptop sleeps."""
     return skew(
-        subject, "the Docker engine", subject.engine.time, "restart Docker (Docker Desktop), or set the clock: timedatectl"
+        subject, "the Docker engine", subject.stack.engine.time, "restart Docker (Docker Desktop), or set the clock: timedatectl"
     )
 
 
 @check(REACH, "no other command is at work")
 def lock_is_free(subject: Subject) -> None:
-    if holder := lock.holder(subject.project):
+    if holder := lock.holder(subject.stack.folder):
         raise Doubt(
             f"another command is at work on this stack: {holder}.",
             "What is found below may change.",

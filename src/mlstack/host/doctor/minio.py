@@ -4,7 +4,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from io import BytesIO
@@ -13,17 +12,17 @@ import urllib3
 from minio import Minio
 from minio.error import S3Error
 
-from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host import http
 from mlstack.host.doctor.check import check
 from mlstack.host.doctor.context import Subject, skew
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 from mlstack.s3 import DOCTOR, client_for
 
 REACH = "storage"
 
 
-@check(REACH, "an object with MLflow's key", SERVICES["minio"])
+@check(REACH, "an object with MLflow's key", service("minio"))
 def round_trip(subject: Subject) -> str:
     """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are tidied up at the end."""
     content, name = os.urandom(10_000), f"{DOCTOR}{uuid.uuid4().hex}"
@@ -80,10 +79,12 @@ def scope(subject: Subject) -> None:
         )
 
 
-@check(REACH, "clock of the storage", SERVICES["minio"])
+@check(REACH, "clock of the storage", service("minio"))
 def clock(subject: Subject) -> str:
     def read() -> float:
-        answer = urllib3.request("GET", f"{subject.url('MINIO_PORT')}/minio/health/live", timeout=5, retries=False)
+        answer = http.call(
+            "MinIO", "GET", f"{subject.url('MINIO_PORT')}/minio/health/live", why="MLflow cannot keep artifacts.", timeout=5
+        )
         return parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC).timestamp() + 0.5  # it has whole seconds
 
     return skew(subject, "MinIO", read, "restart Docker (Docker Desktop), or set the clock: timedatectl")
@@ -91,7 +92,7 @@ def clock(subject: Subject) -> str:
 
 @contextmanager
 def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
-    keys = replace(settings.tracking_keys(subject.values), endpoint=f"127.0.0.1:{subject.port('MINIO_PORT')}")
+    keys = subject.stack.tracking_keys
     try:
         yield client_for(keys), keys.bucket
     except S3Error as error:

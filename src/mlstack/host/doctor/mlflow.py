@@ -1,19 +1,19 @@
 """MLflow, by doing what a user's code does: from this machine, and as the notebooks' account from inside Jupyter."""
 
-import base64
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import urllib3
-
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host import http
+from mlstack.host.compose import Program
 from mlstack.host.doctor.check import Check, Doubt, check
 from mlstack.host.doctor.context import Subject, output
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
+from mlstack.settings import Account
 
 REACH = "tracking"
 PROGRAM = Path(__file__).with_name("roundtrip.py").read_text(encoding="utf-8")
@@ -35,17 +35,16 @@ class Place:
 
 def _here(subject: Subject) -> str:
     account = settings.read(*CLIENT, values=subject.values)
-    return output(
-        [sys.executable, "-"], subject.project, PROGRAM, 60, settings.for_commands(**account, **SOON, PYTHONWARNINGS="ignore")
-    )
+    python = Program((sys.executable,), subject.stack.folder)
+    return output(python, "-", stdin=PROGRAM, timeout=60, environment={**account, **SOON, "PYTHONWARNINGS": "ignore"})
 
 
 def _in_jupyter(subject: Subject) -> str:
     return subject.python_inside("jupyter", PROGRAM, environment=SOON)
 
 
-HERE = Place("this machine", _here, (SERVICES["mlflow"],))
-JUPYTER = Place("Jupyter", _in_jupyter, (SERVICES["mlflow"], SERVICES["jupyter"]))
+HERE = Place("this machine", _here, (service("mlflow"),))
+JUPYTER = Place("Jupyter", _in_jupyter, (service("mlflow"), service("jupyter")))
 PLACES = (HERE, JUPYTER)
 
 
@@ -126,10 +125,10 @@ def _step(found: dict[str, Any], name: str, place: Place) -> Any:
     raise MlstackError(f"MLflow answers {place.name} with: {said}", WHY, "see the database above; make logs SERVICE=mlflow")
 
 
-@check(REACH, "the admin's account", SERVICES["mlflow"])
+@check(REACH, "the admin's account", service("mlflow"))
 def admin(subject: Subject) -> None:
     account = settings.admin_account(subject.values)
-    status = _status(subject, f"{account.username}:{account.password}")
+    status = _status(subject, account)
     if status != 200:  # noqa: PLR2004
         raise MlstackError(
             f"MLflow refuses MLFLOW_ADMIN_USERNAME {account.username} ({status}).",
@@ -138,11 +137,11 @@ def admin(subject: Subject) -> None:
         )
 
 
-@check(REACH, "strangers are refused", SERVICES["mlflow"])
+@check(REACH, "strangers are refused", service("mlflow"))
 def strangers(subject: Subject) -> str:
     if subject.values.get("MLFLOW_AUTH", "on") == "off":
         return "accounts are off (MLFLOW_AUTH)"
-    if (status := _status(subject, "stranger:stranger")) != 401:  # noqa: PLR2004
+    if (status := _status(subject, Account("stranger", "stranger", is_admin=False))) != 401:  # noqa: PLR2004
         raise MlstackError(
             f"MLflow answered a stranger with {status}.",
             "Everybody on this machine can change runs and models.",
@@ -151,15 +150,9 @@ def strangers(subject: Subject) -> str:
     return "401"
 
 
-def _status(subject: Subject, account: str) -> int:
+def _status(subject: Subject, account: Account) -> int:
     url = f"{subject.url('MLFLOW_PORT')}/api/2.0/mlflow/experiments/search?max_results=1"
-    header = {"Authorization": "Basic " + base64.b64encode(account.encode()).decode()}
-    try:
-        return urllib3.request("GET", url, headers=header, timeout=15, retries=False).status
-    except urllib3.exceptions.HTTPError as error:
-        raise MlstackError(
-            f"MLflow does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=mlflow"
-        ) from error
+    return http.call("MLflow", "GET", url, why=WHY, timeout=15, account=account).status
 
 
 STEPS = {place: _checks(place) for place in PLACES}

@@ -10,7 +10,7 @@ import psycopg2
 from mlstack.errors import MlstackError
 from mlstack.host.doctor.check import Check, check
 from mlstack.host.doctor.context import Subject
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 
 REACH = "database"
 PATIENCE = 5  # seconds
@@ -60,7 +60,7 @@ for migrations in sys.argv[1:]:
 
 
 def _login(role: Role) -> Check:
-    @check(REACH, f"login of {role.user}", SERVICES["postgres"])
+    @check(REACH, f"login of {role.user}", service("postgres"))
     def login(subject: Subject) -> str:
         with _connected(subject, role) as cursor:
             if not role.writes:
@@ -121,7 +121,7 @@ def checksums(subject: Subject) -> None:
 
 
 def _schema(schema: Schema) -> Check:
-    @check(REACH, f"schema of {schema.name} at head", LOGINS[schema.role], SERVICES["mlflow"])
+    @check(REACH, f"schema of {schema.name} at head", LOGINS[schema.role], service("mlflow"))
     def at_head(subject: Subject) -> str:
         with _connected(subject, schema.role) as cursor:
             cursor.execute("SELECT to_regclass(%s)", (schema.table,))
@@ -152,7 +152,7 @@ def _heads(subject: Subject) -> dict[str, str]:
 def _connected(subject: Subject, role: Role) -> Iterator[Any]:
     """A cursor in a transaction that is never committed."""
     user = subject.values[role.user]
-    port = subject.port("POSTGRES_PORT")
+    port = subject.stack.port("POSTGRES_PORT")
     try:
         connection = psycopg2.connect(
             host="127.0.0.1", port=port, user=user, password=subject.values[role.password],

@@ -1,10 +1,12 @@
 """The containers: there, healthy, started with today's settings, open to this machine alone."""
 
+from functools import cache
+
 from mlstack.errors import MlstackError
 from mlstack.host import status
 from mlstack.host.doctor import environment, machine
 from mlstack.host.doctor.check import Check, Doubt, check
-from mlstack.host.doctor.context import Subject
+from mlstack.host.doctor.context import Subject, output
 
 REACH = "containers"
 
@@ -17,11 +19,11 @@ def running(subject: Subject) -> str:
     return f"{len(up)} containers"
 
 
-def _service(name: str) -> Check:
-    """A check of one long-running service's container."""
+@cache
+def service(name: str) -> Check:
+    """The check of one long-running service's container. Which services there are, the compose file says."""
 
-    @check(REACH, name, running)
-    def service(subject: Subject) -> str:
+    def examine(subject: Subject) -> str:
         container = subject.containers.get(name)
         if container is None:
             raise MlstackError(f"{name} has no container.", "What uses it fails.", "make up")
@@ -33,7 +35,7 @@ def _service(name: str) -> Check:
         if container.health == "starting":
             raise MlstackError(f"{name} is still starting.", "It does not do its work yet.", "make doctor, in a moment")
         if container.health not in ("", "healthy"):
-            said = subject.engine.last_probe(container)
+            said = subject.stack.engine.last_probe(container)
             raise MlstackError(
                 f"{name} is {container.health}{f': {said}' if said else ''}.",
                 "It runs and does not do its work.",
@@ -47,18 +49,16 @@ def _service(name: str) -> Check:
             )
         return container.health or "running"
 
-    return service
-
-
-SERVICES = {name: _service(name) for name in status.ADDRESSES}
+    return Check(REACH, name, examine, (running,))
 
 
 @check(REACH, "one-shots did their work", running)
 def one_shots(subject: Subject) -> None:
+    long_running = {service.name for service in subject.stack.services.long_running}
     ill = [
         container
         for container in subject.containers.values()
-        if container.service not in SERVICES and not container.is_running and container.exit_code
+        if container.service not in long_running and not container.is_running and container.exit_code
     ]
     if ill:
         names = " and ".join(container.service for container in ill)
@@ -72,8 +72,11 @@ def one_shots(subject: Subject) -> None:
 @check(REACH, "started with the settings of today", environment.compose, running)
 def configuration(subject: Subject) -> None:
     """Compose marks each container with a hash of its configuration, and recreates a container where it differs."""
-    wanted = dict(line.split() for line in subject.compose("config", "--hash", "*").splitlines())
-    stale = [c.service for c in subject.containers.values() if c.service in SERVICES and wanted.get(c.service) != c.config_hash]
+    wanted = dict(line.split() for line in output(subject.stack.compose, "config", "--hash", "*").splitlines())
+    there = subject.containers
+    stale = [
+        s.name for s in subject.stack.services.long_running if s.name in there and wanted.get(s.name) != there[s.name].config_hash
+    ]
     if stale:
         raise Doubt(
             f"{', '.join(stale)} was started with other settings than .env and docker-compose.yml have now.",
@@ -84,7 +87,7 @@ def configuration(subject: Subject) -> None:
 
 @check(REACH, "made from the images of today", running)
 def images(subject: Subject) -> None:
-    stale = [c.service for c in subject.containers.values() if c.is_running and subject.engine.has_newer_image(c)]
+    stale = [c.service for c in subject.containers.values() if c.is_running and subject.stack.engine.has_newer_image(c)]
     if stale:
         raise Doubt(
             f"{', '.join(stale)} runs an older image than the one that is built.", "What was built is not in use.", "make up"
@@ -105,7 +108,7 @@ def loopback(subject: Subject) -> None:
 @check(REACH, "memory within limits", running)
 def memory(subject: Subject) -> None:
     limited = {each: each.memory_limit for each in subject.containers.values() if each.is_running and each.memory_limit}
-    shares = {each.service: status.memory(subject.engine, each) / limit for each, limit in limited.items()}
+    shares = {each.service: status.memory(subject.stack.engine, each) / limit for each, limit in limited.items()}
     if tight := [f"{name} {share:.0%}" for name, share in shares.items() if share > subject.limits.memory_share]:
         raise Doubt(
             f"close to the memory limit: {', '.join(tight)}.",
@@ -116,7 +119,7 @@ def memory(subject: Subject) -> None:
 
 @check(REACH, "a recent backup", environment.env)
 def backup(subject: Subject) -> str:
-    found = status.last_backup(subject.project)
+    found = status.last_backup(subject.stack)
     if found is None:
         raise Doubt("there is no backup yet.", "What is lost is lost.", "make backup")
     days = found.age / 86400
