@@ -453,6 +453,51 @@ def test_server_rejects_options_that_cannot_work_by_name(mlflow: Service) -> Non
         assert f"ended: {option} 1" in output
         assert f"{option.partition('=')[0]} does not work" in output or f"{option} does not work" in output
     assert f"ended: {workspaces} 1" in output
+    assert "--enable-workspaces does not work in this server." in output
+    assert "Why: permissions are looked up in one workspace." in output
+    assert "leave it out, and unset MLFLOW_ENABLE_WORKSPACES" in output
+
+
+# ---- routes of this project --------------------------------------------------------------------------
+
+NEW_ROUTE = """
+import asyncio, sys
+from fastapi import APIRouter
+from mlstack.server import app, auth
+router = APIRouter()
+@router.get("/api/2.0/mlstack/new")
+def new(caller: auth.Asker) -> str:
+    return f"reached by {caller.username}"
+@router.get("/api/2.0/mlstack/forgetful")
+def forgetful() -> str:
+    return "reached"
+app.ROUTERS = (*app.ROUTERS, router)
+async def ask(application, path):
+    messages = []
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message):
+        messages.append(message)
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+             "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1), "headers": [(b"host", b"localhost")]}
+    await application(scope, receive, send)
+    sys.stderr.write(f"{path} {messages[0]['status']} {messages[1]['body'].decode()}\\n")
+async def main():
+    application = app._own_application()  # as if there were no guard in front of it
+    for caller in (None, auth.Caller(1, "somebody", False)):
+        for name in ("new", "forgetful"):
+            auth.set_caller(caller)
+            await ask(application, "/api/2.0/mlstack/" + name)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.refusal
+def test_new_route_asks_for_a_login_without_saying_so(mlflow: Service) -> None:
+    output = mlflow.run("python3", "-W", "ignore", "-c", NEW_ROUTE)
+    answers = [line.split(maxsplit=2)[1:] for line in output.splitlines() if line.startswith("/api/2.0/mlstack/")]
+    assert [status for status, _ in answers] == ["401", "401", "200", "200"], output
+    assert "reached by somebody" in answers[2][1]
 
 
 def test_logins_work_while_nothing_is_remembered(built: Clone, network: Network, mlflow: Service, admin: Auth) -> None:
