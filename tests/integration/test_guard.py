@@ -411,6 +411,35 @@ def test_first_of_equal_points_is_the_latest_value(url: str, notebook: Auth, val
     assert latest(url, notebook, run) == {"a": expected}
 
 
+# ---- look-ups of the server --------------------------------------------------------------------------
+
+LOOK_UPS = """
+from contextlib import closing
+from types import SimpleNamespace
+from mlflow.exceptions import MlflowException
+from mlstack.server import auth
+from sqlalchemy import create_engine
+store = SimpleNamespace(engine=create_engine("postgresql+psycopg2://", pool_size=1, max_overflow=0))
+for query in ("SELECT 1 AS one", "SELECT 1 / 0", "SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1 AS one"):
+    try:
+        said = auth.rows(store, query)
+    except MlflowException as error:
+        said = error.get_http_status_code()
+    with closing(store.engine.raw_connection()) as connection:
+        print("look-up:", said, "autocommit:", connection.dbapi_connection.autocommit)
+"""
+
+
+def test_look_up_returns_its_connection_as_mlflow_left_it(mlflow: Service) -> None:
+    output = mlflow.run("python3", "-W", "ignore", "-c", LOOK_UPS)
+    assert [line for line in output.splitlines() if line.startswith("look-up:")] == [
+        "look-up: [Record(one=1)] autocommit: False",
+        "look-up: 400 autocommit: False",
+        "look-up: 503 autocommit: False",
+        "look-up: [Record(one=1)] autocommit: False",
+    ]
+
+
 # ---- the command line ------------------------------------------------------------------------------
 
 LAUNCH = """

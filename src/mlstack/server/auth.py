@@ -15,8 +15,8 @@ permissions are read at each call, so that a removed account, a changed password
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -254,12 +254,13 @@ def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
     Raises MlflowException as MLflow's own sessions do: 503 when the database does not answer, 400 for a value that it rejects.
     """
     try:
-        with closing(store.engine.raw_connection()) as connection:
-            connection.dbapi_connection.autocommit = True
-            with connection.cursor(cursor_factory=NamedTupleCursor) as cursor:
-                cursor.execute(query, values)
-                found: Sequence[Any] = cursor.fetchall()
-            connection.dbapi_connection.autocommit = False
+        with (
+            closing(store.engine.raw_connection()) as connection,
+            _autocommit(connection.dbapi_connection),
+            connection.cursor(cursor_factory=NamedTupleCursor) as cursor,
+        ):
+            cursor.execute(query, values)
+            found: Sequence[Any] = cursor.fetchall()
     except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeout) as error:
         raise MlflowException(f"The database does not answer: {error}", upstream.TEMPORARILY_UNAVAILABLE) from error
     except psycopg2.Error as error:
@@ -267,6 +268,16 @@ def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
     except ValueError as error:  # the character NUL, half of a surrogate pair
         raise MlflowException.invalid_parameter_value(str(error)) from error
     return found
+
+
+@contextmanager
+def _autocommit(connection: Any) -> Iterator[None]:
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.autocommit = False  # MLflow's own sessions make transactions on it
 
 
 def _account(username: str) -> Any:
