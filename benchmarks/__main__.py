@@ -1,4 +1,4 @@
-"""`make bench`: the shipped stack beside MLflow at its defaults and the raw limits, in alternation."""
+"""`make bench`: the shipped stack beside MLflow at its defaults and the raw limits, alternately."""
 
 import json
 import subprocess
@@ -35,7 +35,12 @@ from benchmarks.stacks import HERE, booted
 from mlstack.errors import MlstackError
 
 ROOT = HERE.parent
-NAMES = [*(each.name for each in IN_CLIENTS), "memory", *(each.name for each in OF_MACHINE), "growth"]
+NAMES = [
+    *(measurement.name for measurement in IN_CLIENTS),
+    "memory",
+    *(measurement.name for measurement in OF_MACHINE),
+    "growth",
+]
 INTERRUPTED = 130
 err = Console(stderr=True, highlight=False)
 begun = time.monotonic()
@@ -46,7 +51,7 @@ def say(what: str) -> None:
 
 
 class Record:
-    """Every figure so far."""
+    """All figures so far."""
 
     def __init__(self) -> None:
         self.figures: dict[str, Figure] = {}
@@ -55,31 +60,31 @@ class Record:
         for line in lines:
             self.figures.setdefault(line.key, Figure(line))
 
-    def add(self, who: str, values: Any) -> None:
+    def add(self, side: str, values: Any) -> None:
         for key, value in values.items():
-            self.figures[key].values[who].append(value)
+            self.figures[key].values[side].append(value)
 
 
 def measure(bench: Bench, record: Record, measurement: Measurement) -> None:
-    """Each repetition has all sides, and another one first, so that what disturbs the machine hits all."""
+    """Each repetition measures all sides, starting with another one, so that disturbances of the host affect all."""
     record.expect(measurement.lines)
     sides = deque([DEFAULTS, MLSTACK, RAW] if measurement.of_raw else [DEFAULTS, MLSTACK])
     for _ in range(bench.size.repetitions):
-        for who in sides:
-            if who == RAW:
+        for side in sides:
+            if side == RAW:
                 assert measurement.of_raw
                 values = measurement.of_raw(bench, bench.clients[DEFAULTS])
             else:
-                values = measurement.of_stack(bench, bench.stacks[who], bench.clients.get(who))  # type: ignore[arg-type]
-            record.add(who, values)
-            say(f"{measurement.name}: {who}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+                values = measurement.of_stack(bench, bench.stacks[side], bench.clients.get(side))  # type: ignore[arg-type]
+            record.add(side, values)
+            say(f"{measurement.name}: {side}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
         sides.rotate(-1)
 
 
 def open_clients(bench: Bench, opened: ExitStack) -> dict[str, Any]:
-    """A client beside each stack, which has spoken to it once. Raises MlstackError when the defaults are not plain."""
-    bench.clients = {who: opened.enter_context(stack.client()) for who, stack in bench.stacks.items()}
-    greetings = {who: client.ask("hello") for who, client in bench.clients.items()}
+    """A client of each stack, connected once. Raises MlstackError when the client of the defaults is not MLflow's own."""
+    bench.clients = {side: opened.enter_context(stack.client()) for side, stack in bench.stacks.items()}
+    greetings = {side: client.ask("hello") for side, client in bench.clients.items()}
     if greetings[DEFAULTS]["store"].startswith("mlstack"):
         raise MlstackError(
             "the client of the defaults uses our plugin.", "It would not be a comparison.", "look at benchmarks/reference.yml"
@@ -98,7 +103,7 @@ def measure_frames(bench: Bench, record: Record) -> None:
 
 
 def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record, list[growth.Point], dict[str, bytes]]:
-    """Everything, on stacks of its own."""
+    """Measures everything, on its own stacks."""
     record, points = Record(), []
     wanted = set(names) or set(NAMES)
     say("starting both stacks")
@@ -128,7 +133,7 @@ def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record
             open_clients(bench, opened)
             points = growth.grow(bench, lambda runs: measure_frames(bench, record) if runs == size.runs else None, say)
             facts["growth"] = growth.recorded(points)
-            facts["plans"] = {who: growth.plans(stack, bench.clients[who]) for who, stack in bench.stacks.items()}
+            facts["plans"] = {side: growth.plans(stack, bench.clients[side]) for side, stack in bench.stacks.items()}
         record.expect((IMAGES,))
         record.add(MLSTACK, {"images": facts["images"]["together"]})
         facts["lines"] = report.lines([*record.figures.values()])
@@ -137,14 +142,14 @@ def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record
 
 
 def measure_memory(bench: Bench, record: Record) -> None:
-    """After a rest; both have answered a call before it, so that what they load lazily is loaded."""
+    """After a pause and one call to each, so that lazily loaded code is loaded."""
     record.expect(MEMORY)
     say(f"memory: {bench.size.rest:.0f} s of rest")
     time.sleep(bench.size.rest)
-    for who, stack in bench.stacks.items():
+    for side, stack in bench.stacks.items():
         values = memory(stack)
-        record.add(who, values)
-        say(f"memory: {who}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        record.add(side, values)
+        say(f"memory: {side}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
 
 
 def main(
@@ -154,7 +159,7 @@ def main(
     results: Annotated[Path, typer.Option(help="The folder for the table as JSON, the pictures and the clients' log.")] = HERE
     / "results",
     page: Annotated[
-        Path | None, typer.Option("--report", help="The page whose generated block and pictures are written anew.")
+        Path | None, typer.Option("--report", help="The page whose generated block and pictures are written again.")
     ] = None,
 ) -> None:
     size = QUICK if quick else Size()
@@ -181,7 +186,7 @@ def main(
 
 
 def explained() -> int:
-    """Runs the command; every error reaches the user as what is wrong, why it matters and what fixes it."""
+    """Runs the command; every error is shown as what is wrong, why it matters and what fixes it."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     code = 1

@@ -1,8 +1,8 @@
 """The client's side: a program that runs where a client runs (a container, the host) and does one thing at a time, timed.
 
-It is sent whole to a Python interpreter and imports nothing of this project, so that the same program measures both stacks. A
+It is sent to a Python interpreter as text and imports nothing of this project, so that the same program measures both stacks. A
 request is a line of JSON on its input: the name of a task and its arguments. The answer is a line on its output: what was
-measured, in seconds unless a name says otherwise, or the error. Whatever MLflow prints goes to the other stream.
+measured, in seconds unless a name says otherwise, or the error. MLflow's own output goes to the other stream.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ barrier: Any = None  # of forked clients, which inherit it
 
 
 def hello() -> dict[str, Any]:
-    """What answers: the version, and the class that speaks to the server (whose module betrays a plugin)."""
+    """The server's version, and the client's class (whose module shows whether a plugin is used)."""
     import mlflow
 
     mlflow.set_experiment(EXPERIMENT)
@@ -57,7 +57,7 @@ def loop(calls: int) -> dict[str, Any]:
 
 
 def forked(workers: int, calls: int) -> dict[str, Any]:
-    """log_metric in a loop in each of these forked processes, all into one run; `total` ends when it has ended."""
+    """log_metric in a loop in each forked process, all into one run; `total` ends when the run has ended."""
     import mlflow
 
     context = multiprocessing.get_context("fork")
@@ -90,7 +90,7 @@ def synchronous(clients: int, calls: int) -> dict[str, Any]:
     barrier = context.Barrier(clients)
     with context.Pool(clients) as pool:
         lists = pool.map(_latencies, [calls] * clients, chunksize=1)
-    return {"latencies": [each for latencies in lists for each in latencies]}
+    return {"latencies": [seconds for latencies in lists for seconds in latencies]}
 
 
 def _latencies(calls: int) -> list[float]:
@@ -128,7 +128,7 @@ def params(calls: int, size: int) -> dict[str, Any]:
 
 
 def autolog(fits: int) -> dict[str, Any]:
-    """A scikit-learn fit with autologging at its defaults: parameters, metrics, the model. The first one is not counted."""
+    """A scikit-learn fit with autologging at its defaults: parameters, metrics, the model. The first is not counted."""
     import mlflow
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
@@ -150,7 +150,7 @@ def autolog(fits: int) -> dict[str, Any]:
 
 
 def file(megabytes: int) -> dict[str, Any]:
-    """One file up and down again, equal byte for byte."""
+    """Uploads and downloads one file, which must be equal byte for byte."""
     import mlflow
 
     with _folder() as folder:
@@ -159,25 +159,25 @@ def file(megabytes: int) -> dict[str, Any]:
         with mlflow.start_run() as run:
             up, _ = _timed(mlflow.log_artifact, str(path), "large")
         path.unlink()
-        down, found = _timed(
+        down, content = _timed(
             mlflow.artifacts.download_artifacts, run_id=run.info.run_id, artifact_path="large/model.bin", dst_path=str(folder)
         )
-        assert _digest(Path(found)) == digest, "the file that came back is another one"
+        assert _digest(Path(content)) == digest, "the downloaded file differs"
     return {"up": up, "down": down}
 
 
 def files(count: int) -> dict[str, Any]:
-    """Many small files up and down again, equal byte for byte."""
+    """Uploads and downloads many small files, which must be equal byte for byte."""
     import mlflow
 
     with _folder() as folder:
         expected = _write_many(folder / "out", count)
         with mlflow.start_run() as run:
             up, _ = _timed(mlflow.log_artifacts, str(folder / "out"), "small")
-        down, found = _timed(
+        down, contents = _timed(
             mlflow.artifacts.download_artifacts, run_id=run.info.run_id, artifact_path="small", dst_path=str(folder / "back")
         )
-        assert {path.name: path.read_bytes() for path in Path(found).iterdir()} == expected, "the files that came back are others"
+        assert {path.name: path.read_bytes() for path in Path(contents).iterdir()} == expected, "the downloaded files differ"
     return {"up": up, "down": down}
 
 
@@ -207,11 +207,11 @@ def load(name: str, loads: int) -> dict[str, Any]:
 
 
 def experiment(name: str) -> dict[str, Any]:
-    """A new experiment, into which runs are put."""
+    """A new experiment for the runs."""
     import mlflow
 
-    made = mlflow.get_experiment(mlflow.create_experiment(name))
-    return {"id": made.experiment_id, "location": made.artifact_location}
+    created = mlflow.get_experiment(mlflow.create_experiment(name))
+    return {"id": created.experiment_id, "location": created.artifact_location}
 
 
 def search(name: str, searches: int) -> dict[str, Any]:
@@ -222,19 +222,19 @@ def search(name: str, searches: int) -> dict[str, Any]:
     found_experiment = mlflow.get_experiment_by_name(name)
     assert found_experiment
     ids = [found_experiment.experiment_id]
-    found = [
+    found_runs = [
         _timed(client.search_runs, ids, "metrics.m0 > 0.5", order_by=["metrics.m1 DESC"], max_results=100)
         for _ in range(searches + 1)
     ]
-    return {"times": [seconds for seconds, _ in found][1:], "run_ids": [run.info.run_id for run in found[0][1]]}
+    return {"times": [seconds for seconds, _ in found_runs][1:], "run_ids": [run.info.run_id for run in found_runs[0][1]]}
 
 
 def frame_by_search(name: str, runs: int) -> dict[str, Any]:
     """All runs as a DataFrame by mlflow.search_runs."""
     import mlflow
 
-    seconds, found = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
-    return {"time": seconds, "rows": len(found)}
+    seconds, frame = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
+    return {"time": seconds, "rows": len(frame)}
 
 
 def frame_by_reader(name: str) -> dict[str, Any]:
@@ -242,23 +242,23 @@ def frame_by_reader(name: str) -> dict[str, Any]:
     from mlstack.client import runs
 
     runs.dataframe(experiment_names=[EXPERIMENT], filter_string="")
-    seconds, found = _timed(runs.dataframe, experiment_names=[name], filter_string="")
-    return {"time": seconds, "rows": len(found)}
+    seconds, frame = _timed(runs.dataframe, experiment_names=[name], filter_string="")
+    return {"time": seconds, "rows": len(frame)}
 
 
 def frames_are_equal(name: str, runs: int) -> dict[str, Any]:
-    """Raises AssertionError where both ways to all runs differ in a cell."""
+    """Raises AssertionError if the two results differ in a cell."""
     import mlflow
     from pandas.testing import assert_frame_equal
 
     from mlstack.client import runs as reader
 
     seconds, expected = _timed(mlflow.search_runs, experiment_names=[name], max_results=runs + 1)
-    found = reader.dataframe(experiment_names=[name], filter_string="")
+    frame = reader.dataframe(experiment_names=[name], filter_string="")
     order = ["start_time", "run_id"]
-    sides = [frame.sort_values(order, ignore_index=True).sort_index(axis=1) for frame in (found, expected)]
+    sides = [frame.sort_values(order, ignore_index=True).sort_index(axis=1) for frame in (frame, expected)]
     assert_frame_equal(*sides, check_dtype=False, check_exact=True)
-    return {"cells": int(found.size), "search": seconds}
+    return {"cells": int(frame.size), "search": seconds}
 
 
 # ---- raw limits: nothing of MLflow in between ----------------------------------------------------
@@ -278,11 +278,11 @@ def raw_storage(megabytes: int, count: int, password: str) -> dict[str, Any]:
         (folder / "back").mkdir()
         with ThreadPoolExecutor(THREADS) as pool:
 
-            def put(one: Path) -> Any:
-                return client.fput_object("mlflow", f"raw/{one.name}", str(one))
+            def put(path: Path) -> Any:
+                return client.fput_object("mlflow", f"raw/{path.name}", str(path))
 
-            def get(one: Path) -> Any:
-                return client.fget_object("mlflow", f"raw/{one.name}", str(folder / "back" / one.name))
+            def get(path: Path) -> Any:
+                return client.fget_object("mlflow", f"raw/{path.name}", str(folder / "back" / path.name))
 
             paths = [*(folder / "out").iterdir()]
             many_up, _ = _timed(lambda: list(pool.map(put, paths)))
@@ -317,11 +317,11 @@ def raw_insert(clients: int, calls: int, password: str) -> dict[str, Any]:
             ]
 
     with ThreadPoolExecutor(clients) as pool:
-        return {"latencies": [each for latencies in pool.map(insert, range(clients)) for each in latencies]}
+        return {"latencies": [seconds for latencies in pool.map(insert, range(clients)) for seconds in latencies]}
 
 
 def raw_disk(megabytes: int) -> dict[str, Any]:
-    """A plain file, written and made durable."""
+    """A plain file, written and synced to disk."""
     block = os.urandom(MEGABYTE)
     with _folder() as folder, (folder / "file").open("wb") as out:
         begun = time.perf_counter()
@@ -363,7 +363,7 @@ def _folder() -> Any:
 
 
 def _write(path: Path, megabytes: int) -> str:
-    """Random bytes, which no layer can compress; on the disk before anything is timed."""
+    """Random bytes, which no layer can compress; synced before anything is timed."""
     with path.open("wb") as out:
         for _ in range(megabytes):
             out.write(os.urandom(MEGABYTE))
@@ -402,7 +402,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             answer = TASKS[request.pop("task")](**request)
-        except Exception:  # noqa: BLE001 (whatever it was: the other side tells it and stops)
+        except Exception:  # noqa: BLE001 (any error: the other side reports it and stops)
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,4 +1,4 @@
-"""What was measured, and what is made of it: medians, spreads, ratios, shares of a raw limit, goals."""
+"""Measured values and their statistics: medians, spreads, ratios, shares of a raw limit, goals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class Better(StrEnum):
 
 
 class Against(StrEnum):
-    """What a goal is set against."""
+    """What a goal is compared with."""
 
     DEFAULTS = "× the defaults"
     RAW = "of the raw limit"
@@ -40,7 +40,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that is measured. `label` says what a value is, and of what."""
+    """One measured quantity. `label` says what is measured."""
 
     key: str
     label: str
@@ -56,36 +56,36 @@ def of(values: Sequence[float]) -> float | None:
 
 @dataclass
 class Figure:
-    """A line and every value of it, by who gave it: the defaults, mlstack, the raw limit."""
+    """A line and all its values, by side: the defaults, mlstack, the raw limit."""
 
     line: Line
     values: dict[str, list[float]] = field(default_factory=lambda: {DEFAULTS: [], MLSTACK: [], RAW: []})
 
-    def median(self, who: str) -> float | None:
-        return of(self.values[who])
+    def median(self, side: str) -> float | None:
+        return of(self.values[side])
 
-    def spread(self, who: str) -> tuple[float, float] | None:
+    def spread(self, side: str) -> tuple[float, float] | None:
         """The smallest and the largest value."""
-        return (min(self.values[who]), max(self.values[who])) if self.values[who] else None
+        return (min(self.values[side]), max(self.values[side])) if self.values[side] else None
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than the defaults: above 1 is better, whichever way the unit goes."""
+        """How many times better than the defaults: above 1 is better, for rates and times."""
         return self._better_than(DEFAULTS)
 
     @property
     def share(self) -> float | None:
-        """The part of the raw limit that is reached: 1 is all of it, whichever way the unit goes."""
+        """The share of the raw limit that is reached: 1 is all of it, for rates and times."""
         return self._better_than(RAW)
 
     @property
     def met(self) -> bool | None:
         """Whether every goal is met; None without one, or before both sides of it were measured."""
-        found = [self._meets(goal) for goal in self.line.goals]
-        return None if not found or None in found else all(found)
+        results = [self._meets(goal) for goal in self.line.goals]
+        return None if not results or None in results else all(results)
 
-    def _better_than(self, who: str) -> float | None:
-        ours, theirs = self.median(MLSTACK), self.median(who)
+    def _better_than(self, side: str) -> float | None:
+        ours, theirs = self.median(MLSTACK), self.median(side)
         if not ours or not theirs:
             return None
         return ours / theirs if self.line.better is Better.MORE else theirs / ours
@@ -105,7 +105,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def number(value: float) -> str:
-    """Three digits that mean something, and thousands set apart."""
+    """Three significant digits, with separated thousands."""
     if value == 0 or abs(value) >= 100:  # noqa: PLR2004
         return f"{value:,.0f}"
     return f"{value:.3g}"

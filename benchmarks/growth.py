@@ -1,4 +1,4 @@
-"""What becomes of logging and searching with more runs: both databases are filled with the same rows, as MLflow writes them."""
+"""Logging and searching with a growing number of runs: both databases are filled with the same rows, as MLflow writes them."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from benchmarks.stacks import Client, Stack
 from mlstack.errors import MlstackError
 
 EXPERIMENT = "benchmark-growth"
-# Without triggers, as pg_restore does: the rows fit each other. A value is the same in both databases.
+# Without triggers, as pg_restore does: the rows are consistent. Both databases get the same values.
 ROWS = """
 SET session_replication_role = replica;
 CREATE TEMP VIEW added AS SELECT i, md5('run' || i) AS run FROM generate_series({first}, {last}) AS i;
@@ -45,7 +45,7 @@ ANALYZE runs, tags, metrics, latest_metrics, params;
 class Point:
     """One stack at one size: medians of logging and searching."""
 
-    who: str
+    side: str
     runs: int
     rate: float
     """log_metric in a loop, flushed: calls a second."""
@@ -56,52 +56,52 @@ class Point:
 
 
 def grow(bench: Bench, at_size: Callable[[int], None], say: Callable[[str], None]) -> list[Point]:
-    """A point for each stack at each size; `at_size` may measure more while there are so many runs."""
-    places = {who: client.ask("experiment", name=EXPERIMENT) for who, client in bench.clients.items()}
-    points, there = [], 0
+    """A point for each stack at each size; `at_size` can measure more at that size."""
+    places = {side: client.ask("experiment", name=EXPERIMENT) for side, client in bench.clients.items()}
+    points, filled = [], 0
     for runs in bench.size.growth:
-        for who, stack in bench.stacks.items():
-            say(f"growth: {runs:,} runs into the database of {who}")
+        for side, stack in bench.stacks.items():
+            say(f"growth: {runs:,} runs into the database of {side}")
             stack.sql(
                 ROWS.format(
-                    first=there + 1,
+                    first=filled + 1,
                     last=runs,
                     keys=bench.size.keys,
-                    location=places[who]["location"],
-                    experiment=places[who]["id"],
+                    location=places[side]["location"],
+                    experiment=places[side]["id"],
                 )
             )
-        there = runs
+        filled = runs
         points += _measure(bench, runs)
         at_size(runs)
     return points
 
 
 def _measure(bench: Bench, runs: int) -> list[Point]:
-    found: dict[str, list[Point]] = {who: [] for who in bench.stacks}
+    by_side: dict[str, list[Point]] = {side: [] for side in bench.stacks}
     answers = set()
     for _ in range(bench.size.repetitions):
-        for who, stack in bench.stacks.items():
-            client = bench.clients[who]
+        for side, stack in bench.stacks.items():
+            client = bench.clients[side]
             calls = bench.of(stack, bench.size.points // 5, bench.size.points_of_defaults // 5)
             rate = calls / client.ask("loop", calls=calls)["total"]
             latency = median(client.ask("synchronous", clients=1, calls=max(2, bench.size.calls // 4))["latencies"])
             searched = client.ask("search", name=EXPERIMENT, searches=bench.size.searches)
             answers.add(tuple(searched["run_ids"]))
-            found[who].append(Point(who, runs, rate, latency, median(searched["times"])))
+            by_side[side].append(Point(side, runs, rate, latency, median(searched["times"])))
     if len(answers) != 1:
         raise MlstackError(
             "the stacks find different runs.", "They hold the same, so one of them is wrong.", "open both databases"
         )
     return [
-        Point(who, runs, *(median(getattr(each, name) for each in several) for name in ("rate", "latency", "search")))
-        for who, several in found.items()
+        Point(side, runs, *(median(getattr(point, name) for point in several) for name in ("rate", "latency", "search")))
+        for side, several in by_side.items()
     ]
 
 
 def plans(stack: Stack, client: Client) -> str:
-    """How Postgres answers the search of above: its last statement with the plan, as Postgres' own auto_explain writes it."""
-    # auto_explain's settings are only known where it is loaded.
+    """Postgres' plan for that search: the last statement with its plan, as auto_explain logs it."""
+    # auto_explain's settings exist only where it is loaded.
     stack.sql(
         "LOAD 'auto_explain'; ALTER SYSTEM SET session_preload_libraries = 'auto_explain';"
         "ALTER SYSTEM SET auto_explain.log_min_duration = 0; ALTER SYSTEM SET auto_explain.log_analyze = on;"
@@ -131,13 +131,13 @@ def _renew_connections(stack: Stack) -> None:
 def _plan_in(log: str) -> str:
     """The last plan of a search that orders by a metric."""
     entries = re.split(r"^(?=\d{4}-\d\d-\d\d )", log, flags=re.MULTILINE)
-    wanted = [entry for entry in entries if " plan:" in entry and "latest_metrics" in entry and "ORDER BY" in entry]
-    return wanted[-1].partition("plan:\n")[2] if wanted else ""
+    plans_of_search = [entry for entry in entries if " plan:" in entry and "latest_metrics" in entry and "ORDER BY" in entry]
+    return plans_of_search[-1].partition("plan:\n")[2] if plans_of_search else ""
 
 
-def slope(points: list[Point], who: str, name: str) -> list[float]:
+def slope(points: list[Point], side: str, name: str) -> list[float]:
     """The exponents between neighbouring sizes: 1 is linear, 0 is independent of how many runs there are."""
-    own = sorted((point for point in points if point.who == who), key=lambda point: point.runs)
+    own = sorted((point for point in points if point.side == side), key=lambda point: point.runs)
     return [log(getattr(after, name) / getattr(before, name)) / log(after.runs / before.runs) for before, after in pairwise(own)]
 
 

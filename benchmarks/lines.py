@@ -1,4 +1,4 @@
-"""What is measured: each line of the table, its goal, and how a value of it is had from a stack and from the raw limit."""
+"""What is measured: each line of the table, its goal, and how its value is measured on a stack and for the raw limit."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ SMALL_FILES = "files of 10 KB"
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. The defaults are asked for less where they are slow and the line is a rate."""
+    """The amounts of work. The defaults get less where they are slow and the line is a rate."""
 
     repetitions: int = 3
     points: int = 10_000
@@ -39,12 +39,12 @@ class Size:
     searches: int = 5
 
     def times(self, factor: float) -> "Size":
-        """Everything by this factor, and at least two of each; the number of repetitions stays."""
+        """All amounts times this factor, at least two of each; the number of repetitions is kept."""
         kept = {"repetitions", "growth"}
         scaled = {
-            each.name: type(getattr(self, each.name))(max(2, getattr(self, each.name) * factor))
-            for each in fields(self)
-            if each.name not in kept
+            size_field.name: type(getattr(self, size_field.name))(max(2, getattr(self, size_field.name) * factor))
+            for size_field in fields(self)
+            if size_field.name not in kept
         }
         return replace(self, **scaled, growth=tuple(max(2, int(runs * factor)) for runs in self.growth))
 
@@ -54,7 +54,7 @@ QUICK = replace(Size().times(0.02), repetitions=2, megabytes=10, rest=1.0)
 
 @dataclass
 class Bench:
-    """Both stacks with a client in each, and the way to the raw limits."""
+    """Both stacks with a client in each, and the password for the raw limits."""
 
     size: Size
     stacks: dict[str, Stack]
@@ -72,7 +72,7 @@ OfRaw = Callable[[Bench, Client], Values]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Something that is done once in each repetition, and the lines that it gives a value for."""
+    """A measurement that runs once in each repetition, and the lines that it fills."""
 
     name: str
     lines: tuple[Line, ...]
@@ -98,17 +98,17 @@ def no_more_than(value: float) -> Goal:
 
 def _loop(bench: Bench, stack: Stack, client: Client) -> Values:
     points = bench.of(stack, bench.size.points, bench.size.points_of_defaults)
-    found = client.ask("loop", calls=points)
-    _expect(stack, found["run_id"], points)
-    return {"loop": points / found["total"], "overhead": found["loop"] / points * 1e6}
+    answer = client.ask("loop", calls=points)
+    _expect(stack, answer["run_id"], points)
+    return {"loop": points / answer["total"], "overhead": answer["loop"] / points * 1e6}
 
 
 def _forked(bench: Bench, stack: Stack, _: Client) -> Values:
     calls = bench.of(stack, bench.size.points, bench.size.points_of_defaults) // WORKERS
     with stack.client() as fresh:  # as in _many
-        found = fresh.ask("forked", workers=WORKERS, calls=calls)
-    _expect(stack, found["run_id"], WORKERS * calls)
-    return {"forked": WORKERS * calls / found["total"]}
+        answer = fresh.ask("forked", workers=WORKERS, calls=calls)
+    _expect(stack, answer["run_id"], WORKERS * calls)
+    return {"forked": WORKERS * calls / answer["total"]}
 
 
 def _expect(stack: Stack, run_id: str, points: int) -> None:
@@ -134,7 +134,7 @@ def _raw_single(bench: Bench, client: Client) -> Values:
 
 
 def _many(bench: Bench, stack: Stack, _: Client) -> Values:
-    with stack.client() as fresh:  # it forks, which is only safe before it has threads
+    with stack.client() as fresh:  # it forks, which is safe only before it has threads
         return _latencies(
             "many", fresh.ask("synchronous", clients=bench.size.clients, calls=bench.size.calls_of_each)["latencies"]
         )
@@ -164,8 +164,8 @@ def _autolog(bench: Bench, stack: Stack, client: Client) -> Values:
 
 def _file(prefix: str) -> OfStack:
     def measure(bench: Bench, stack: Stack, client: Client) -> Values:
-        found = client.ask("file", megabytes=bench.size.megabytes)
-        return {f"{prefix}_{way}": bench.size.megabytes / found[way] for way in ("up", "down")}
+        answer = client.ask("file", megabytes=bench.size.megabytes)
+        return {f"{prefix}_{way}": bench.size.megabytes / answer[way] for way in ("up", "down")}
 
     return measure
 
@@ -173,8 +173,8 @@ def _file(prefix: str) -> OfStack:
 def _files(prefix: str) -> OfStack:
     def measure(bench: Bench, stack: Stack, client: Client) -> Values:
         count = bench.of(stack, bench.size.files, bench.size.files_of_defaults)
-        found = client.ask("files", count=count)
-        return {f"{prefix}_{way}": count / found[way] for way in ("up", "down")}
+        answer = client.ask("files", count=count)
+        return {f"{prefix}_{way}": count / answer[way] for way in ("up", "down")}
 
     return measure
 
@@ -189,17 +189,17 @@ def _on_host(measure: OfStack) -> OfStack:
 
 
 def _raw_file(bench: Bench, client: Client) -> Values:
-    found = client.ask("raw_storage", megabytes=bench.size.megabytes, count=2, password=bench.password)
+    answer = client.ask("raw_storage", megabytes=bench.size.megabytes, count=2, password=bench.password)
     disk = client.ask("raw_disk", megabytes=bench.size.megabytes)
     return {
-        **{f"file_{way}": bench.size.megabytes / found[way] for way in ("up", "down")},
+        **{f"file_{way}": bench.size.megabytes / answer[way] for way in ("up", "down")},
         "disk": bench.size.megabytes / disk["time"],
     }
 
 
 def _raw_files(bench: Bench, client: Client) -> Values:
-    found = client.ask("raw_storage", megabytes=1, count=bench.size.files, password=bench.password)
-    return {f"files_{way}": bench.size.files / found[f"many_{way}"] for way in ("up", "down")}
+    answer = client.ask("raw_storage", megabytes=1, count=bench.size.files, password=bench.password)
+    return {f"files_{way}": bench.size.files / answer[f"many_{way}"] for way in ("up", "down")}
 
 
 def _load(bench: Bench, stack: Stack, client: Client) -> Values:
@@ -217,7 +217,7 @@ def _start(bench: Bench, stack: Stack, _: Client) -> Values:
 
 def _up(bench: Bench, stack: Stack, _: Client) -> Values:
     if stack.account is None:
-        return {"up": stack.restart_mlflow()}  # what the goal is set against: their MLflow alone
+        return {"up": stack.restart_mlflow()}  # compared with the goal: MLflow alone
     make_down(stack)
     return {"up": make_up(stack)}
 
@@ -225,7 +225,7 @@ def _up(bench: Bench, stack: Stack, _: Client) -> Values:
 def transfers(
     prefix: str, where: str, file: tuple[Goal, ...], back: tuple[Goal, ...], small: tuple[Goal, ...]
 ) -> tuple[Line, ...]:
-    """The four lines of files that one place has."""
+    """The four lines for files of one place."""
     return (
         Line(f"{prefix}file_up", f"artifact of 300 MB up, from {where}", "MB/s", Better.MORE, file),
         Line(f"{prefix}file_down", f"artifact of 300 MB down, to {where}", "MB/s", Better.MORE, back),
@@ -300,7 +300,7 @@ MEMORY = (
 
 
 def memory(stack: Stack) -> Values:
-    """Of MLflow and of everything that runs."""
+    """The memory of MLflow and of all services."""
     held = {service: size for service, size in stack.memory().items() if service != "client"}
     return {"memory": held["mlflow"] / MIB, "memory_all": sum(held.values()) / MIB}
 
@@ -317,11 +317,11 @@ IMAGES = Line("images", "all images, what they share counted once", "MB", Better
 
 
 def chosen(names: Iterable[str], everything: tuple[Measurement, ...]) -> list[Measurement]:
-    """Those that are named; all of them where none is."""
+    """The named measurements; without names, all."""
     wanted = set(names)
-    return [each for each in everything if not wanted or each.name in wanted]
+    return [measurement for measurement in everything if not wanted or measurement.name in wanted]
 
 
 def described(size: Size) -> dict[str, Any]:
-    """The parameters, for the record."""
-    return {each.name: getattr(size, each.name) for each in fields(size)}
+    """The amounts, for the record."""
+    return {size_field.name: getattr(size, size_field.name) for size_field in fields(size)}

@@ -1,4 +1,4 @@
-"""The plots, drawn where matplotlib is: in the notebooks' container. JSON comes in, JSON with the pictures in base64 goes out."""
+"""The plots, drawn in the notebooks' container, which has matplotlib. Reads JSON, writes JSON with the pictures in base64."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ def picture(figure: Any) -> str:
 
 
 def ratios(lines: list[dict[str, Any]]) -> str:
-    """How many times better than the defaults each line is, and where its goal lies."""
+    """How many times better than the defaults each line is, and its goal."""
     shown = [line for line in lines if line["ratio"]]
     figure, axes = plt.subplots(figsize=(9, 0.34 * len(shown) + 1))
     for row, line in enumerate(reversed(shown)):
@@ -47,9 +47,9 @@ def growth(points: list[dict[str, Any]]) -> str:
     )
     figure, all_axes = plt.subplots(1, 3, figsize=(11, 3.2))
     for axes, (name, title, factor) in zip(all_axes, panels, strict=True):
-        for who, colour in (("defaults", THEIRS), ("mlstack", OURS)):
-            own = [point for point in points if point["who"] == who]
-            axes.plot([each["runs"] for each in own], [each[name] * factor for each in own], "o-", color=colour, label=who)
+        for side, colour in (("defaults", THEIRS), ("mlstack", OURS)):
+            own = [point for point in points if point["side"] == side]
+            axes.plot([point["runs"] for point in own], [point[name] * factor for point in own], "o-", color=colour, label=side)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(title, fontsize=10)
@@ -61,8 +61,8 @@ def growth(points: list[dict[str, Any]]) -> str:
     return picture(figure)
 
 
-asked = json.load(sys.stdin)
-drawn = {"performance": ratios(asked["lines"])}
-if asked["growth"]:
-    drawn["growth"] = growth(asked["growth"])
+request = json.load(sys.stdin)
+drawn = {"performance": ratios(request["lines"])}
+if request["growth"]:
+    drawn["growth"] = growth(request["growth"])
 json.dump(drawn, sys.stdout)

@@ -1,4 +1,4 @@
-"""What a run leaves: a table on the terminal, JSON with everything, the pictures, and the block of docs/performance.md."""
+"""The results of a run: a table on the terminal, JSON with everything, the pictures, and the block of docs/performance.md."""
 
 import base64
 import json
@@ -30,18 +30,18 @@ def cells(figure: Figure) -> tuple[str, ...]:
     part = f"{figure.share:.0%}" if figure.share else ""
     return (
         f"{line.label}, {line.unit}",
-        *(_value(figure, who) for who in (DEFAULTS, MLSTACK)),
+        *(_value(figure, side) for side in (DEFAULTS, MLSTACK)),
         ratio,
         _value(figure, RAW),
         part,
     )
 
 
-def _value(figure: Figure, who: str) -> str:
-    middle, spread = figure.median(who), figure.spread(who)
+def _value(figure: Figure, side: str) -> str:
+    middle, spread = figure.median(side), figure.spread(side)
     if middle is None or spread is None:
         return ""
-    return number(middle) if len(figure.values[who]) == 1 else f"{number(middle)} ({number(spread[0])}–{number(spread[1])})"
+    return number(middle) if len(figure.values[side]) == 1 else f"{number(middle)} ({number(spread[0])}–{number(spread[1])})"
 
 
 def show(console: Console, figures: Sequence[Figure]) -> None:
@@ -53,7 +53,7 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
 
 
 def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence[Point]) -> str:
-    """The block of the page: when and where, the table, the pictures, how things grow, the images."""
+    """The block of the page: date and host, the table, the pictures, growth, the images."""
     where, size = record["machine"], record["size"]
     parts = [
         f"Measured on {record['when'][:10]} with {where['cores']} cores ({where['processor']}), {where['memory']:.0f} GiB, "
@@ -65,7 +65,7 @@ def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence
     if points:
         rows = [
             (
-                f"{point.runs:,}", point.who, number(point.rate), number(point.latency * 1000), number(point.search * 1000),
+                f"{point.runs:,}", point.side, number(point.rate), number(point.latency * 1000), number(point.search * 1000),
             )
             for point in points
         ]  # fmt: skip
@@ -75,8 +75,8 @@ def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence
             "![Growth](images/growth.png)",
             "Exponents between neighbouring sizes (1 is linear): "
             + "; ".join(
-                f"search of {who} {', '.join(f'{each:.2f}' for each in slope(list(points), who, 'search'))}"
-                for who in (DEFAULTS, MLSTACK)
+                f"search of {side} {', '.join(f'{exponent:.2f}' for exponent in slope(list(points), side, 'search'))}"
+                for side in (DEFAULTS, MLSTACK)
             )
             + ".",
         ]
@@ -100,7 +100,7 @@ def write_page(path: Path, block: str) -> None:
 
 def draw(shipped: Stack, figures: Sequence[Figure], points: Sequence[Point]) -> dict[str, bytes]:
     """The pictures, by name."""
-    asked = {
+    request = {
         "lines": [
             {
                 "label": figure.line.label,
@@ -115,7 +115,7 @@ def draw(shipped: Stack, figures: Sequence[Figure], points: Sequence[Point]) -> 
     done = subprocess.run(
         ["docker", "compose", "exec", "--no-TTY", shipped.client_service, "python3", "-c", program],
         cwd=shipped.folder,
-        input=json.dumps(asked),
+        input=json.dumps(request),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -133,7 +133,7 @@ def lines(figures: Sequence[Figure]) -> list[dict[str, Any]]:
             "better": figure.line.better.value,
             "goals": [goal.text(figure.line) for goal in figure.line.goals],
             "values": figure.values,
-            "medians": {who: figure.median(who) for who in figure.values},
+            "medians": {side: figure.median(side) for side in figure.values},
             "ratio": figure.ratio,
             "share": figure.share,
             "met": figure.met,
@@ -143,7 +143,7 @@ def lines(figures: Sequence[Figure]) -> list[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The host on which it was measured."""
     model = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cores": psutil.cpu_count(),
@@ -161,21 +161,23 @@ def _cpuinfo() -> list[str]:
 
 
 def images(stack: Stack) -> dict[str, Any]:
-    """Sizes in MB as Docker gives them, unpacked, and how much MLflow and Jupyter have in common."""
+    """Unpacked sizes in MB from Docker, and how much MLflow and Jupyter share."""
     names = {service: f"{stack.name}-{service}" for service in ("postgres", "minio", "mlflow", "jupyter")}
     sizes = {service: int(docker("image", "inspect", "--format", "{{.Size}}", name)) for service, name in names.items()}
     layers = [
         json.loads(docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", names[service]))
         for service in ("mlflow", "jupyter")
     ]
-    common = next((depth for depth, (one, other) in enumerate(zip(*layers, strict=False)) if one != other), min(map(len, layers)))
-    # `docker history` has the newest first, and lines without a layer, whose size is 0.
+    common = next(
+        (depth for depth, (first, second) in enumerate(zip(*layers, strict=False)) if first != second), min(map(len, layers))
+    )
+    # `docker history` lists the newest first, and lines without a layer, whose size is 0.
     history = [
         int(size) for size in docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}}", names["mlflow"]).split()
     ]
-    made = [size for size in reversed(history) if size]
-    shared = sum(made[:common])
-    base = made[0]  # debian:trixie-slim, under all four
+    layer_sizes = [size for size in reversed(history) if size]
+    shared = sum(layer_sizes[:common])
+    base = layer_sizes[0]  # debian:trixie-slim, the base of all four
     others = 2 if _first_layer(names["postgres"]) == layers[0][0] else 0
     return {
         "sizes": {service: round(size / MEGABYTE) for service, size in sizes.items()},

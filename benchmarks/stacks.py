@@ -1,4 +1,4 @@
-"""What is compared: the shipped stack, as a user has it, and MLflow at its defaults beside it; and clients of both."""
+"""The compared stacks: the shipped one, as a user has it, and MLflow at its defaults; and clients of both."""
 
 import base64
 import json
@@ -24,14 +24,15 @@ from mlstack.host.compose import compose, docker
 from mlstack.host.engine import connect
 from mlstack.host.preflight import free_ports
 from tests.support.clone import make_clone, remove_leftovers, users_environment
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
 SOURCE = (HERE / "client.py").read_text(encoding="utf-8")
-PATIENCE = 300.0  # seconds until something that starts has to answer
+PATIENCE = 300.0  # seconds that a start may take
 
 
 class Client:
-    """The program of client.py, running somewhere."""
+    """A running program of client.py."""
 
     def __init__(self, command: list[str], folder: Path, log: Path, environment: Mapping[str, str]) -> None:
         with log.open("a") as stderr:
@@ -47,7 +48,7 @@ class Client:
         self._log = log
 
     def ask(self, task: str, **arguments: Any) -> dict[str, Any]:
-        """What a task of client.py answers. Raises MlstackError with its last words when it fails."""
+        """The answer of a task of client.py. Raises MlstackError with its last output when it fails."""
         assert self._process.stdin and self._process.stdout
         line = ""
         try:
@@ -55,7 +56,7 @@ class Client:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
-            pass  # told below, as an end without an answer
+            pass  # reported below, as an end without an answer
         answer: dict[str, Any] = json.loads(line) if line else {"error": "the client ended without an answer"}
         if "error" in answer:
             raise MlstackError(
@@ -71,7 +72,7 @@ class Client:
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         assert self._process.stdin and self._process.stdout
         if failed:
-            self._process.kill()  # it may be in the middle of something that takes long
+            self._process.kill()  # it may be busy with a long task
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
@@ -79,9 +80,9 @@ class Client:
 
 @dataclass(frozen=True)
 class Stack:
-    """One of both. `client_service` is the container that notebooks run in."""
+    """One of the two stacks. `client_service` is the container that notebooks run in."""
 
-    who: str
+    side: str
     folder: Path
     name: str
     client_service: str
@@ -98,10 +99,10 @@ class Stack:
         return Client(command, self.folder, self.log, os.environ)
 
     def host_client(self) -> Client:
-        """A client on this machine, set up as mlstack.client.connect() does, or plain."""
+        """A client on the host, set up as mlstack.client.connect() does, or plain."""
         environment = users_environment() | {"MLFLOW_TRACKING_URI": self.url}
         if self.packages:
-            # By default it is sent to MinIO by the name that only containers know, and is still retried after minutes.
+            # By default MLflow names MinIO by a host name that only containers know, and the client retries for minutes.
             environment |= {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
             return Client([sys.executable, "-S"], self.folder, self.log, environment | {"PYTHONPATH": str(self.packages)})
         assert self.account
@@ -110,7 +111,7 @@ class Stack:
         return Client([sys.executable], self.folder, self.log, environment | login | dict(ours.PATIENCE))
 
     def sql(self, statements: str) -> str:
-        """What the database's owner is answered."""
+        """The rows of a query by the database's owner."""
         user, database = self.database
         psql = ["docker", "compose", "exec", "--no-TTY", "postgres", "psql", "-XqAt", "-v", "ON_ERROR_STOP=1"]
         done = subprocess.run(
@@ -118,7 +119,7 @@ class Stack:
         )
         if done.returncode:
             raise MlstackError(
-                f"the database of {self.who} refuses: {done.stderr.strip()}",
+                f"the database of {self.side} failed: {done.stderr.strip()}",
                 "Its runs could not be made or counted.",
                 "make logs",
             )
@@ -147,28 +148,28 @@ class Stack:
             try:
                 with urllib.request.urlopen(request, timeout=PATIENCE):  # noqa: S310
                     return
-            except OSError as error:  # not there yet, or refused while it starts
+            except OSError as error:  # not started yet, or rejected during the start
                 if time.monotonic() > deadline:
                     raise MlstackError(
-                        f"MLflow of {self.who} does not answer: {error}", "Nothing can be measured.", "docker ps -a"
+                        f"MLflow of {self.side} does not answer: {error}", "Nothing can be measured.", "docker ps -a"
                     ) from error
             time.sleep(0.02)
 
     def memory(self) -> dict[str, float]:
-        """What each running service holds, as `docker stats` shows it: bytes without the cache of files that may go."""
+        """The memory of each running service from `docker stats`: bytes, without the file cache that can be evicted."""
         engine = connect()
-        found = {}
+        sizes = {}
         for container in engine.containers(self.name):
             if container.is_running:
                 stats = engine.api.stats(container.id, stream=False)["memory_stats"]
                 cache = stats["stats"].get("inactive_file", stats["stats"].get("total_inactive_file", 0))
-                found[container.service] = stats["usage"] - cache
-        return found
+                sizes[container.service] = stats["usage"] - cache
+        return sizes
 
 
 @contextmanager
 def booted(log: Path) -> Iterator[tuple[Stack, Stack, str]]:
-    """The defaults, mlstack, and the password of the defaults' database and storage; gone afterwards."""
+    """The defaults, mlstack, and the password of the defaults' Postgres and MinIO; removed afterwards."""
     remove_leftovers()
     with TemporaryDirectory(prefix="mlstack-benchmark-") as temporary:
         folder = Path(temporary)
@@ -198,7 +199,7 @@ def booted(log: Path) -> Iterator[tuple[Stack, Stack, str]]:
 
 
 def make_up(stack: Stack) -> float:
-    """Seconds of `make up`. Raises MlstackError with its last words."""
+    """Seconds of `make up`. Raises MlstackError with its last output."""
     return _make(stack, "up")
 
 
@@ -231,7 +232,7 @@ def _reference(folder: Path, name: str, images: Mapping[str, str], password: str
     folder.mkdir()
     (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
     (port,) = free_ports(1)
-    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images}
+    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images, **PLUGINS}
     (folder / ".env").touch(mode=0o600)
     (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
     stack = Stack(
@@ -255,7 +256,7 @@ def _reference(folder: Path, name: str, images: Mapping[str, str], password: str
 
 
 def _plain_packages(folder: Path) -> Path:
-    """This environment's packages without mlstack: what a user has who installed MLflow's client alone."""
+    """This environment's packages without mlstack: those of a user who installed only MLflow's client."""
     folder.mkdir()
     for package in Path(sysconfig.get_path("purelib")).iterdir():
         if "mlstack" not in package.name and package.suffix != ".pth":

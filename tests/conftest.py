@@ -6,10 +6,10 @@ from testcontainers.core.config import testcontainers_config
 
 from tests.support.clone import Clone, make_clone, remove_leftovers
 
-# Its image cannot be pulled where no image registry answers. Fixtures remove what they make, also after Ctrl-C;
-# what a killed run leaves is removed by the next one.
+# Its image cannot be pulled where no image registry answers. Fixtures remove what they create, also after Ctrl-C;
+# the next run removes what a killed run left.
 testcontainers_config.ryuk_disabled = True
-# Whoever starts the tests in the background has Ctrl-C ignored in them and in all that they start; commands are tested with it.
+# A shell that starts the tests in the background makes them and their children ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

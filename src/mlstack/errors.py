@@ -1,10 +1,10 @@
-"""The error a user reads, and text from elsewhere made safe to show."""
+"""The error that a user reads, and escaping of untrusted text."""
 
 from collections.abc import Iterable
 
 
 class MlstackError(Exception):
-    """What is wrong, why it matters, and the command or variable that fixes it: three lines, whatever is quoted in them."""
+    """What is wrong, why it matters, and the command or variable that fixes it: always three lines."""
 
     def __init__(self, wrong: str, why: str, fix: str) -> None:
         self.wrong, self.why, self.fix = quoted(wrong), quoted(why), quoted(fix)
@@ -14,15 +14,15 @@ class MlstackError(Exception):
         return f"{self.wrong}\n{self.why}\nFix: {self.fix}"
 
     def __reduce__(self) -> tuple[type["MlstackError"], tuple[str, str, str]]:
-        """Pools of processes hand it from a worker to its parent."""
+        """Pools of processes pickle it from a worker to its parent."""
         return type(self), (self.wrong, self.why, self.fix)
 
 
 def quoted(text: str) -> str:
-    """Text that a container or a file may have chosen, in one line that forges no other and steers no terminal."""
+    """Untrusted text on one line, with control characters escaped: it can neither forge lines nor control a terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def quoted_lines(lines: Iterable[str]) -> str:
-    """Several such lines, each marked so that none looks like one of ours."""
+    """Several such lines, each marked so that none looks like a line of mlstack."""
     return "\n".join(f"  | {quoted(line)}" for line in lines)

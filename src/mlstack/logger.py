@@ -19,7 +19,7 @@ FILE_FORMAT = "%(asctime)s | %(name)s | %(filename)s:%(lineno)d | %(funcName)s |
 STREAM_FORMAT = "%(asctime)s | %(filename)s:%(lineno)d | %(levelname)s | %(message)s"
 
 FILE_NAME = "%Y%m%d_%H%M%S.log"
-_SECONDS = 3600  # how far from its own second a file may have to go for a name that is free
+_SECONDS = 3600  # how many seconds ahead a file may search for a free name
 
 _lock = threading.Lock()
 _started = datetime.now().astimezone()
@@ -28,18 +28,18 @@ _streams: list[logging.Handler] = []
 
 
 class _Hiding(logging.Formatter):
-    """Puts *** in the place of every secret that this process knows, also in tracebacks."""
+    """Replaces every secret that this process knows by ***, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        # The longest first: one secret may begin with another.
+        # The longest first: a secret may begin with another.
         for secret in sorted(settings.secret_values(), key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 
 
 class _Stream(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what sys.stderr is now: notebooks and tests exchange it while the process runs."""
+    """Writes to the current sys.stderr: notebooks and tests replace it while the process runs."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -50,7 +50,7 @@ class _Stream(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _File(logging.FileHandler):
-    """Makes its file with the first line: a process that logs nothing leaves none."""
+    """Creates its file with the first line: a process that logs nothing leaves none."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / FILE_NAME, encoding="utf-8", delay=True)
@@ -75,20 +75,20 @@ class _File(logging.FileHandler):
 
 
 def create(folder: Path, name: str, time: datetime) -> TextIOWrapper:
-    """Makes a file that its user alone may read. `name` is a pattern of strftime, for `time` or the next second that is free.
+    """Creates a file that only its user may read. `name` is a pattern of strftime, for `time` or the next free second.
 
-    It never opens what is there already and follows no link: nobody who may write in the folder chooses where the text goes.
+    It never opens an existing file and follows no link: a process that may write in the folder cannot choose another target.
     Raises OSError.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for second in range(_SECONDS):
         path = folder / f"{time + timedelta(seconds=second):{name}}"
         try:
-            # Appending: a reader of the same file, or a forked process, does not move the place of the next line.
+            # Appending: a forked process that writes to the same file overwrites nothing.
             return open(path, "x+", encoding="utf-8", errors="backslashreplace", opener=_private)
         except FileExistsError:
             continue
-    raise FileExistsError(f"every name for the next {_SECONDS} s is taken in {folder}")
+    raise FileExistsError(f"every name for the next {_SECONDS} s exists in {folder}")
 
 
 def _private(path: str, flags: int) -> int:
@@ -96,26 +96,26 @@ def _private(path: str, flags: int) -> int:
 
 
 def get_logger(name: str, log_dir: str | Path = LOG_DIR, log_level: str = LOG_LEVEL) -> logging.Logger:
-    """The logger of this name, writing to `{log_dir}/%Y%m%d_%H%M%S.log` and to stderr.
+    """The logger of this name, which writes to `{log_dir}/%Y%m%d_%H%M%S.log` and to stderr.
 
-    The file is named after the time the process started, or the next second if another process has that name. Called again
-    it is the same logger with the same handlers. Where `log_dir` cannot be written it warns once and continues with the
-    stream alone. Raises SettingsError for an unknown level.
+    The file is named after the time the process started, or the next second if another process has that name. Another call
+    returns the same logger with the same handlers. If `log_dir` cannot be written, it warns once and writes to the stream
+    only. Raises SettingsError for an unknown level.
     """
     level = settings.log_level(log_level)
     with _lock:
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        # Handlers of parents (Jupyter and pytest have some on the root) would print every line again.
+        # Handlers of parents (Jupyter and pytest add some to the root) would print every line again.
         logger.propagate = False
         folder = settings.log_dir(log_dir)
         if folder not in _files:
             _files[folder] = _File(folder)
-        wanted = [_stream_handler(), _files[folder]]
-        for handler in [handler for handler in logger.handlers if handler not in wanted]:
+        handlers = [_stream_handler(), _files[folder]]
+        for handler in [handler for handler in logger.handlers if handler not in handlers]:
             logger.removeHandler(handler)
-        for handler in wanted:
-            logger.addHandler(handler)  # adds nothing twice
+        for handler in handlers:
+            logger.addHandler(handler)  # does nothing if it is there already
     return logger
 
 

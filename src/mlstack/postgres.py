@@ -1,4 +1,4 @@
-"""Connections to Postgres: waiting for the server, taking turns, and errors that say what to do."""
+"""Connections to Postgres: waiting for the server, an exclusive lock, and errors that say what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,26 +12,26 @@ from mlstack.errors import MlstackError
 from mlstack.settings import Login
 
 DEADLINE = 120  # seconds
-ACCOUNTS_SCHEMA = "accounts"  # of MLflow's accounts; its tracking tables are in public
-# Any number does, as long as it is always the same.
+ACCOUNTS_SCHEMA = "accounts"  # schema of MLflow's accounts; its tracking tables are in public
+# Any number, always the same.
 LOCK = 0x6D6C7374
 TURN = 300  # seconds that a migration waits for the one before it
-# The password was right, and there is no right to enter the database, or no database yet.
-_NO_ENTRY = (
+# The password is right, but the role may not connect to the database, or the database does not exist yet.
+_CANNOT_CONNECT = (
     "permission denied for database",
     "does not exist",
     "not currently accepting connections",
     "too many connections for role",
 )
-_REFUSED = ("password authentication failed", "no password supplied")
+_REJECTED = ("password authentication failed", "no password supplied")
 
 
 @contextmanager
 def turn(login: Login, deadline: float = DEADLINE, patience: float = TURN) -> Iterator[Connection]:
-    """A connection whose holder is alone: two bootstraps at once take turns. No role of a reader or an account can take one.
+    """A connection with an exclusive lock: two concurrent bootstraps take turns. The reader and the accounts cannot take it.
 
-    Raises MlstackError when the server does not answer within `deadline` seconds or refuses the password, and when somebody
-    else keeps the turn for `patience` seconds.
+    Raises MlstackError when the server does not answer within `deadline` seconds or rejects the password, and when another
+    session holds the lock for `patience` seconds.
     """
     with connected(login, deadline) as connection:
         with connection.cursor() as cursor:
@@ -46,7 +46,7 @@ def turn(login: Login, deadline: float = DEADLINE, patience: float = TURN) -> It
 
 @contextmanager
 def connected(login: Login, deadline: float = DEADLINE) -> Iterator[Connection]:
-    """A connection in which every statement is a transaction of its own, waiting for the server if need be."""
+    """A connection in which every statement is its own transaction. Waits until the server accepts it."""
     connection = _connect(login, deadline)
     try:
         connection.autocommit = True
@@ -56,9 +56,9 @@ def connected(login: Login, deadline: float = DEADLINE) -> Iterator[Connection]:
 
 
 def accepts(login: Login) -> bool:
-    """Whether the server knows this password; what the role may enter is another matter.
+    """Whether the server accepts this password, even if the role may not connect to the database.
 
-    Raises psycopg2.OperationalError when there is no server to ask.
+    Raises psycopg2.OperationalError when no server answers.
     """
     try:
         psycopg2.connect(
@@ -66,28 +66,26 @@ def accepts(login: Login) -> bool:
             options=login.options,
         ).close()  # fmt: skip
     except psycopg2.OperationalError as error:
-        if not _is_refused(error) and not any(
-            text in str(error) for text in _NO_ENTRY
-        ):  # no right to enter it, or there is none yet
+        if not _is_rejected(error) and not any(text in str(error) for text in _CANNOT_CONNECT):
             raise
-        return not _is_refused(error)
+        return not _is_rejected(error)
     return True
 
 
 def set_password(connection: Connection, role: Login) -> None:
-    """Gives a role that exists this password."""
+    """Sets the password of an existing role."""
     with connection.cursor() as cursor:
         cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role.user), sql.Literal(role.password)))
 
 
-def _is_refused(error: BaseException) -> bool:
-    return any(text in str(error) for text in _REFUSED)
+def _is_rejected(error: BaseException) -> bool:
+    return any(text in str(error) for text in _REJECTED)
 
 
 def _connect(login: Login, deadline: float) -> Connection:
-    # A refusal does not get better with time; everything else may be a server that is still starting.
+    # A rejected password stays rejected; any other error may come from a server that is still starting.
     retrying = Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, psycopg2.OperationalError) and not _is_refused(error)),
+        retry=retry_if_exception(lambda error: isinstance(error, psycopg2.OperationalError) and not _is_rejected(error)),
         stop=stop_after_delay(deadline),
         wait=wait_fixed(1),
         reraise=True,
@@ -104,13 +102,13 @@ def _connect(login: Login, deadline: float) -> Connection:
             options=login.options,
         )
     except psycopg2.OperationalError as error:
-        raise (_refusal(login) if _is_refused(error) else _silence(login, deadline, error)) from error
+        raise (_wrong_password(login) if _is_rejected(error) else _no_answer(login, deadline, error)) from error
     return connection
 
 
-def _refusal(login: Login) -> MlstackError:
+def _wrong_password(login: Login) -> MlstackError:
     return MlstackError(
-        f"Postgres refuses the password of {login.user}: .env was changed or regenerated, and the volume keeps the old one.",
+        f"Postgres rejects the password of {login.user}: .env was changed or regenerated, and the volume keeps the old one.",
         "Nothing was changed or lost.",
         "make up, which sets every password but the owner's; for the owner's,"
         " put the old POSTGRES_USER and POSTGRES_PASSWORD back into .env; or give the database the new password with"
@@ -118,7 +116,7 @@ def _refusal(login: Login) -> MlstackError:
     )
 
 
-def _silence(login: Login, deadline: float, error: BaseException) -> MlstackError:
+def _no_answer(login: Login, deadline: float, error: BaseException) -> MlstackError:
     return MlstackError(
         f"Postgres at {login.host}:{login.port} did not answer within {deadline:g} s: {str(error).strip()}",
         "MLflow keeps runs and models there.",

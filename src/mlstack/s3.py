@@ -7,15 +7,15 @@ from minio import Minio
 
 from mlstack.settings import Keys
 
-# Where the doctor writes. MLflow's own folders are numbers.
+# The doctor's folder. MLflow's own folders are numbers.
 DOCTOR = ".doctor/"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a run, model or trace holds in the bucket. Sizes in bytes; `changed` in seconds since 1970.
+    """The objects of a run, model or trace in the bucket. Sizes in bytes; `changed` in seconds since 1970.
 
-    `old_size` is what replaced and deleted versions occupy, `expired` of them long enough ago.
+    `old_size` is the size of replaced and deleted versions; `expired` counts those that are older than the age.
     """
 
     name: str
@@ -28,6 +28,6 @@ class Folder:
 
 
 def client_for(keys: Keys) -> Minio:
-    """An S3 client that fails soon, for callers that retry themselves."""
+    """An S3 client that fails fast, for callers that retry themselves."""
     pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=30), retries=urllib3.Retry(total=0))
     return Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, http_client=pool)

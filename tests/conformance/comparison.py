@@ -1,4 +1,4 @@
-"""Sends the same calls to both servers, and says where the answers or the stored rows differ."""
+"""Sends the same calls to both servers, and reports where the answers or the stored rows differ."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -39,11 +39,11 @@ class Comparison:
         runs = self.pair.runs(len(sequences), self.place.experiment)
         # Where the deliberate difference of bare NaN is possible, genuine MLflow gets both forms, and ours must do as either.
         twins = self.pair.runs(len(sequences), self.place.experiment)
-        found: dict[str, list[str]] = {}
+        wrong: dict[str, list[str]] = {}
         in_its_words: dict[str, str] = {}
         differs_on_purpose: set[str] = set()  # what is stored then differs as well
         for run, twin, templates in zip(runs, twins, sequences, strict=True):
-            found[run] = []
+            wrong[run] = []
             for template in templates:
                 call = self.place.fill(template, run)
                 ours, genuine = self.pair.send(call)
@@ -55,7 +55,7 @@ class Comparison:
                     in_its_words[run] = twin
                     other = answers_differ(call, ours, self.pair.genuine.send(words))
                     lines = lines and other
-                found[run] += [f"{call}\n    {line}" for line in lines]
+                wrong[run] += [f"{call}\n    {line}" for line in lines]
         stored = self._stored([*runs, *twins])
         for run, templates in zip(runs, sequences, strict=True):
             self.runs[area] += 1
@@ -65,8 +65,8 @@ class Comparison:
                 lines = differences(ours_, stored[1][in_its_words[run]])
             if lines:
                 calls = "\n    ".join(str(self.place.fill(template, run)) for template in templates)
-                found[run].append(f"rows after {calls}\n    " + "\n    ".join(lines))
-        return [line for lines in found.values() for line in lines]
+                wrong[run].append(f"rows after {calls}\n    " + "\n    ".join(lines))
+        return [line for lines in wrong.values() for line in lines]
 
     def call(self, area: str, call: Call) -> list[str]:
         """One call that needs no run of its own."""

@@ -48,7 +48,7 @@ def comparison(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Compariso
     for number, run in enumerate(sorted(pair.runs(5, searched))):
         metrics = [{"key": "m", "value": number, "timestamp": 1, "step": 0}]
         pair.expect(post("runs/log-batch", {"run_id": run, "metrics": metrics, "tags": [{"key": "a", "value": "b"}]}))
-    for _ in range(20):  # our server's fast way is for logins that each of its workers has seen
+    for _ in range(20):  # our server caches logins, in each of its workers
         pair.send(get("experiments/get?experiment_id=0"))
     comparison = Comparison(pair, Place(experiment, searched, "model"))
     yield comparison

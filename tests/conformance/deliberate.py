@@ -52,8 +52,8 @@ def quoted(call: Call) -> Call | None:
     if not call.path.endswith(LOGGING):
         return None
 
-    def quote(found: re.Match[bytes]) -> bytes:
-        text = found[0]
+    def quote(match: re.Match[bytes]) -> bytes:
+        text = match[0]
         if text.startswith(b'"'):
             return text
         number = float(text)

@@ -1,6 +1,6 @@
-"""Calls that no sane client makes: each field of each route with odd values, and whole requests that are odd themselves.
+"""Malformed calls: odd values in each field of each route, and whole requests that are odd.
 
-Everything comes from a random.Random that the caller seeds: the same seed makes the same calls.
+All chance comes from a random.Random that the caller seeds: the same seed makes the same calls.
 """
 
 import json
@@ -104,7 +104,7 @@ def calls(chance: random.Random, count: int) -> Iterator[Call]:
 
 
 def odd_call(chance: random.Random, route: Route) -> Call:
-    """A call of this route with one thing wrong, or two."""
+    """A call of this route with one or two errors."""
     fields = list(route.fields.items())
     for _ in range(chance.choice((1, 1, 1, 2))):
         chance.choices(FIELD_CHANGES, (8, 2, 2, 1, 1))[0](chance, fields)
@@ -125,10 +125,10 @@ def _odd_value(chance: random.Random, fields: list[tuple[str, str]]) -> None:
 def _odd_inside(chance: random.Random, value: str) -> str:
     """The same list with an odd value in its first object."""
     (inner, *_) = json.loads(value)
-    parts = [(name, chance.choice(ODD) if chance.random() < 0.4 else json.dumps(each)) for name, each in inner.items()]
+    parts = [(name, chance.choice(ODD) if chance.random() < 0.4 else json.dumps(value)) for name, value in inner.items()]
     if chance.random() < 0.2:
         parts.append((chance.choice(UNKNOWN), chance.choice(ODD)))
-    odd = "{" + ", ".join(f"{json.dumps(name)}: {each}" for name, each in parts) + "}"
+    odd = "{" + ", ".join(f"{json.dumps(name)}: {text}" for name, text in parts) + "}"
     return f"[{odd}]" if chance.random() < 0.5 else f"[{json.dumps(inner)}, {odd}]"
 
 

@@ -1,4 +1,4 @@
-"""Small programs as people write them, run with our client and with MLflow's own: `python programs.py NAME`.
+"""Small programs as users write them, run with our client and with MLflow's own: `python programs.py NAME`.
 
 The last line that is printed is JSON: what was returned and raised, and which runs to look at. Nothing of this project is
 imported. It is a file of its own because multiprocessing's spawn imports it again.
@@ -28,19 +28,19 @@ WORKERS = 2
 BEFORE = 5  # right points before and after a wrong one
 
 
-def told(**values: Any) -> None:
+def report(**values: Any) -> None:
     print(json.dumps(values), flush=True)  # noqa: T201
 
 
 def outcome(call: Callable[[], Any]) -> dict[str, Any]:
     """What a call returned or raised. An exception counts as MlflowException or as the nearest of Python's own."""
     try:
-        found = call()
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is what is compared)
-        names = [each.__name__ for each in type(error).__mro__ if each.__module__ == "builtins"]
-        is_mlflows = any(each.__name__ == "MlflowException" for each in type(error).__mro__)
+        result = call()
+    except Exception as error:  # noqa: BLE001 (any exception is a result to compare)
+        names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+        is_mlflows = any(kind.__name__ == "MlflowException" for kind in type(error).__mro__)
         return {"raised": "MlflowException" if is_mlflows else names[0], "error_code": getattr(error, "error_code", None)}
-    return {"returned": found if isinstance(found, str | int | float | bool | None) else type(found).__name__}
+    return {"returned": result if isinstance(result, str | int | float | bool | None) else type(result).__name__}
 
 
 # ---- values: right and wrong ones, in one process --------------------------------------------------
@@ -66,37 +66,37 @@ METRICS: dict[str, dict[str, Any]] = {
 
 
 def values() -> None:
-    """A wrong point among right ones, each in a run of its own: the right ones must be stored."""
+    """A wrong point among valid ones, each case in a run of its own: the valid ones must be stored."""
     import mlflow
 
-    found = {}
+    cases = {}
     for name, wrong in METRICS.items():
         with Run() as run:
             for step in range(BEFORE):
                 mlflow.log_metric("right", step, step=step)
-            run.say("call", lambda wrong=wrong: mlflow.log_metric(**{"key": "wrong", "value": 1.0, **wrong}))
+            run.record("call", lambda wrong=wrong: mlflow.log_metric(**{"key": "wrong", "value": 1.0, **wrong}))
             for step in range(BEFORE, 2 * BEFORE):
                 mlflow.log_metric("right", step, step=step)
-        found[name] = run.said
-    told(cases=found)
+        cases[name] = run.outcomes
+    report(cases=cases)
 
 
 class Run:
-    """A run, and what was said about it. Its end is an outcome as well."""
+    """A run, and what its calls returned and raised. Its end is an outcome as well."""
 
     def __enter__(self) -> "Run":
         import mlflow
 
-        self.said: dict[str, Any] = {"run_id": mlflow.start_run().info.run_id}
+        self.outcomes: dict[str, Any] = {"run_id": mlflow.start_run().info.run_id}
         return self
 
-    def say(self, name: str, call: Callable[[], Any]) -> None:
-        self.said[name] = outcome(call)
+    def record(self, name: str, call: Callable[[], Any]) -> None:
+        self.outcomes[name] = outcome(call)
 
     def __exit__(self, *_: object) -> None:
         import mlflow
 
-        self.say("end", mlflow.end_run)
+        self.record("end", mlflow.end_run)
         while mlflow.active_run():
             outcome(mlflow.end_run)
 
@@ -119,8 +119,8 @@ def calls() -> None:
         return str(run.info.run_id)
 
     def found_by_search() -> float:
-        found = mlflow.search_runs(search_all_experiments=True, filter_string=f"run_id = '{id_()}'")
-        return float(found["metrics.a"][0])
+        table = mlflow.search_runs(search_all_experiments=True, filter_string=f"run_id = '{id_()}'")
+        return float(table["metrics.a"][0])
 
     tried: dict[str, list[Callable[[], Any]]] = {
         "log_param": [lambda: mlflow.log_param("p", 1), lambda: mlflow.log_param("p", 1)],
@@ -175,25 +175,25 @@ def calls() -> None:
         ],
         "wrong run status": [lambda: client.set_terminated(id_(), "NONSENSE")],
     }  # fmt: skip
-    found = {}
+    cases = {}
     for name, steps in tried.items():
         with Run() as run:
             for number, step in enumerate(steps):
-                run.say(f"call {number}", step)
-        found[name] = run.said
-    told(cases=found)
+                run.record(f"call {number}", step)
+        cases[name] = run.outcomes
+    report(cases=cases)
 
 
 def runs() -> None:
-    """What happens to a run when another one fails, and to points of a run that is deleted or has ended."""
+    """What happens to a run when another run fails, and to points of a run that is deleted or has ended."""
     import mlflow
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    found = {}
+    cases = {}
 
     def case(name: str, run_id: str, *steps: Callable[[], Any]) -> None:
-        found[name] = {"run_id": run_id} | {f"call {number}": outcome(step) for number, step in enumerate(steps)}
+        cases[name] = {"run_id": run_id} | {f"call {number}": outcome(step) for number, step in enumerate(steps)}
 
     experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
 
@@ -235,7 +235,7 @@ def runs() -> None:
     mlflow.end_run()
     case("a nested run: the outer", parent, lambda: client.get_run(parent).data.metrics.get("right"))
     case("a nested run: the inner", child, lambda: client.get_run(child).data.metrics.get("right"))
-    told(cases=found)
+    report(cases=cases)
 
 
 # ---- artifacts: names ------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ PATHS = (
 
 
 def artifacts() -> None:
-    """Files with odd names up, listed, and down again."""
+    """Uploads, lists and downloads files with odd names."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -267,20 +267,20 @@ def artifacts() -> None:
 
     def back(run_id: str, path: str | None) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            found = pathlib.Path(client.download_artifacts(run_id, path or "", folder))
-            files = [found] if found.is_file() else sorted(each for each in found.rglob("*") if each.is_file())
+            root = pathlib.Path(client.download_artifacts(run_id, path or "", folder))
+            files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
             return ", ".join(f"{file.relative_to(folder)}={file.read_text()}" for file in files)
 
-    found = {}
+    cases = {}
 
     def case(name: str, put: Callable[[str], Any], path: str | None) -> None:
         with Run() as run:
-            run_id = run.said["run_id"]
-            run.say("put", lambda: put(run_id))
-            run.say("list", lambda: json.dumps(listed(run_id)))
-            run.say("get", lambda: back(run_id, path))
-            run.say("get all", lambda: back(run_id, None))
-        found[name] = run.said
+            run_id = run.outcomes["run_id"]
+            run.record("put", lambda: put(run_id))
+            run.record("list", lambda: json.dumps(listed(run_id)))
+            run.record("get", lambda: back(run_id, path))
+            run.record("get all", lambda: back(run_id, None))
+        cases[name] = run.outcomes
 
     for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
@@ -307,7 +307,7 @@ def artifacts() -> None:
     case("nothing", lambda run_id: None, "missing")
     case("a missing file", lambda run_id: client.log_artifact(run_id, "/nowhere"), "nowhere")
     case("a folder as a file", lambda run_id: client.log_artifact(run_id, tempfile.gettempdir()[:1] + "etc/pip"), "pip")
-    told(cases=found)
+    report(cases=cases)
 
 
 # ---- processes: where points are logged --------------------------------------------------------------
@@ -431,7 +431,7 @@ def raw_fork(run_id: str) -> None:
 
 
 def fork_then_log(run_id: str) -> None:
-    """The parent logs before, meanwhile and after."""
+    """The parent logs before, during and after."""
     work(run_id, 10)
     child = os.fork()
     if child == 0:
@@ -503,12 +503,12 @@ def process(kind: str) -> None:
     import mlflow
 
     with mlflow.start_run() as run:
-        told(run_id=run.info.run_id)
+        report(run_id=run.info.run_id)
         KINDS[kind](run.info.run_id)
 
 
 def kinds() -> None:
-    told(kinds=list(KINDS))
+    report(kinds=list(KINDS))
 
 
 def worker(run_id: str, number: str) -> None:
@@ -517,14 +517,14 @@ def worker(run_id: str, number: str) -> None:
 
 def runs_of_workers(method: str) -> None:
     """Each worker has a run of its own."""
-    found = own_runs(method)
+    run_ids = own_runs(method)
     import mlflow
 
     client = mlflow.MlflowClient()
-    told(
+    report(
         cases={
             f"run {number}": {"run_id": run_id, "status": client.get_run(run_id).info.status}
-            for number, run_id in enumerate(found)
+            for number, run_id in enumerate(run_ids)
         }
     )
 

@@ -1,4 +1,4 @@
-"""Genuine MLflow beside a running stack, and the two of them as sides that take the same calls."""
+"""Genuine MLflow beside a running stack, both as sides that take the same calls."""
 
 import base64
 import json
@@ -25,14 +25,14 @@ from mlstack.host.preflight import free_ports
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.support.clone import Clone
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
-PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 GENUINE = "genuine"  # its database, bucket and role
 START = 300.0  # seconds
-# The stack's clients try again for minutes, also what a server error says will never work.
+# The stack's clients retry for minutes, also after server errors that are permanent.
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
-# Tables that hold what a run, an experiment or a model version is made of, with the column that names their owner.
+# The tables of a run, an experiment and a model version, with the column that names their owner.
 OF_RUNS = {
     "runs": "run_uuid",
     "metrics": "run_uuid",
@@ -95,12 +95,12 @@ class Answer:
 
 
 _HEX = re.compile(r"\b(m-)?[0-9a-f]{32}\b")
-# What the two sides make themselves, and so differently.
+# Generated values, which differ between the sides.
 _MADE = (
     (re.compile(r"0x[0-9a-f]{6,}"), "<address>"),
     (re.compile(r"s3://[\w-]+"), "s3://<bucket>"),
     (re.compile(r"http://127\.0\.0\.1:\d+"), "<server>"),
-    (re.compile(r"(\(psycopg2\.[\w.]+\)).*", re.DOTALL), r"\1"),  # the statement, which is another one in ours
+    (re.compile(r"(\(psycopg2\.[\w.]+\)).*", re.DOTALL), r"\1"),  # the statement, which differs in ours
     (re.compile(r"^[a-z]+-[a-z]+-\d+$"), "<name>"),  # of a run
 )
 
@@ -108,18 +108,18 @@ _MADE = (
 def normal(value: Any, kept: frozenset[str] = frozenset()) -> Any:
     """Without times near now, generated ids and addresses of objects."""
     if isinstance(value, dict):
-        found = {key: normal(each, kept) for key, each in value.items()}
-        if found.keys() >= {"info", "data"}:  # of a run, which MLflow reads in no order
-            found["data"] = {key: sorted(each, key=str) for key, each in found["data"].items()}
-        return found
+        fields = {key: normal(item, kept) for key, item in value.items()}
+        if fields.keys() >= {"info", "data"}:  # of a run, which MLflow reads in no order
+            fields["data"] = {key: sorted(items, key=str) for key, items in fields["data"].items()}
+        return fields
     if isinstance(value, list | tuple):
-        return [normal(each, kept) for each in value]
+        return [normal(item, kept) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool) and is_now(value):
         return "<time>"
     if isinstance(value, str):
         if value.isdecimal() and is_now(int(value)):
             return "<time>"
-        value = _HEX.sub(lambda found: found[0] if found[0] in kept else "<id>", value)
+        value = _HEX.sub(lambda match: match[0] if match[0] in kept else "<id>", value)
         for pattern, stands_for in _MADE:
             value = pattern.sub(stands_for, value)
         return value
@@ -133,7 +133,7 @@ def differences(ours: Any, genuine: Any, place: str = "") -> list[str]:
         return [line for name in names for line in differences(ours.get(name), genuine.get(name), f"{place}.{name}")]
     if isinstance(ours, list | tuple) and isinstance(genuine, list | tuple) and len(ours) == len(genuine):
         pairs = enumerate(zip(ours, genuine, strict=True))
-        return [line for number, (one, other) in pairs for line in differences(one, other, f"{place}[{number}]")]
+        return [line for number, (first, second) in pairs for line in differences(first, second, f"{place}[{number}]")]
     if repr(ours) == repr(genuine):  # NaN is NaN, and 1 is not True
         return []
     return [f"{place.lstrip('.')}: ours {_short(ours)}, genuine {_short(genuine)}"]
@@ -152,7 +152,7 @@ def is_now(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two servers, with the ways past it into its database and bucket, and the place where its client runs."""
+    """One of the two servers, with direct connections to its database and bucket, and the service where its client runs."""
 
     name: str
     url: str
@@ -170,7 +170,7 @@ class Side:
             headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
         try:
             return self._send(call, headers)
-        except urllib3.exceptions.ProtocolError:  # after an error uvicorn may close a connection without saying so
+        except urllib3.exceptions.ProtocolError:  # after an error uvicorn may close a connection without notice
             self.pool.clear()
         try:
             return self._send(call, headers)
@@ -185,7 +185,7 @@ class Side:
 
     @cached_property
     def _connection(self) -> Any:
-        """One for everything: the tests ask for the rows of thousands of runs."""
+        """One connection for all queries: the tests read the rows of thousands of runs."""
         login = self.database
         connection = psycopg2.connect(
             host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
@@ -200,16 +200,16 @@ class Side:
             return cursor.fetchall() if cursor.description else []
 
     def rows(self, runs: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-        """What the tables of runs hold of these, by run and table."""
-        found: dict[str, dict[str, list[Any]]] = {run: {table: [] for table in OF_RUNS} for run in runs}
+        """The rows of these runs, by run and table."""
+        by_run: dict[str, dict[str, list[Any]]] = {run: {table: [] for table in OF_RUNS} for run in runs}
         for table, column in OF_RUNS.items():
             statement = f"SELECT {column}, to_jsonb(t) - 'artifact_uri' FROM {table} t WHERE {column} = ANY(%s)"  # noqa: S608
             for run, row in self.sql(statement, list(runs)):
-                found[run][table].append(row)
-        for tables in found.values():
+                by_run[run][table].append(row)
+        for tables in by_run.values():
             for rows in tables.values():
                 rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
-        return found
+        return by_run
 
     @cached_property
     def storage(self) -> Minio:
@@ -218,13 +218,13 @@ class Side:
     def objects(self, run: str) -> dict[str, bytes]:
         """The artifacts of a run as its bucket holds them, by name."""
         ((experiment,),) = self.sql("SELECT experiment_id FROM runs WHERE run_uuid = %s", run)
-        prefix, found = f"{experiment}/{run}/artifacts/", {}
+        prefix, contents = f"{experiment}/{run}/artifacts/", {}
         for item in self.storage.list_objects(self.keys.bucket, prefix, recursive=True):
             response = self.storage.get_object(self.keys.bucket, item.object_name or "")
-            found[(item.object_name or "").removeprefix(prefix)] = response.read()
+            contents[(item.object_name or "").removeprefix(prefix)] = response.read()
             response.close()
             response.release_conn()
-        return found
+        return contents
 
     def run_program(self, source: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Runs `program.py` with these arguments where this side's client is."""
@@ -244,7 +244,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Our server and the genuine one. What is asked of both is sent at the same time."""
+    """Our server and the genuine one. Calls to both are sent at the same time."""
 
     ours: Side
     genuine: Side
@@ -255,7 +255,7 @@ class Pair:
         return self.ours, self.genuine
 
     def both(self, function: Any) -> tuple[Any, Any]:
-        """What this function of a side gives, for ours and for the genuine."""
+        """The result of this function for our side and for the genuine one."""
         ours, genuine = self.threads.map(function, self.sides)
         return ours, genuine
 
@@ -317,7 +317,7 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
         "STACK": clone.name,
         "MLFLOW_IMAGE": clone.image("mlflow"),
         "JUPYTER_IMAGE": clone.image("jupyter"),
-        "PACKAGES": PACKAGES,
+        **PLUGINS,
         "MLFLOW_PORT": str(port),
         "BUCKET": GENUINE,
         "PASSWORD": password,
@@ -335,8 +335,8 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
     try:
         compose(folder, "up", "--detach")
         wait(genuine)
-        made = genuine.send(post("users/create", {"username": notebook.username, "password": notebook.password}))
-        assert made.status == 200, made
+        created = genuine.send(post("users/create", {"username": notebook.username, "password": notebook.password}))
+        assert created.status == 200, created
         yield Pair(ours, genuine)
     finally:
         compose(folder, "down", "--volumes", "--timeout", "10")

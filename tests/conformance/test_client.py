@@ -48,14 +48,14 @@ def compared(comparison: Comparison, program: str) -> dict[str, list[str]]:
     """The differences of each case of a program."""
 
     def cases(side: Side) -> dict[str, Any]:
-        code, told = ended(side, *program.split())
+        code, output = ended(side, *program.split())
         assert code == 0
-        found: dict[str, Any] = told["cases"]
-        for case, rows in zip(found.values(), stored(side, [case["run_id"] for case in found.values()]), strict=True):
+        results: dict[str, Any] = output["cases"]
+        for case, rows in zip(results.values(), stored(side, [case["run_id"] for case in results.values()]), strict=True):
             case["stored"] = rows
             if program == "artifacts":
                 case["objects"] = side.objects(case["run_id"])
-        return found
+        return results
 
     ours, genuine = comparison.pair.both(cases)
     assert ours.keys() == genuine.keys()
@@ -68,33 +68,37 @@ def is_known(case: str, line: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def seen(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
-    """What every program showed; each is run once."""
+def by_program(comparison: Comparison) -> dict[str, dict[str, list[str]]]:
+    """The differences of every program; each program runs once."""
     return {program: compared(comparison, program) for program in CASES}
 
 
 @pytest.mark.parametrize("program", CASES)
-def test_a_program_sees_and_stores_what_it_does_with_mlflow(seen: dict[str, dict[str, list[str]]], program: str) -> None:
-    found = {case: [line for line in lines if not is_known(case, line)] for case, lines in seen[program].items()}
-    wrong = {case: lines for case, lines in found.items() if lines}
+def test_program_reads_and_stores_the_same_as_with_mlflow(by_program: dict[str, dict[str, list[str]]], program: str) -> None:
+    unknown = {case: [line for line in lines if not is_known(case, line)] for case, lines in by_program[program].items()}
+    wrong = {case: lines for case, lines in unknown.items() if lines}
     assert not wrong, "\n".join(f"{case}\n    " + "\n    ".join(lines[:6]) for case, lines in wrong.items())
 
 
 @pytest.mark.parametrize("known", OF_CLIENT, ids=lambda known: known.name)
-def test_a_deliberate_difference_of_the_client_still_differs(seen: dict[str, dict[str, list[str]]], known: OfClient) -> None:
+def test_deliberate_difference_of_the_client_still_differs(by_program: dict[str, dict[str, list[str]]], known: OfClient) -> None:
     lines = [
-        line for cases in seen.values() for case, found in cases.items() if re.fullmatch(known.cases, case) for line in found
+        line
+        for cases in by_program.values()
+        for case, case_lines in cases.items()
+        if re.fullmatch(known.cases, case)
+        for line in case_lines
     ]
     assert any(re.match(known.line, line) for line in lines), "nothing differs any more: remove it from deliberate.py"
 
 
 @pytest.mark.parametrize("kind", programs.KINDS)
-def test_a_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
+def test_process_loses_nothing_that_mlflow_stores(comparison: Comparison, kind: str) -> None:
     """Every point whose call has returned is stored, and the process ends as with MLflow."""
 
     def end(side: Side) -> Any:
-        code, told = ended(side, "process", kind)
-        return normal({"exit code": code, "stored": stored(side, [told["run_id"]])})
+        code, output = ended(side, "process", kind)
+        return normal({"exit code": code, "stored": stored(side, [output["run_id"]])})
 
     ours, genuine = comparison.pair.both(end)
     comparison.runs["the client: kinds of processes"] += 1

@@ -22,30 +22,32 @@ WRITERS, CALLS, KEYS = 8, 20, 12
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 
 
-def told(found: list[str]) -> str:
-    return f"{len(found)} differences; the first:\n\n" + "\n\n".join(found[:5])
+def summary(lines: list[str]) -> str:
+    return f"{len(lines)} differences; the first:\n\n" + "\n\n".join(lines[:5])
 
 
 # ---- fuzz ------------------------------------------------------------------------------------------
 
 
-def test_odd_calls_are_answered_and_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
-    found = comparison.sequences("odd calls", ([call] for call in fuzz.calls(chance, ODD_CALLS)))
-    assert not found, told(found)
+def test_malformed_calls_are_answered_and_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
+    different = comparison.sequences("odd calls", ([call] for call in fuzz.calls(chance, ODD_CALLS)))
+    assert not different, summary(different)
 
 
-def test_batches_with_right_and_wrong_parts_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
-    found = comparison.sequences("batches with right and wrong parts", ([call] for call in sequences.batches(chance, BATCHES)))
-    assert not found, told(found)
+def test_batches_with_valid_and_invalid_parts_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
+    different = comparison.sequences(
+        "batches with right and wrong parts", ([call] for call in sequences.batches(chance, BATCHES))
+    )
+    assert not different, summary(different)
 
 
-def test_sequences_on_one_run_leave_what_mlflow_leaves(comparison: Comparison, chance: random.Random) -> None:
+def test_sequences_on_one_run_are_stored_as_by_mlflow(comparison: Comparison, chance: random.Random) -> None:
     chosen = [sequences.sequence(chance, LENGTH) for _ in range(SEQUENCES)]
-    found = comparison.sequences("sequences on one run", chosen)
-    assert not found, told(found)
+    different = comparison.sequences("sequences on one run", chosen)
+    assert not different, summary(different)
 
 
-# ---- differences that were found, by name ------------------------------------------------------------
+# ---- named cases, each once a difference ---------------------------------------------------------------
 
 RUN = '"run_id": "{run}"'
 METRIC = '{"key": "m", "value": 1.5, "timestamp": 1000, "step": 3}'
@@ -107,16 +109,16 @@ CASES: dict[str, list[Call]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_case_is_answered_and_stored_as_by_mlflow(comparison: Comparison, name: str) -> None:
-    found = comparison.sequences("named cases", [CASES[name]])
-    assert not found, told(found)
+def test_case_is_answered_and_stored_as_by_mlflow(comparison: Comparison, name: str) -> None:
+    different = comparison.sequences("named cases", [CASES[name]])
+    assert not different, summary(different)
 
 
 # ---- deliberate differences ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("known", OF_SERVER, ids=lambda known: known.name)
-def test_a_deliberate_difference_still_differs(comparison: Comparison, known: OfServer) -> None:
+def test_deliberate_difference_still_differs(comparison: Comparison, known: OfServer) -> None:
     pair = comparison.pair
     run, twin = pair.runs(2)
     call = comparison.place.fill(known.example, run)
@@ -133,7 +135,7 @@ def test_a_deliberate_difference_still_differs(comparison: Comparison, known: Of
 
 
 def _write(side: Side, run: str) -> tuple[set[int], list[Any]]:
-    """Many writers of the same metrics at once, each in an order of its own: the statuses, and what is missing or wrong."""
+    """Concurrent writers of the same metrics, each in another order: the statuses, and what is missing or wrong."""
     ready = threading.Barrier(WRITERS)
 
     def log(writer: int) -> list[int]:
@@ -149,11 +151,11 @@ def _write(side: Side, run: str) -> tuple[set[int], list[Any]]:
         return [{"key": f"m{key}", "value": writer, "timestamp": 1, "step": CALLS * writer + call} for key in keys]
 
     with ThreadPoolExecutor(WRITERS) as threads:
-        statuses = {status for found in threads.map(log, range(WRITERS)) for status in found}
+        statuses = {status for codes in threads.map(log, range(WRITERS)) for status in codes}
     rows = side.rows([run])[run]
     last = {(row["key"], row["step"]) for row in rows["latest_metrics"]}
     wrong = [WRITERS * CALLS * KEYS - len(rows["metrics"]), last ^ {(f"m{key}", WRITERS * CALLS - 1) for key in range(KEYS)}]
-    return statuses, [each for each in wrong if each]
+    return statuses, [problem for problem in wrong if problem]
 
 
 def test_concurrent_writers_are_all_stored(comparison: Comparison) -> None:
@@ -189,33 +191,35 @@ def guarded(pair: Pair) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("account", ACCOUNTS, ids=str)
-def test_an_account_may_do_what_it_may_in_mlflow(comparison: Comparison, guarded: dict[str, str], account: str | None) -> None:
-    found = []
-    # A wrong password is slowed down by ours: a few calls say enough.
+def test_account_has_the_permissions_it_has_in_mlflow(
+    comparison: Comparison, guarded: dict[str, str], account: str | None
+) -> None:
+    different = []
+    # Our server throttles wrong passwords: a few calls are enough.
     routes = fuzz.ROUTES if account in ACCOUNTS[:5] else fuzz.ROUTES[:3]
     for route in routes:
         call = fuzz.filled(route.call(list(route.fields.items())), **guarded)
-        found += comparison.call("accounts", Call(call.method, call.path, call.body, call.headers, account))
+        different += comparison.call("accounts", Call(call.method, call.path, call.body, call.headers, account))
         other = fuzz.filled(route.call(list(route.fields.items())), **(guarded | {"run": "0" * 32, "experiment": "99999"}))
-        found += comparison.call("accounts", Call(other.method, other.path, other.body, other.headers, account))
+        different += comparison.call("accounts", Call(other.method, other.path, other.body, other.headers, account))
     ours, genuine = comparison.pair.both(lambda side: side.rows([guarded["run"]]))
-    found += differences(normal(ours), normal(genuine))
-    assert not found, told(found)
+    different += differences(normal(ours), normal(genuine))
+    assert not different, summary(different)
 
 
-def test_a_permission_that_is_given_and_taken_counts_from_the_next_call(comparison: Comparison, guarded: dict[str, str]) -> None:
-    found = []
+def test_granted_or_revoked_permission_applies_to_the_next_call(comparison: Comparison, guarded: dict[str, str]) -> None:
+    different = []
     log = {"run_id": guarded["run"], "key": "m", "value": 1, "timestamp": 1}
     for permission in ("DENY", "READ", "EDIT", "MANAGE", None):
         grant = {"username": "colleague", "resource_type": "experiment", "resource_id": guarded["experiment"]}
         path = "users/permissions/grant" if permission else "users/permissions/revoke"
         change = post(path, grant | ({"permission": permission} if permission else {}))
-        found += comparison.call("accounts", Call("POST", change.path.replace("2.0", "3.0"), change.body, change.headers))
-        found += comparison.call("accounts", post("runs/log-metric", log, "colleague"))
-        found += comparison.call("accounts", get(f"runs/get?run_id={guarded['run']}", "colleague"))
-        found += comparison.call("accounts", post("runs/delete", {"run_id": guarded["run"]}, "colleague"))
-        found += comparison.call("accounts", post("runs/restore", {"run_id": guarded["run"]}))
-    assert not found, told(found)
+        different += comparison.call("accounts", Call("POST", change.path.replace("2.0", "3.0"), change.body, change.headers))
+        different += comparison.call("accounts", post("runs/log-metric", log, "colleague"))
+        different += comparison.call("accounts", get(f"runs/get?run_id={guarded['run']}", "colleague"))
+        different += comparison.call("accounts", post("runs/delete", {"run_id": guarded["run"]}, "colleague"))
+        different += comparison.call("accounts", post("runs/restore", {"run_id": guarded["run"]}))
+    assert not different, summary(different)
 
 
 # ---- artifacts by MLflow's proxy ----------------------------------------------------------------------------
@@ -227,32 +231,32 @@ NAMES = (
 )  # fmt: skip
 
 
-def test_artifacts_are_kept_by_the_proxy_as_by_mlflow(comparison: Comparison) -> None:
+def test_artifacts_are_stored_by_the_proxy_as_by_mlflow(comparison: Comparison) -> None:
     run = comparison.pair.runs(1, comparison.place.experiment)[0]
-    root, found = f"{comparison.place.experiment}/{run}/artifacts", []
+    root, different = f"{comparison.place.experiment}/{run}/artifacts", []
     for account in ("admin", "colleague"):
         for name in NAMES:
             for path in {f"{PROXY}/{root}/{quote(name)}", f"{PROXY}/{root}/{quote(name, safe='%')}"}:
                 put = Call("PUT", path, b"content of " + name[:9].encode(), {"Content-Type": "application/octet-stream"}, account)
-                found += comparison.call("artifacts", put)
-                found += comparison.call("artifacts", Call("GET", path, b"", {}, account))
-            found += comparison.call(
+                different += comparison.call("artifacts", put)
+                different += comparison.call("artifacts", Call("GET", path, b"", {}, account))
+            different += comparison.call(
                 "artifacts", Call("GET", f"{PROXY}?{urlencode({'path': f'{root}/{name}'})}", b"", {}, account)
             )
-            found += comparison.call("artifacts", get(f"artifacts/list?{urlencode({'run_id': run, 'path': name})}", account))
-        found += comparison.call("artifacts", get(f"artifacts/list?run_id={run}", account))
+            different += comparison.call("artifacts", get(f"artifacts/list?{urlencode({'run_id': run, 'path': name})}", account))
+        different += comparison.call("artifacts", get(f"artifacts/list?run_id={run}", account))
     ours, genuine = comparison.pair.both(lambda side: side.objects(run))
-    found += differences(ours, genuine, "objects")
+    different += differences(ours, genuine, "objects")
     for name in NAMES[:4]:
-        found += comparison.call("artifacts", Call("DELETE", f"{PROXY}/{root}/{quote(name)}", b"", {}))
+        different += comparison.call("artifacts", Call("DELETE", f"{PROXY}/{root}/{quote(name)}", b"", {}))
     ours, genuine = comparison.pair.both(lambda side: sorted(side.objects(run)))
-    found += differences(ours, genuine, "objects after deleting")
-    assert not found, told(found)
+    different += differences(ours, genuine, "objects after deleting")
+    assert not different, summary(different)
 
 
-def test_a_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> None:
+def test_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> None:
     run = comparison.pair.runs(1, comparison.place.experiment)[0]
-    root, found = f"{comparison.place.experiment}/{run}/artifacts", []
+    root, different = f"{comparison.place.experiment}/{run}/artifacts", []
     for body in (
         {"path": f"{root}/big", "num_parts": 2},
         {"path": "../x", "num_parts": 1},
@@ -260,22 +264,22 @@ def test_a_multipart_upload_is_answered_as_by_mlflow(comparison: Comparison) -> 
         {"path": f"{root}/big", "num_parts": "x"},
     ):
         call = Call("POST", f"/api/2.0/mlflow-artifacts/mpu/create/{root}/big", json.dumps(body).encode())
-        found += comparison.call("artifacts", call)
-    assert not found, told(found)
+        different += comparison.call("artifacts", call)
+    assert not different, summary(different)
 
 
 # ---- the documented API -----------------------------------------------------------------------------------
 
 
-def test_the_documented_calls_are_answered_as_by_mlflow(comparison: Comparison) -> None:
+def test_documented_calls_are_answered_as_by_mlflow(comparison: Comparison) -> None:
     kept: dict[str, dict[str, str]] = {}
-    found: list[str] = []
+    different: list[str] = []
     for number, step in enumerate(examples.STEPS):
         answers = [_step(side, step, kept) for side in comparison.pair.sides]
         comparison.answers["the documented API"] += 1
         call = Call(step.method, step.path, json.dumps(step.fields).encode())
-        found += [f"{number} {call}\n    {line}" for line in answers_differ(call, *answers)]
-    assert not found, told(found)
+        different += [f"{number} {call}\n    {line}" for line in answers_differ(call, *answers)]
+    assert not different, summary(different)
 
 
 def _step(side: Side, step: examples.Step, kept: dict[str, dict[str, str]]) -> Answer:

@@ -1,4 +1,4 @@
-"""What is really stored of a run, read from Postgres and MinIO themselves. Runs in the bootstrap's container, which may.
+"""What is stored of a run, read directly from Postgres and MinIO. Runs in the bootstrap's container, which has the logins.
 
 python3 audit.py RUN MODEL PREFIX [forget]: prints one JSON object; `forget` deletes the run's objects afterwards.
 """
@@ -36,11 +36,11 @@ def main(run: str, model: str, prefix: str, *forget: str) -> None:
     keys = settings.storage_owner()
     storage = Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False)
     bucket = keys.bucket
-    found = [item.object_name for item in storage.list_objects(bucket, prefix, recursive=True)]
+    names = [item.object_name for item in storage.list_objects(bucket, prefix, recursive=True)]
     stored = {
         "points": rows("SELECT key, value, timestamp, step FROM metrics WHERE run_uuid = %s", run),
         "latest": rows("SELECT key, value, timestamp, step FROM latest_metrics WHERE run_uuid = %s", run),
-        "artifacts": {name.removeprefix(prefix): checksum(storage, bucket, name) for name in found},
+        "artifacts": {name.removeprefix(prefix): checksum(storage, bucket, name) for name in names},
         "versions": rows(
             "SELECT t.value, t.version::text FROM model_version_tags t JOIN model_versions v USING (name, version)"
             " WHERE name = %s AND t.key = 'ledger'",

@@ -1,9 +1,9 @@
 """A training client under load. Runs inside the Jupyter container, as a notebook would: python3 client.py FOLDER.
 
-It appends to FOLDER/ledger.jsonl what it is about to write and what it was told is stored, one JSON object a line, each
-`stored` on disk before the next call. Every kind of write has a thread of its own. It ends when FOLDER/stop is there.
+It appends to FOLDER/ledger.jsonl what it is about to write and what was acknowledged, one JSON object a line, each
+`stored` on disk before the next call. Every kind of write has a thread of its own. It ends when FOLDER/stop exists.
 
-What counts as told: a synchronous call, `log_artifact` or a registry call returned; for an asynchronous call
+What counts as acknowledged: a synchronous call, `log_artifact` or a registry call returned; for an asynchronous call
 `RunOperations.wait()` returned. The environment is the container's own: whatever keeps the writes safe was set for every user.
 """
 
@@ -66,7 +66,7 @@ class Client:
         self.ledger.add("started", pid=os.getpid(), run=self.run_id, artifacts=self.run.info.artifact_uri, model=self.model)
 
     def work(self) -> None:
-        """Everything at once, until it is told to stop."""
+        """Everything at once, until FOLDER/stop exists."""
         writers = [threading.Thread(target=self.repeat, args=args) for args in (
             (self.log_points, PACE), (self.log_points_later, PACE), (self.log_small, PACE), (self.log_large, BETWEEN_LARGE),
             (self.register, 4 * PACE),
@@ -78,7 +78,7 @@ class Client:
             thread.join()
         self.waiting.put(None)
         waiter.join()
-        # As at the end of any training: what is still queued is written, and what could not be written is said.
+        # As at the end of any training: what is still queued is written, and losses are reported.
         self.attempt("end", mlflow.end_run, [])
         self.ledger.add("ended")
 
@@ -99,8 +99,8 @@ class Client:
         except Exception as error:  # noqa: BLE001 # whatever reaches a user is what is to be shown
             self.ledger.add("failed", kind=kind, number=number, message=str(error), seconds=time.monotonic() - begun)
             return None
-        said = result if isinstance(result, str) else ""
-        self.ledger.add("stored", kind=kind, number=number, said=said, seconds=time.monotonic() - begun)
+        answer = result if isinstance(result, str) else ""
+        self.ledger.add("stored", kind=kind, number=number, answer=answer, seconds=time.monotonic() - begun)
         return result
 
     def log_points(self, step: int) -> None:
@@ -131,7 +131,7 @@ class Client:
             except Exception as error:  # noqa: BLE001 # as above
                 self.ledger.add("failed", kind="async", number=number, message=str(error), seconds=time.monotonic() - begun)
             else:
-                self.ledger.add("stored", kind="async", number=number, said="", seconds=time.monotonic() - begun)
+                self.ledger.add("stored", kind="async", number=number, answer="", seconds=time.monotonic() - begun)
 
     def points(self, kind: str, step: int, count: int) -> list[tuple[str, float, int, int]]:
         """Key, value, timestamp and step: no two alike, and each value needs all its digits."""
@@ -155,14 +155,14 @@ class Client:
     def register(self, step: int) -> None:
         tag = f"{self.run_id}-{step}"
         source = f"{self.run.info.artifact_uri}/model"
-        made = self.attempt(
+        version = self.attempt(
             "version",
             lambda: str(self.mlflow.create_model_version(self.model, source, self.run_id, tags={"ledger": tag}).version),
             [tag],
         )
-        if made:
+        if version:
             alias = f"step-{step}"
-            self.attempt("alias", lambda: self.mlflow.set_registered_model_alias(self.model, alias, made), [[alias, made]])
+            self.attempt("alias", lambda: self.mlflow.set_registered_model_alias(self.model, alias, version), [[alias, version]])
 
 
 if __name__ == "__main__":

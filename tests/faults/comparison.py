@@ -1,4 +1,4 @@
-"""What a client was told is stored against what is stored."""
+"""Acknowledged writes compared with what is stored."""
 
 import json
 from collections import Counter
@@ -19,10 +19,10 @@ class Entry:
     number: int
     items: list[Any]
     outcome: str = "unanswered"  # or stored, failed
-    said: str = ""
+    answer: str = ""
     seconds: float = 0.0
     position: int = 0  # in the ledger, of its outcome
-    at: float = 0.0  # when it was told
+    at: float = 0.0  # time of the answer
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,12 @@ class Ledger:
 
     def rate(self, kind: str) -> float:
         """Acknowledged points a second, from the first answer on."""
-        told = list(self.stored(kind))
-        if len(told) < 2:
+        acknowledged = list(self.stored(kind))
+        if len(acknowledged) < 2:
             return 0.0
-        return sum(len(entry.items) for entry in told[1:]) / (max(entry.at for entry in told) - min(entry.at for entry in told))
+        return sum(len(entry.items) for entry in acknowledged[1:]) / (
+            max(entry.at for entry in acknowledged) - min(entry.at for entry in acknowledged)
+        )
 
     def failed(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.outcome == "failed"]
@@ -54,7 +56,7 @@ class Ledger:
 def read(path: Path) -> Ledger:
     """The ledger as far as it is written. Raises ValueError when it has not been begun."""
     lines = path.read_text().splitlines() if path.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be in the making
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last line may be incomplete
     if not events:
         raise ValueError(f"{path} is empty")
     start, calls, has_ended = events[0], {}, False
@@ -64,9 +66,9 @@ def read(path: Path) -> Ledger:
                 calls[event["number"]] = Entry(event["kind"], event["number"], event["items"])
             case "stored" | "failed" as outcome:
                 tried = calls[event["number"]]
-                said = event["said"] if outcome == "stored" else event["message"]
+                answer = event["answer"] if outcome == "stored" else event["message"]
                 calls[event["number"]] = Entry(
-                    tried.kind, tried.number, tried.items, outcome, said, event["seconds"], position, event["at"]
+                    tried.kind, tried.number, tried.items, outcome, answer, event["seconds"], position, event["at"]
                 )
             case "ended":
                 has_ended = True
@@ -78,15 +80,15 @@ def read(path: Path) -> Ledger:
 class Verdict:
     """The comparison of one ledger with the stores. Everything but the counts has to be empty."""
 
-    points: int = 0  # that the client was told are stored
+    points: int = 0  # acknowledged
     artifacts: int = 0
     registry: int = 0
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)  # artifacts that are there and not what was sent
-    unknown: list[str] = field(default_factory=list)  # what nobody wrote
+    broken: list[str] = field(default_factory=list)  # artifacts whose content is not what was sent
+    unknown: list[str] = field(default_factory=list)  # what no client wrote
     versions_again: list[str] = field(default_factory=list)  # registered twice by one call: its first answer was lost
-    unanswered: int = 0  # points on their way whose fate the client was never told
+    unanswered: int = 0  # points in flight that were neither acknowledged nor rejected
     unanswered_lost: int = 0  # of these, not stored
 
     @property
@@ -95,16 +97,16 @@ class Verdict:
 
 
 def compare(ledger: Ledger, stored: dict[str, Any]) -> Verdict:
-    """Point by point and by checksum. What was tried and never acknowledged may be there, but only whole."""
+    """Point by point and by checksum. What was tried and never acknowledged may be stored, but only completely."""
     lost, doubled, broken, unknown = [], [], [], []
 
     rows: list[Point] = [tuple(row) for row in stored["points"]]
-    there = set(rows)
-    told = [tuple(point) for entry in ledger.stored("sync", "async") for point in entry.items]
+    points_stored = set(rows)
+    acknowledged = [tuple(point) for entry in ledger.stored("sync", "async") for point in entry.items]
     tried = {tuple(point) for entry in ledger.entries if entry.kind in ("sync", "async") for point in entry.items}
-    lost += [f"point {point}" for point in told if point not in there]
+    lost += [f"point {point}" for point in acknowledged if point not in points_stored]
     doubled += [f"point {name}" for name, count in Counter((key, step) for key, _, _, step in rows).items() if count > 1]
-    unknown += [f"point {point}" for point in there - tried]
+    unknown += [f"point {point}" for point in points_stored - tried]
     newest: dict[str, Point] = {}
     for row in rows:
         newest[row[0]] = max(newest.get(row[0], row), row, key=lambda point: point[3])
@@ -120,7 +122,7 @@ def compare(ledger: Ledger, stored: dict[str, Any]) -> Verdict:
             broken.append(f"artifact {path}")
 
     versions = [tuple(row) for row in stored["versions"]]
-    registered = [(entry.items[0], entry.said) for entry in ledger.stored("version")]
+    registered = [(entry.items[0], entry.answer) for entry in ledger.stored("version")]
     lost += [f"version {version} of {tag}" for tag, version in registered if (tag, version) not in versions]
     again = [tag for tag, count in Counter(tag for tag, _ in versions).items() if count > 1]
     tags = {entry.items[0] for entry in ledger.entries if entry.kind == "version"}
@@ -136,7 +138,7 @@ def compare(ledger: Ledger, stored: dict[str, Any]) -> Verdict:
         for point in entry.items
     ]
     return Verdict(
-        points=len(told),
+        points=len(acknowledged),
         artifacts=len(files),
         registry=len(registered) + len(named),
         lost=lost,
@@ -145,5 +147,5 @@ def compare(ledger: Ledger, stored: dict[str, Any]) -> Verdict:
         unknown=unknown,
         versions_again=again,
         unanswered=len(open_points),
-        unanswered_lost=sum(point not in there for point in open_points),
+        unanswered_lost=sum(point not in points_stored for point in open_points),
     )

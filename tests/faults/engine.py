@@ -1,4 +1,4 @@
-"""A Docker engine in a container: the one of this machine has other people's containers and is never restarted."""
+"""A Docker engine in a container: the host's engine runs other containers and is never restarted."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def engine_for(clone: Clone) -> Iterator[str]:
     """The name of a container with an engine that has the clone's folder at the same path, and its images."""
     name = f"{clone.name}-engine"
     docker("build", "--quiet", "--tag", name, "--file", str(DOCKERFILE), str(DOCKERFILE.parent))
-    # Everything that --privileged gives but SYS_RESOURCE, which a machine that is itself confined cannot give.
+    # Everything that --privileged gives but SYS_RESOURCE, which a host that is itself confined cannot grant.
     docker(
         "run", "--detach", "--init", "--name", name, "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE",
         "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
@@ -41,13 +41,13 @@ def engine_for(clone: Clone) -> Iterator[str]:
 
 def start(name: str) -> None:
     docker("exec", "--detach", name, "bash", "-c", START)
-    wait_until(lambda: _answers(name), 60)
+    wait_until(lambda: _answers(name))
 
 
 def restart(name: str) -> None:
-    """kill -9, and started again as systemd would start it: what the engine ran goes on without it until then."""
+    """kill -9, and started again as systemd would start it: the containers run on without it until then."""
     docker("exec", name, "pkill", "-KILL", "-x", "dockerd")
-    wait_until(lambda: not _answers(name), 10)
+    wait_until(lambda: not _answers(name))
     start(name)
 
 

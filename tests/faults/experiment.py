@@ -1,4 +1,4 @@
-"""One fault, from a client at work to the comparison of all that it was told with all that is there."""
+"""One fault: a client works, the fault is injected, and what was acknowledged is compared with what is stored."""
 
 import re
 import time
@@ -25,8 +25,8 @@ class Row:
     registry: int
     lost: int
     twice: int
-    recovery: float  # seconds from the fault's end until each kind of write was answered and every service healthy
-    unsaid: str  # what happened to points that nobody was told are stored
+    recovery: float  # seconds from the fault's end until each kind of write was answered and every service was healthy
+    unacknowledged: str  # what happened to points that were never acknowledged
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A row, and what it is made of."""
+    """A row and the data behind it."""
 
     row: Row
     verdicts: tuple[Verdict, ...]
@@ -49,12 +49,12 @@ def run(stack: Stack, fault: Fault, name: str, large: int = 300, **environment: 
     fault.inject(stack, clients[0])
     ended, position = time.monotonic(), clients[0].ledger.length
     if fault.kills_client:
-        wait_until(lambda: stack.is_well, PATIENCE, 0.5)
+        wait_until(lambda: stack.is_healthy, PATIENCE, 0.5)
         clients.append(start_client(stack, f"{name}-after", large, **environment))
         wait_until(lambda: clients[-1].has_begun, PATIENCE)
         position = 0
     wait_until(lambda: clients[-1].answered(position), PATIENCE)
-    wait_until(lambda: stack.is_well, PATIENCE, 0.5)
+    wait_until(lambda: stack.is_healthy, PATIENCE, 0.5)
     recovery = time.monotonic() - ended
     clients[-1].stop()
     ledgers = tuple(client.ledger for client in clients)
@@ -75,7 +75,7 @@ def _row(fault: Fault, before: Ledger, ledgers: tuple[Ledger, ...], verdicts: tu
         lost=sum(len(verdict.lost) + len(verdict.broken) for verdict in verdicts),
         twice=sum(len(verdict.versions_again) + len(verdict.doubled) for verdict in verdicts),
         recovery=round(recovery, 1),
-        unsaid=f"{missing} of {unanswered} points" if unanswered else "none",
+        unacknowledged=f"{missing} of {unanswered} points" if unanswered else "none",
     )
 
 
@@ -85,7 +85,7 @@ def _saw(fault: Fault, ledgers: tuple[Ledger, ...]) -> str:
     if failed:
         kinds = sorted({entry.kind for entry in failed})
         # A direct call's message first: the asynchronous ones repeat it in a list.
-        message = re.sub(r"\s+", " ", min(failed, key=lambda entry: entry.kind in ("async", "end")).said)
+        message = re.sub(r"\s+", " ", min(failed, key=lambda entry: entry.kind in ("async", "end")).answer)
         message = message if len(message) <= SHOWN else message[:SHOWN] + "…"
         return f"{len(failed)} calls failed ({', '.join(kinds)}): {message}"
     if fault.kills_client:

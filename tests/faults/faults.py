@@ -1,4 +1,4 @@
-"""What is done to the stack while a client writes. Each fault ends by itself: nothing here mends a service."""
+"""What is done to the stack while a client writes. Each fault ends by itself: nothing here repairs a service."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.faults import engine
 from tests.faults.stack import Client, Stack
 
-DATA_AND_TRACKING = ("postgres", "minio", "mlflow")
+KILLED_SERVICES = ("postgres", "minio", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Fault:
 
 
 def _of_services() -> Iterator[Fault]:
-    for service in DATA_AND_TRACKING:
-        yield Fault(f"{service}: kill -9", lambda stack, _, at=service: stack.kill(at))
-        yield Fault(f"{service}: stopped for 30 s", lambda stack, _, at=service: stopped(stack, at, 30))
-        yield Fault(f"{service}: restarted every 5 s for a minute", lambda stack, _, at=service: restarted(stack, at, 5, 60))
-        yield Fault(f"{service}: paused for 20 s", lambda stack, _, at=service: paused(stack, at, 20))
+    for service in KILLED_SERVICES:
+        yield Fault(f"{service}: kill -9", lambda stack, _, service=service: stack.kill(service))
+        yield Fault(f"{service}: stopped for 30 s", lambda stack, _, service=service: stopped(stack, service, 30))
+        yield Fault(
+            f"{service}: restarted every 5 s for a minute", lambda stack, _, service=service: restarted(stack, service, 5, 60)
+        )
+        yield Fault(f"{service}: paused for 20 s", lambda stack, _, service=service: paused(stack, service, 20))
 
 
 def stopped(stack: Stack, service: str, seconds: float) -> None:
@@ -57,7 +59,7 @@ OF_SERVICES = tuple(_of_services())
 
 
 def cut(stack: Stack, seconds: float) -> None:
-    """Jupyter is taken out of the network that it shares with MLflow: no name, no route, open connections hang."""
+    """Jupyter leaves the network that it shares with MLflow: no name, no route, open connections hang."""
     network, container = f"{stack.clone.name}_work-internal", stack.container("jupyter")
     stack.docker("network", "disconnect", network, container)
     time.sleep(seconds)
@@ -65,7 +67,7 @@ def cut(stack: Stack, seconds: float) -> None:
 
 
 def killed(stack: Stack, client: Client) -> None:
-    """While MLflow is silent, so that something is on its way for certain."""
+    """Kills the client while MLflow is paused, so that calls are certainly in flight."""
     container = stack.container("mlflow")
     stack.docker("pause", container)
     time.sleep(2)
@@ -79,7 +81,7 @@ KERNEL = Fault("notebook kernel killed (-9) while it logs asynchronously", kille
 
 @dataclass(frozen=True)
 class Filled:
-    """A volume that is full for a while. It is small and in memory, and this is who keeps it and fills it."""
+    """Fills a small volume in memory for a while."""
 
     volume: str
 
@@ -88,7 +90,7 @@ class Filled:
 
 
 FULL_SECONDS = 20
-# Whatever a service gives back in between is taken too; at the end there is room again.
+# Space that a service frees meanwhile is filled too; at the end there is room again.
 FILL = (
     f"timeout {FULL_SECONDS} bash -c 'while :; do cat /dev/zero >>/held/filler; sleep 0.1; done' 2>/dev/null;"
     " test -s /held/filler && rm /held/filler"
@@ -96,7 +98,7 @@ FILL = (
 
 
 def holder(stack: Stack, volume: str) -> str:
-    """The name of the container that keeps a volume in memory alive while no service holds it."""
+    """The name of the container that keeps a volume in memory alive while no service mounts it."""
     return f"{stack.clone.name}-holder-{volume}"
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, made from a run and from nothing else."""
+"""The table of docs/reliability.md, generated from a run."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ HEAD = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    numbers = (row.rate, row.points, row.artifacts, row.registry, row.lost, row.twice, row.unsaid, row.recovery)
+    numbers = (row.rate, row.points, row.artifacts, row.registry, row.lost, row.twice, row.unacknowledged, row.recovery)
     return tuple(str(cell).replace("|", "¦") for cell in (row.fault, row.saw, *numbers))
 
 

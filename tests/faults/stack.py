@@ -15,12 +15,12 @@ from tests.support.service import wait_until
 
 HERE = Path(__file__).parent
 SERVICES = ("postgres", "minio", "mlflow", "jupyter")
-PATIENCE = 400  # seconds for a stack to be well again by itself: longer than a client's retries
+PATIENCE = 400  # seconds for a stack to become healthy by itself: longer than a client's retries
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A clone's running stack, on this machine's engine or on one in a container."""
+    """A clone's running stack, on the host's engine or on one in a container."""
 
     clone: Clone
     engine: str = ""  # the container whose engine runs it
@@ -47,19 +47,19 @@ class Stack:
         return self.compose("ps", "--all", "--quiet", service).strip()
 
     def kill(self, service: str) -> None:
-        """kill -9 of the container's first process from outside: `docker kill` would count as stopped by hand."""
+        """kill -9 of the container's first process from outside: Docker would not restart it after `docker kill`."""
         pid = self.docker("inspect", "--format", "{{.State.Pid}}", self.container(service)).strip()
-        self.as_root_of_the_machine("kill", "-9", pid)
+        self.as_root_of_the_host("kill", "-9", pid)
 
-    def as_root_of_the_machine(self, *command: str, network: str = "none") -> str:
-        """A command among the processes of the engine's machine."""
+    def as_root_of_the_host(self, *command: str, network: str = "none") -> str:
+        """A command as root in the process namespace of the engine's host."""
         return self.docker(
             "run", "--rm", "--pid", "host", "--user", "0", "--network", network, "--entrypoint", "bash",
             self.clone.image("postgres"), "-c", " ".join(command),
         )  # fmt: skip
 
     @property
-    def is_well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Every long-running service is up and healthy."""
         states = self.compose("ps", "--all", "--format", "{{.Service}} {{.State}} {{.Health}}").split("\n")
         return {f"{service} running healthy" for service in SERVICES} <= set(states)
@@ -73,12 +73,12 @@ class Stack:
         return self._audit(ledger)
 
     def _audit(self, ledger: Ledger, *forget: str) -> dict[str, Any]:
-        said = self.compose(
+        output = self.compose(
             "run", "--rm", "--no-deps", "--no-TTY", "--interactive", "bootstrap",
             "python3", "-", ledger.run, ledger.model, ledger.prefix, *forget,
             stdin=(HERE / "audit.py").read_text(),
         )  # fmt: skip
-        stored: dict[str, Any] = json.loads(said)
+        stored: dict[str, Any] = json.loads(output)
         return stored
 
 
@@ -87,7 +87,7 @@ class Client:
     """A training client in the Jupyter container."""
 
     stack: Stack
-    folder: Path  # of its ledger, on this machine
+    folder: Path  # of its ledger, on the host
 
     @property
     def ledger(self) -> Ledger:
@@ -99,7 +99,7 @@ class Client:
         return path.exists() and path.read_bytes().count(b"\n") > 0
 
     def wait_until_steady(self) -> None:
-        """Each kind of write was answered several times, and a large file is on its way."""
+        """Each kind of write was answered several times, and a large file is in flight."""
         wait_until(lambda: self.has_begun, 90)
         wait_until(lambda: self.answered(0, 5), 120)
 
@@ -116,12 +116,12 @@ class Client:
         return self.ledger
 
     def kill(self) -> None:
-        """kill -9, as a notebook's kernel is killed by the kernel of the machine that runs out of memory."""
+        """kill -9, as the out-of-memory killer of the host does it."""
         self.stack.compose("exec", "--no-TTY", "jupyter", "bash", "-c", f"kill -9 {self.ledger.pid}")
 
 
 def start_client(stack: Stack, name: str, large: int = 300, **environment: str) -> Client:
-    """Starts a client in the background; its folder is among the notebooks, which this machine sees."""
+    """Starts a client in the background; its folder is in notebooks/, which the host sees."""
     folder = stack.clone.folder / "notebooks" / name
     folder.mkdir()
     uid, gid = (int(stack.clone.values[key]) for key in ("HOST_UID", "HOST_GID"))

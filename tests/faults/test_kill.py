@@ -1,4 +1,4 @@
-"""The telling faults of `make test`: kill -9 of each service that stores, and the comparison seen to find what is missing."""
+"""The faults of `make test`: kill -9 of each service that stores data, and a comparison that reports every loss."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ KILLS = tuple(fault for fault in faults.OF_SERVICES if fault.name.endswith("kill
 
 @pytest.fixture(scope="module")
 def calm(stack: Stack) -> Ledger:
-    """What a client wrote in peace; it stays stored."""
+    """What a client wrote without any fault."""
     client = start_client(stack, "calm", large=0)
     client.wait_until_steady()
     return client.stop()
 
 
 @pytest.mark.parametrize("fault", KILLS, ids=str)
-def test_a_kill_costs_nothing(stack: Stack, fault: faults.Fault, name: str) -> None:
+def test_killed_service_loses_no_acknowledged_write(stack: Stack, fault: faults.Fault, name: str) -> None:
     result = experiment.run(stack, fault, name, large=100)
     assert not result.ledgers[0].failed(), result.row.saw
     verdict = result.verdicts[0]
@@ -28,7 +28,7 @@ def test_a_kill_costs_nothing(stack: Stack, fault: faults.Fault, name: str) -> N
     assert verdict.points > 200 and verdict.artifacts and verdict.registry
 
 
-def test_the_comparison_finds_what_is_missing_or_changed(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_what_is_missing_or_changed(stack: Stack, calm: Ledger) -> None:
     """In Postgres a point, an alias and a version; in MinIO one artifact less, and a byte flipped in another."""
     before = comparison.compare(calm, stack.look(calm))
     assert before.is_good, before
@@ -40,8 +40,8 @@ def test_the_comparison_finds_what_is_missing_or_changed(stack: Stack, calm: Led
         stack,
         f"DELETE FROM metrics WHERE run_uuid = '{calm.run}' AND key = '{key}' AND step = {step};"  # noqa: S608 # names of our own
         f"DELETE FROM registered_model_aliases WHERE name = '{calm.model}' AND alias = '{alias}';"
-        f"DELETE FROM model_version_tags WHERE name = '{calm.model}' AND version = {version.said};"
-        f"DELETE FROM model_versions WHERE name = '{calm.model}' AND version = {version.said};",
+        f"DELETE FROM model_version_tags WHERE name = '{calm.model}' AND version = {version.answer};"
+        f"DELETE FROM model_versions WHERE name = '{calm.model}' AND version = {version.answer};",
     )
     tamper(stack, f"storage.remove_object(bucket, '{calm.prefix}{gone}')")
     tamper(
@@ -52,19 +52,19 @@ def test_the_comparison_finds_what_is_missing_or_changed(stack: Stack, calm: Led
     after = comparison.compare(calm, stack.look(calm))
     assert [line for line in after.lost if line.startswith(f"point ('{key}', {value},")]
     assert f"artifact {gone}" in after.lost
-    assert f"version {version.said} of {version.items[0]}" in after.lost
+    assert f"version {version.answer} of {version.items[0]}" in after.lost
     assert [line for line in after.lost if line.startswith(f"alias {alias} ")]
     assert after.broken == [f"artifact {flipped}"]
 
 
-def test_the_comparison_finds_a_write_that_was_never_made(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_a_write_that_never_happened(stack: Stack, calm: Ledger) -> None:
     lie = Entry("sync", 10**6, [["sync_0", 0.5, 1, 10**6]], "stored")
     file = Entry("artifact", 10**6 + 1, [{"path": "never.bin", "size": 1, "sha256": "0" * 64}], "stored")
     verdict = comparison.compare(dataclasses.replace(calm, entries=[*calm.entries, lie, file]), stack.look(calm))
     assert "point ('sync_0', 0.5, 1, 1000000)" in verdict.lost and "artifact never.bin" in verdict.lost
 
 
-def test_the_comparison_finds_what_nobody_wrote(stack: Stack, calm: Ledger) -> None:
+def test_comparison_reports_what_no_client_wrote(stack: Stack, calm: Ledger) -> None:
     sql(
         stack,
         "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan)"  # noqa: S608
@@ -82,13 +82,13 @@ client = mlflow.MlflowClient()
 run = mlflow.start_run()
 client.delete_run(run.info.run_id)
 calls = [client.log_metric(run.info.run_id, "a", step, step=step, synchronous=False) for step in range(20)]
-told = 0
+raised = 0
 for call in calls:
     try:
         call.wait()
     except mlflow.MlflowException:
-        told += 1
-print("told", told)
+        raised += 1
+print("raised", raised)
 for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
     try:
         end()
@@ -98,12 +98,12 @@ for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
 """
 
 
-def test_every_call_of_a_batch_that_is_refused_is_told_and_so_is_the_flush(stack: Stack) -> None:
+def test_rejected_batch_raises_in_each_of_its_calls_and_in_flush(stack: Stack) -> None:
     """A deleted run takes no metrics; twenty calls leave as one batch."""
-    said = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
-    assert "told 20" in said
-    assert "not every metric that was logged is stored: 20 of run" in said
-    assert "\nfine\n" in said  # once told, it is over
+    output = stack.compose("exec", "--no-TTY", "jupyter", "python3", "-c", REFUSED)
+    assert "raised 20" in output
+    assert "not every metric that was logged is stored: 20 of run" in output
+    assert "\nfine\n" in output  # a loss is reported once
 
 
 def sql(stack: Stack, statements: str) -> None:
@@ -116,7 +116,7 @@ def sql(stack: Stack, statements: str) -> None:
 
 
 def tamper(stack: Stack, statement: str) -> None:
-    """As the owner of the storage."""
+    """As the owner of MinIO."""
     program = (
         "import io; from mlstack import s3, settings; keys = settings.storage_owner(); bucket = keys.bucket;"
         "storage = s3.client_for(keys);"

@@ -11,8 +11,8 @@ from tests.faults.faults import Fault
 from tests.faults.stack import Stack
 from tests.support.clone import Clone
 
-# Small volumes in memory, of which the faults together fill a half by themselves. What is in them counts as memory of the
-# service that wrote it.
+# Small volumes in memory, half of which the data of the faults fill. Docker counts their content as memory of the service that
+# wrote it.
 SMALL = """
 services:
   postgres: { mem_limit: 2g, memswap_limit: 2g }
@@ -27,23 +27,23 @@ volumes:
 
 @pytest.fixture(scope="class")
 def small_stack(clone: Clone) -> Iterator[Stack]:
-    """The same with disks that can be filled. It comes after the other: they share a name and ports."""
+    """The same with disks that can be filled. It replaces the other stack: they share a name and ports."""
     override = clone.folder / "docker-compose.override.yml"
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
     override.write_text(SMALL)
     stack = Stack(clone)
-    held = [fault.inject.volume for fault in faults.OF_DISKS]
+    filled = [fault.inject.volume for fault in faults.OF_DISKS]
     try:
         done = clone.make("up")
         assert done.returncode == 0, done.stdout + done.stderr
-        for volume in held:
+        for volume in filled:
             stack.docker(
                 "run", "--detach", "--init", "--name", faults.holder(stack, volume), "--user", "0", "--network", "none",
                 "--volume", f"{clone.name}_{volume}:/held", "--entrypoint", "sleep", clone.image("postgres"), "infinity",
             )  # fmt: skip
         yield stack
     finally:
-        for volume in held:
+        for volume in filled:
             stack.docker("rm", "--force", faults.holder(stack, volume))
         clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
         override.unlink()
@@ -51,7 +51,7 @@ def small_stack(clone: Clone) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def contained_stack(clone: Clone) -> Iterator[Stack]:
-    """The same on an engine of its own, which may be killed."""
+    """The same on an engine of its own, which can be killed."""
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
     with engine_for(clone) as engine:
         stack = Stack(clone, engine)
@@ -61,7 +61,7 @@ def contained_stack(clone: Clone) -> Iterator[Stack]:
 
 
 def check(result: Result) -> None:
-    print(result.row)  # noqa: T201 # a run takes long: with -s one sees how it goes
+    print(result.row)  # noqa: T201 # progress of a long run, with -s
     for verdict in result.verdicts:
         assert verdict.is_good, verdict
         assert verdict.points and verdict.artifacts and verdict.registry
@@ -69,44 +69,44 @@ def check(result: Result) -> None:
 
 
 @pytest.mark.parametrize("fault", (*faults.OF_SERVICES, faults.NETWORK), ids=str)
-def test_a_fault_costs_nothing(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+def test_fault_loses_no_acknowledged_write(stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, fault, name)
     rows.append(result.row)
     check(result)
     assert not result.ledgers[0].failed(), result.row.saw
 
 
-def test_a_killed_kernel_costs_what_was_not_yet_answered(stack: Stack, rows: list[Row], name: str) -> None:
+def test_killed_kernel_loses_only_unanswered_calls(stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, faults.KERNEL, name)
     rows.append(result.row)
     check(result)
     killed = result.verdicts[0]
-    assert killed.unanswered > 0, "nothing was on its way: the test shows nothing"
+    assert killed.unanswered > 0, "nothing was in flight: the test proves nothing"
 
 
-def test_a_client_that_gives_up_is_told_so(stack: Stack, rows: list[Row], name: str) -> None:
+def test_client_that_gives_up_raises(stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(stack, faults.GIVES_UP, name, MLFLOW_HTTP_REQUEST_MAX_RETRIES="2")
     rows.append(result.row)
     check(result)
     failed = result.ledgers[0].failed()
     assert {"sync", "async", "end"} <= {entry.kind for entry in failed}
-    assert all("mlflow" in entry.said and "5000" in entry.said for entry in failed), failed
+    assert all("mlflow" in entry.answer and "5000" in entry.answer for entry in failed), failed
     dropped = sum(len(entry.items) for entry in failed if entry.kind == "async")
-    said = next(entry.said for entry in failed if entry.kind == "end")
-    assert f"{dropped} of run {result.ledgers[0].run}" in said
+    message = next(entry.answer for entry in failed if entry.kind == "end")
+    assert f"{dropped} of run {result.ledgers[0].run}" in message
 
 
 class TestFullDisks:
-    """A class, so that this stack is gone before the next begins."""
+    """A class, so that this stack is removed before the next starts."""
 
     @pytest.mark.parametrize("fault", faults.OF_DISKS, ids=str)
-    def test_a_full_disk_costs_nothing_and_heals(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
+    def test_full_disk_loses_nothing_and_recovers(self, small_stack: Stack, fault: Fault, rows: list[Row], name: str) -> None:
         result = experiment.run(small_stack, fault, name, large=100)
         rows.append(result.row)
         check(result)
 
 
-def test_a_killed_engine_costs_nothing_and_the_stack_comes_back(contained_stack: Stack, rows: list[Row], name: str) -> None:
+def test_killed_engine_loses_nothing_and_the_stack_restarts(contained_stack: Stack, rows: list[Row], name: str) -> None:
     result = experiment.run(contained_stack, faults.ENGINE, name)
     rows.append(result.row)
     check(result)

@@ -37,49 +37,49 @@ def minio(built: Clone, network: Network) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def owner(built: Clone, postgres: Service) -> Login:
-    """The owner's way into the session's database, from this machine."""
+    """The login of the database's owner, from the host."""
     return login(built, postgres, "POSTGRES_USER", "POSTGRES_PASSWORD")
 
 
 @pytest.fixture(scope="session")
 def roles(built: Clone, postgres: Service) -> Roles:
-    """Everybody else's ways into it."""
+    """All other database logins."""
     return roles_of(built, postgres)
 
 
 @pytest.fixture(scope="session")
 def role(roles: Roles) -> Login:
-    """MLflow's way into it."""
+    """MLflow's database login."""
     return roles.tracking
 
 
 @pytest.fixture(scope="session")
 def owner_keys(built: Clone, minio: Service) -> Keys:
-    """The owner's way into the session's storage, from this machine."""
+    """The keys of MinIO's owner, from the host."""
     return keys(built, minio, "MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD")
 
 
 @pytest.fixture(scope="session")
 def user_keys(built: Clone, minio: Service) -> Keys:
-    """MLflow's way into it."""
+    """MLflow's keys."""
     return keys(built, minio, "MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY")
 
 
 @pytest.fixture(scope="session")
 def console_keys(built: Clone, minio: Service) -> Keys:
-    """The console user's way into it."""
+    """The console user's keys."""
     return keys(built, minio, "MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD")
 
 
 @pytest.fixture(scope="session")
 def bootstrapped(owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
-    """Both services in the wanted state."""
+    """Both services after the bootstrap."""
     services(owner, roles, owner_keys, user_keys, console_keys)
 
 
 @pytest.fixture(scope="session")
 def migrated(built: Clone, network: Network, bootstrapped: None) -> None:
-    """MLflow's tables and accounts, made by the shipped one-shot."""
+    """MLflow's tables and accounts, created by the shipped one-shot."""
     with Service(built, "migration", network) as migration:
         assert migration.finish() == 0, migration.log()
 

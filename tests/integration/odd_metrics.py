@@ -1,4 +1,4 @@
-"""Logs metrics that are wrong or odd beside good ones, and prints what each call said and what was stored.
+"""Logs metrics that are wrong or odd beside good ones, and prints what each call raised and what was stored.
 
 It runs in the notebooks' container twice, with mlstack's part of the client and without: both print the same.
 """
@@ -47,8 +47,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def outcomes(way: str) -> Any:
-    """What each call said, and all points of the run."""
-    client, said = mlflow.MlflowClient(), {}
+    """What each call raised, and all points of the run."""
+    client, raised = mlflow.MlflowClient(), {}
     with mlflow.start_run() as run:
         for number, (name, case) in enumerate(CASES.items()):
             metric = {"key": "k", "value": 1.0, "timestamp": number + 1, "step": 2} | case
@@ -60,16 +60,16 @@ def outcomes(way: str) -> Any:
                     mlflow.log_metrics({metric["key"]: metric["value"]}, step=metric["step"], timestamp=metric["timestamp"])
                 else:
                     client.log_batch(run.info.run_id, metrics=[mlflow.entities.Metric(**metric)])
-                said[name] = "nothing"
+                raised[name] = "nothing"
             except Exception as error:  # noqa: BLE001  (which one is the question)
-                said[name] = f"{type(error).__name__} {getattr(error, 'error_code', '')}: {error}"
+                raised[name] = f"{type(error).__name__} {getattr(error, 'error_code', '')}: {error}"
             mlflow.log_metric("good", 1, timestamp=1, step=2 * number + 1)
         stored = [
             (point.key, repr(point.value), point.timestamp, point.step)
             for key in client.get_run(run.info.run_id).data.metrics
             for point in client.get_metric_history(run.info.run_id, key)
         ]
-    return said, sorted(stored)
+    return raised, sorted(stored)
 
 
 print("RUN", json.dumps({way: outcomes(way) for way in ("log_metric", "log_metrics", "log_batch")}))  # noqa: T201

@@ -35,7 +35,7 @@ def log_and_sleep(run: str, worker: int, logged: Any) -> None:
     time.sleep(600)
 
 
-def log_without_python_noticing_the_end(run: str, worker: int, logged: Any) -> None:
+def log_and_end_by_c_code(run: str, worker: int, logged: Any) -> None:
     """As in a worker of PyTorch's DataLoader: C code ends it, with status 15 here."""
     libc = ctypes.CDLL(None)
     libc.signal(signal.SIGTERM, libc._exit)
@@ -133,7 +133,7 @@ def thread_of_child(run: str) -> None:
 
 
 def program(run: str, end: str) -> None:
-    """Programs of their own, side by side."""
+    """Separate programs, in parallel."""
     children = [subprocess.Popen([sys.executable, __file__, run, str(worker), end]) for worker in range(WORKERS)]
     assert [child.wait(120) for child in children] == [-signal.SIGTERM if end == "SIGTERM" else 0] * WORKERS
 
@@ -155,7 +155,7 @@ KINDS: dict[str, Callable[[str], None]] = {
     "`ProcessPoolExecutor`": lambda run: executor(run, "fork"),
     "`Pool` in a `ProcessPoolExecutor`": nested,
     "worker of PyTorch's `DataLoader`, ended by its C code": lambda run: terminated(
-        run, "fork", log_without_python_noticing_the_end, signal.SIGTERM
+        run, "fork", log_and_end_by_c_code, signal.SIGTERM
     ),
     "joblib, loky": lambda run: joblib_(run, "loky"),
     "joblib, multiprocessing": lambda run: joblib_(run, "multiprocessing"),

@@ -1,4 +1,4 @@
-"""Artifacts as a way to more than an account may do: forged headers, pages, locations, sources and names."""
+"""Attempts to exceed an account's permissions through artifacts: forged headers, pages, locations, sources and names."""
 
 import secrets
 import uuid
@@ -23,7 +23,7 @@ PAGE = b"<script>fetch('/api/2.0/mlflow/users/get?username=admin')</script>"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """MLflow's API and MinIO, as clients on this machine reach them."""
+    """MLflow's API and MinIO, as clients on the host reach them."""
 
     uri: str
     minio: str
@@ -34,13 +34,13 @@ class Artifacts:
         return requests.request(method, f"{self.uri}{path}", json=body, auth=auth or self.notebook, timeout=60, **options)
 
     def experiment(self, auth: Auth | None = None, **fields: str) -> str:
-        made = self.call("POST", "/api/2.0/mlflow/experiments/create", {"name": secrets.token_hex(8), **fields}, auth)
-        assert made.status_code == 200, made.text
-        return str(made.json()["experiment_id"])
+        created = self.call("POST", "/api/2.0/mlflow/experiments/create", {"name": secrets.token_hex(8), **fields}, auth)
+        assert created.status_code == 200, created.text
+        return str(created.json()["experiment_id"])
 
     def run(self, experiment: str = "0", auth: Auth | None = None) -> dict[str, str]:
-        made = self.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1}, auth)
-        info: dict[str, str] = made.json()["run"]["info"]
+        created = self.call("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment, "start_time": 1}, auth)
+        info: dict[str, str] = created.json()["run"]["info"]
         return info
 
     def folder(self, experiment: str = "0", auth: Auth | None = None) -> str:
@@ -62,7 +62,7 @@ class Artifacts:
         return url
 
     def send(self, method: str, url: str, data: bytes = b"", **headers: str) -> requests.Response:
-        """Through a presigned URL. It names the port of .env; the session's MinIO has another."""
+        """Sends a request to a presigned URL. It names the port of .env; the session's MinIO has another."""
         parts = urlsplit(url)
         at = parts._replace(netloc=self.minio).geturl()
         return requests.request(method, at, data=data or None, headers={"Host": parts.netloc, **headers}, timeout=30)
@@ -156,7 +156,7 @@ def test_presigned_read_is_saved_by_a_browser_and_never_shown(artifacts: Artifac
 
 @pytest.mark.refusal
 def test_mlflow_serves_pages_as_attachments_on_each_of_its_routes(artifacts: Artifacts) -> None:
-    """MLflow's page previews them in a frame without its origin; a link to one opens nothing there."""
+    """MLflow's page previews them in a frame without its origin; opening a link to one only downloads it."""
     run = artifacts.run()
     root = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
     for name in ("page.html", "image.svg", "page.xhtml", "page"):
@@ -177,8 +177,8 @@ def test_presigned_urls_are_only_for_runs_models_and_traces_that_exist(artifacts
     experiment = artifacts.experiment()
     run, trace = artifacts.run(experiment)["run_id"], f"tr-{uuid.uuid4().hex}"
     start_trace(artifacts, experiment, trace)
-    made = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": experiment, "name": "m"})
-    model = made.json()["model"]["info"]["model_id"]
+    created = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": experiment, "name": "m"})
+    model = created.json()["model"]["info"]["model_id"]
     for root in (f"{run}/artifacts", f"models/{model}/artifacts", f"traces/{trace}/artifacts", f"{run}/artifacts/deep/er"):
         assert artifacts.presigned("write", f"{experiment}/{root}", names=["x"]).status_code == 200, root
     unknown = uuid.uuid4().hex
@@ -235,12 +235,12 @@ def start_trace(artifacts: Artifacts, experiment: str, trace: str, auth: Auth | 
         "state": "OK",
         "tags": tags,
     }
-    made = artifacts.call("POST", "/api/3.0/mlflow/traces", {"trace": {"trace_info": info}}, auth)
-    assert made.status_code == 200, made.text
+    created = artifacts.call("POST", "/api/3.0/mlflow/traces", {"trace": {"trace_info": info}}, auth)
+    assert created.status_code == 200, created.text
 
 
 @pytest.mark.refusal
-def test_trace_of_ones_own_does_not_lead_to_artifacts_of_others(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
+def test_own_trace_gives_no_access_to_artifacts_of_others(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
     theirs, attachment = artifacts.folder(denied), str(uuid.uuid4())
     assert artifacts.upload(f"{theirs}/traces.json", b'{"spans": ["secret"]}').status_code == 200
     assert artifacts.upload(f"{theirs}/attachments/{attachment}", b"secret").status_code == 200
@@ -296,7 +296,7 @@ def test_trace_of_ones_own_does_not_lead_to_artifacts_of_others(artifacts: Artif
         ),
     ],
 )
-def test_experiment_keeps_artifacts_nowhere_but_in_the_bucket(artifacts: Artifacts, location: str) -> None:
+def test_experiment_keeps_artifacts_only_in_the_bucket(artifacts: Artifacts, location: str) -> None:
     body = {"name": secrets.token_hex(8), "artifact_location": location}
     answer = artifacts.call("POST", "/api/2.0/mlflow/experiments/create", body)
     assert answer.status_code == 400, location
@@ -318,7 +318,7 @@ def test_experiment_with_a_location_of_its_own_gives_presigned_urls_by_its_own_p
 
 
 @pytest.mark.refusal
-def test_experiment_of_before_with_a_location_outside_the_bucket_stores_nothing(
+def test_older_experiment_with_a_location_outside_the_bucket_stores_nothing(
     artifacts: Artifacts, postgres: Service, built: Clone
 ) -> None:
     experiment = artifacts.experiment()
@@ -334,7 +334,7 @@ def test_experiment_of_before_with_a_location_outside_the_bucket_stores_nothing(
 
 
 @pytest.mark.refusal
-def test_model_version_is_not_made_of_files_that_nobody_checks(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
+def test_model_version_rejects_a_source_that_no_permission_covers(artifacts: Artifacts, colleague: Auth, denied: str) -> None:
     theirs = artifacts.run(denied)
     root = theirs["artifact_uri"].removeprefix("mlflow-artifacts:/")
     assert artifacts.upload(f"{root}/secret", b"secret").status_code == 200
@@ -360,10 +360,10 @@ def test_model_version_is_not_made_of_files_that_nobody_checks(artifacts: Artifa
     assert "latest_versions" not in versions["registered_model"]
 
 
-def test_model_version_is_made_of_runs_models_and_other_versions(artifacts: Artifacts) -> None:
+def test_model_version_accepts_runs_models_and_other_versions(artifacts: Artifacts) -> None:
     name, run = secrets.token_hex(8), artifacts.run()
-    made = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": "0", "name": "m"}).json()
-    model = made["model"]["info"]
+    created = artifacts.call("POST", "/api/2.0/mlflow/logged-models", {"experiment_id": "0", "name": "m"}).json()
+    model = created["model"]["info"]
     assert artifacts.call("POST", "/api/2.0/mlflow/registered-models/create", {"name": name}).status_code == 200
     for number, body in enumerate(
         (

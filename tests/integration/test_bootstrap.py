@@ -1,4 +1,4 @@
-"""The bootstrap against the real services: once, twice, interrupted, in a race, and with what users get wrong."""
+"""The bootstrap against the real services: once, twice, interrupted, concurrently, and with users' mistakes."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ STEPS = 20  # of database and storage together
 
 @pytest.fixture(scope="module")
 def postgres(built: Clone, network: Network) -> Iterator[Service]:
-    """A server that no other test has touched."""
+    """A server that no other test has used."""
     with Service(built, "postgres", network, 5432) as service:
         yield service
 
@@ -81,7 +81,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
 
 
 @pytest.mark.parametrize("steps", range(STEPS))
-def test_interrupted_after_any_step_it_goes_on(
+def test_bootstrap_resumes_after_an_interruption_at_any_step(
     steps: int, owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs first, on empty services, and is interrupted one step later each time."""
@@ -97,18 +97,18 @@ def test_interrupted_after_any_step_it_goes_on(
         monkeypatch.setattr(module, "report", report)
     with pytest.raises(KeyboardInterrupt):
         services(owner, roles, owner_keys, user_keys, console_keys)
-    # The step whose report was cut off last time had been done.
+    # The step whose report was interrupted last time had been done.
     assert done == [Outcome.ALREADY_THERE] * steps
 
 
-def test_a_second_time_changes_nothing(
+def test_bootstrap_changes_nothing_the_second_time(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     services(owner, roles, owner_keys, user_keys, console_keys)
     assert outcomes == [Outcome.ALREADY_THERE] * STEPS
 
 
-def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
+def test_two_concurrent_bootstraps_succeed(owner: Login, owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     newcomer = replace(owner, user="newcomer", password="a-password", database="newcomer_db")
     newcomers = Roles(newcomer, replace(newcomer, user="newcomers_accounts"), replace(newcomer, user="newcomers_reader"))
     newcomers_keys = replace(user_keys, access_key="newcomer", bucket="newcomer")
@@ -129,7 +129,7 @@ def test_two_at_once_both_succeed(owner: Login, owner_keys: Keys, user_keys: Key
     assert errors == []
 
 
-def test_new_secrets_in_the_environment_replace_the_old_ones(
+def test_bootstrap_replaces_old_secrets_with_those_of_the_environment(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     new_roles = Roles(*(replace(role, password="another-password") for role in (roles.tracking, roles.accounts, roles.reader)))
@@ -137,12 +137,12 @@ def test_new_secrets_in_the_environment_replace_the_old_ones(
     assert outcomes.count(Outcome.CHANGED) == 4
     with connected(new_roles.tracking, 5):
         pass
-    with pytest.raises(MlstackError, match="refuses the password"):
+    with pytest.raises(MlstackError, match="rejects the password"):
         connected(roles.tracking, 5).__enter__()
     services(owner, roles, owner_keys, user_keys, console_keys)
 
 
-def test_a_role_or_policy_that_grew_is_cut_back(
+def test_bootstrap_revokes_added_rights_of_roles_and_policies(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys, outcomes: list[Outcome]
 ) -> None:
     with connected(owner) as connection, connection.cursor() as cursor:
@@ -171,7 +171,7 @@ def test_a_role_or_policy_that_grew_is_cut_back(
         "SELECT pg_read_file('/etc/passwd')",
     ],
 )
-def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
+def test_mlflows_role_cannot_create_databases_roles_or_extensions_or_read_files(statement: str, role: Login) -> None:
     with (
         connected(role, 5) as connection,
         connection.cursor() as cursor,
@@ -180,32 +180,32 @@ def test_the_role_of_mlflow_is_refused(statement: str, role: Login) -> None:
         cursor.execute(statement)
 
 
-def test_the_role_of_mlflow_makes_tables_in_its_schema(role: Login) -> None:
+def test_mlflows_role_creates_tables_in_its_schema(role: Login) -> None:
     with connected(role, 5) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE mine (x int)")
         cursor.execute("DROP TABLE mine")
 
 
-def test_a_password_that_the_volume_does_not_know_is_explained(
+def test_bootstrap_explains_a_password_that_the_volume_rejects(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError) as refused:
-        services(replace(owner, password="made-anew"), roles, owner_keys, user_keys, console_keys)
+        services(replace(owner, password="regenerated"), roles, owner_keys, user_keys, console_keys)
     text = str(refused.value)
     assert "the volume keeps the old one" in text
     assert "Nothing was changed or lost" in text
-    assert "put the old" in text  # one way out
-    assert "\\password" in text  # the other
+    assert "put the old" in text  # one fix
+    assert "\\password" in text  # another
     assert "make reset" in text
-    assert "made-anew" not in text
+    assert "regenerated" not in text
 
 
-def test_keys_that_the_storage_does_not_know_are_explained(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
-    with pytest.raises(MlstackError, match="refuses MINIO_ROOT_USER"):
-        minio_steps.bootstrap(replace(owner_keys, secret_key="made-anew"), user_keys, console_keys)
+def test_bootstrap_explains_keys_that_minio_rejects(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
+    with pytest.raises(MlstackError, match="rejects MINIO_ROOT_USER"):
+        minio_steps.bootstrap(replace(owner_keys, secret_key="regenerated"), user_keys, console_keys)
 
 
-def test_a_service_that_does_not_answer_is_named_with_its_last_error(
+def test_bootstrap_names_a_service_that_does_not_answer_and_its_last_error(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError, match=r"Postgres at 127.0.0.1:1 did not answer within 1 s.*refused"):

@@ -1,4 +1,4 @@
-"""The way of a run: from a notebook through MLflow into rows and objects, seen from both ends."""
+"""The path of a run: from a notebook through MLflow into rows and objects, checked at both ends."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from mlstack.settings import Keys, Login
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-# The first cell of a newcomer: nothing is configured.
+# The first cell of a new user: nothing is configured.
 FIRST_CELL = """
 import json, mlflow
 mlflow.log_metric("a", 1)
@@ -29,7 +29,7 @@ def log_a_run(jupyter: Service) -> tuple[str, str]:
     return run_id, artifact_uri.removeprefix("mlflow-artifacts:/")
 
 
-def test_a_run_logged_in_a_notebook_is_in_postgres_and_minio(jupyter: Service, role: Login, user_keys: Keys) -> None:
+def test_run_logged_in_a_notebook_is_in_postgres_and_minio(jupyter: Service, role: Login, user_keys: Keys) -> None:
     run_id, path = log_a_run(jupyter)
     with connected(role) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT key, value, step FROM metrics WHERE run_uuid = %s ORDER BY key", (run_id,))
@@ -42,13 +42,13 @@ def test_a_run_logged_in_a_notebook_is_in_postgres_and_minio(jupyter: Service, r
     assert hashlib.sha256(stored).digest() == hashlib.sha256(b"x" * 100_000).digest()
 
 
-def test_what_lies_in_minio_is_what_the_notebook_reads(jupyter: Service) -> None:
+def test_notebook_reads_the_bytes_that_are_in_minio(jupyter: Service) -> None:
     run_id, _ = log_a_run(jupyter)
     read = f"import mlflow; print(len(mlflow.artifacts.load_text('runs:/{run_id}/notes.txt')))"
     assert jupyter.run("python3", "-c", read).splitlines()[-1] == "100000"
 
 
-def test_a_notebook_has_no_way_to_the_database(built: Clone, jupyter: Service) -> None:
+def test_notebook_has_no_route_to_postgres(built: Clone, jupyter: Service) -> None:
     """The containers of these tests share one network; the shipped ones do not."""
     networks = {name: set(service["networks"]) for name, service in built.config["services"].items()}
     assert networks["jupyter"].isdisjoint(networks["postgres"])

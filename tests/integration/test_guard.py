@@ -1,4 +1,4 @@
-"""What stands in front of MLflow's application: pages of other origins, logins, bodies, and errors that its clients can read."""
+"""The guard before MLflow's application: pages of other origins, logins, bodies, and errors that its clients can read."""
 
 import json
 import re
@@ -49,13 +49,13 @@ def colleague(url: str, admin: Auth) -> Auth:
 
 
 def account(url: str, admin: Auth) -> Auth:
-    made = f"person-{secrets.token_hex(4)}", secrets.token_urlsafe()
-    assert api(url, "POST", "users/create", admin, {"username": made[0], "password": made[1]}).ok
-    return made
+    person = f"person-{secrets.token_hex(4)}", secrets.token_urlsafe()
+    assert api(url, "POST", "users/create", admin, {"username": person[0], "password": person[1]}).ok
+    return person
 
 
 def ask(url: str, method: str, path: str, auth: Auth | None, **options: Any) -> requests.Response:
-    # Each call has a connection of its own, so that both workers get some.
+    # Each call opens a connection, so that both workers get some.
     return requests.request(method, url + path, auth=auth, timeout=120, allow_redirects=False, **options)
 
 
@@ -169,7 +169,7 @@ def test_body_is_not_read_where_no_login_is_needed(url: str) -> None:
 
 
 def answer_to(url: str, head: str) -> str:
-    """The beginning of the answer to a request of which the body is never sent."""
+    """The beginning of the answer to a request whose body is never sent."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall(head.encode())
@@ -178,7 +178,7 @@ def answer_to(url: str, head: str) -> str:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("path", ["runs/search", "artifacts/links-to-read", "artifacts/links-to-write"])
-def test_own_route_asks_for_a_login_before_it_judges_the_request(url: str, path: str) -> None:
+def test_own_route_requires_a_login_before_it_validates_the_request(url: str, path: str) -> None:
     answer = ask(url, "POST", f"/api/2.0/mlstack/{path}", None, json={"no": "such field"})
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="mlflow"')
 
@@ -230,7 +230,7 @@ print(asyncio.run(guard.read(scope, trickle, send)), sent[0]["status"])
 
 
 @pytest.mark.refusal
-def test_body_that_trickles_in_is_rejected(mlflow: Service) -> None:
+def test_slow_body_is_rejected(mlflow: Service) -> None:
     assert mlflow.run("python3", "-W", "ignore", "-c", SLOW).split() == ["None", "408"]
 
 
@@ -238,7 +238,7 @@ def test_body_that_trickles_in_is_rejected(mlflow: Service) -> None:
 
 
 @pytest.mark.refusal
-def test_guessing_is_slowed_down_and_everybody_else_goes_on(mlflow: Service, url: str, admin: Auth, notebook: Auth) -> None:
+def test_password_guessing_is_throttled_and_other_clients_are_not(mlflow: Service, url: str, admin: Auth, notebook: Auth) -> None:
     victim, other = account(url, admin), account(url, admin)
     for _ in range(BOTH_WORKERS):
         assert api(url, "GET", "experiments/get?experiment_id=0", notebook).status_code == 200
@@ -248,7 +248,7 @@ def test_guessing_is_slowed_down_and_everybody_else_goes_on(mlflow: Service, url
 
     with ThreadPoolExecutor(30) as pool:
         guesses = [pool.submit(guess, number) for number in range(60)]
-        # Whoever is logged in goes on, and so does whoever logs in from somewhere else.
+        # Clients that are logged in continue, and so do logins from another address.
         while not all(answer.done() for answer in guesses):
             assert api(url, "GET", "experiments/get?experiment_id=0", notebook).status_code == 200
             assert mlflow.run("python3", "-c", LOGIN_INSIDE, *other).strip() == "200"
@@ -267,7 +267,7 @@ print(urllib.request.urlopen(asked).status)
 
 
 @pytest.mark.refusal
-def test_time_of_a_wrong_password_does_not_tell_which_accounts_exist(url: str, colleague: Auth) -> None:
+def test_wrong_password_takes_equally_long_with_and_without_an_account(url: str, colleague: Auth) -> None:
     existing = min(seconds_to_reject(url, colleague[0], secrets.token_urlsafe()) for _ in range(4))
     unknown = min(seconds_to_reject(url, "nobody-of-that-name", secrets.token_urlsafe()) for _ in range(4))
     assert 1 / 4 < existing / unknown < 4
@@ -286,7 +286,7 @@ def seconds_to_reject(url: str, name: str, password: str) -> float:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("password", ["short", "aaaaaaaaaaaa", "123456789012", "password1234", "Qwerty123456", "{name}{name}", 5])
-def test_account_gets_no_password_that_is_easy_to_guess(url: str, admin: Auth, colleague: Auth, password: Any) -> None:
+def test_account_rejects_a_password_that_is_easy_to_guess(url: str, admin: Auth, colleague: Auth, password: Any) -> None:
     name = f"careless-{secrets.token_hex(4)}"
 
     def password_of(account: str) -> Any:
@@ -333,7 +333,7 @@ def test_shared_notebook_account_locks_nobody_out(url: str, notebook: Auth, admi
     for experiment in ("0", "00", 0):
         assert api(url, "POST", "experiments/delete", notebook, {"experiment_id": experiment}).status_code in (400, 403)
     assert new_run(url, colleague)
-    # What is its own, it may still delete.
+    # It may still delete what it created.
     own = api(url, "POST", "experiments/create", notebook, {"name": secrets.token_hex(4)}).json()
     assert api(url, "POST", "experiments/delete", notebook, own).status_code == 200
 
@@ -356,14 +356,14 @@ def test_shared_notebook_account_locks_nobody_out(url: str, notebook: Auth, admi
         ("runs/create", '{"experiment_id": ["0"]}'),
     ],
 )
-def test_request_that_makes_no_sense_is_answered_400_in_json(url: str, notebook: Auth, path: str, body: str) -> None:
+def test_malformed_request_is_answered_400_in_json(url: str, notebook: Auth, path: str, body: str) -> None:
     body = body.replace("RUN", new_run(url, notebook))
     answer = ask(url, "POST", f"/api/2.0/mlflow/{path}", notebook, data=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.headers["Content-Type"]) == (400, "application/json")
     assert answer.json()["error_code"] in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 
-def test_text_that_only_looks_like_nul_is_stored(url: str, notebook: Auth) -> None:
+def test_text_that_resembles_nul_is_stored(url: str, notebook: Auth) -> None:
     run, text = new_run(url, notebook), "\\u0000 \\\\u0000 \U0001f600"
     assert api(url, "POST", "runs/set-tag", notebook, {"run_id": run, "key": "k", "value": text}).status_code == 200
     tags = api(url, "GET", f"runs/get?run_id={run}", notebook).json()["run"]["data"]["tags"]
@@ -404,7 +404,7 @@ def test_content_type_is_read_as_by_mlflow(url: str, notebook: Auth, content_typ
 
 
 @pytest.mark.parametrize(("values", "expected"), [(["NaN", 0], "NaN"), ([0, "NaN"], 0), ([1, 2], 2)])
-def test_first_of_equal_points_is_the_latest_value(url: str, notebook: Auth, values: list[Any], expected: Any) -> None:
+def test_latest_value_of_equal_points_is_the_first(url: str, notebook: Auth, values: list[Any], expected: Any) -> None:
     run = new_run(url, notebook)
     metrics = [POINT | {"value": value} for value in values]
     assert api(url, "POST", "runs/log-batch", notebook, {"run_id": run, "metrics": metrics}).status_code == 200
@@ -474,7 +474,7 @@ REJECTED = (
 )
 
 
-def test_server_rejects_options_that_cannot_work_by_name(mlflow: Service) -> None:
+def test_server_names_options_that_it_rejects(mlflow: Service) -> None:
     workspaces = "--port=5001 MLFLOW_ENABLE_WORKSPACES=true"
     output = mlflow.run("python3", "-W", "ignore", "-c", LAUNCH, *REJECTED, workspaces)
     assert "security layer: True" in output
@@ -495,7 +495,7 @@ from fastapi import APIRouter
 from mlstack.server import app, auth
 router = APIRouter()
 @router.get("/api/2.0/mlstack/new")
-def new(caller: auth.Asker) -> str:
+def new(caller: auth.CallerOrNone) -> str:
     return f"reached by {caller.username}"
 @router.get("/api/2.0/mlstack/forgetful")
 def forgetful() -> str:
@@ -529,7 +529,7 @@ def test_new_route_asks_for_a_login_without_saying_so(mlflow: Service) -> None:
     assert "reached by somebody" in answers[2][1]
 
 
-def test_logins_work_while_nothing_is_remembered(built: Clone, network: Network, mlflow: Service, admin: Auth) -> None:
+def test_login_works_without_a_cache(built: Clone, network: Network, mlflow: Service, admin: Auth) -> None:
     config = built.config["services"]["mlflow"]["command"]
     start = 'sed s/3600/0/ /etc/mlflow/basic_auth.ini >/tmp/auth.ini && exec "$@"'
     with (

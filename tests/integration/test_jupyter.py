@@ -1,4 +1,4 @@
-"""The notebooks' image of docker/python: who gets in, a kernel that runs code, and packages that stay."""
+"""The notebooks' image of docker/python: logins, a kernel that runs code, and packages that persist."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
     channel.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}))
     printed, replied, idle = "", False, False
-    while not (replied and idle):  # they come on two channels, in either order
+    while not (replied and idle):  # they arrive on two channels, in either order
         message = json.loads(channel.recv())
         if message["parent_header"].get("msg_id") != header["msg_id"]:
             continue
@@ -62,30 +62,30 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     return printed
 
 
-def test_a_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_runs_code(jupyter: Service, token: dict[str, str]) -> None:
     assert run_cell(jupyter, token, "print(6 * 7)") == "42\n"
 
 
-def test_everything_a_notebook_needs_is_there(jupyter: Service, token: dict[str, str]) -> None:
+def test_kernel_imports_every_promised_package(jupyter: Service, token: dict[str, str]) -> None:
     packages = "mlflow, sklearn, pandas, pyarrow, matplotlib, tqdm, mlstack.logger"
     assert run_cell(jupyter, token, f"import {packages}; print('all')") == "all\n"
     assert jupyter.run("git", "--version").startswith("git version")
 
 
-def test_the_shared_logger_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
+def test_logger_in_a_notebook_writes_to_the_stream_and_a_file(jupyter: Service, token: dict[str, str]) -> None:
     code = "from mlstack.logger import get_logger\nget_logger('cell', log_dir='/home/mlstack/logs').warning('seen')"
     assert " | WARNING | seen" in run_cell(jupyter, token, code)
     assert "| cell |" in jupyter.run("bash", "-c", "cat /home/mlstack/logs/*.log")
 
 
 @pytest.mark.refusal
-def test_a_foreign_name_is_refused(jupyter: Service, token: dict[str, str]) -> None:
+def test_jupyter_rejects_a_foreign_host_name(jupyter: Service, token: dict[str, str]) -> None:
     answer = requests.get(f"http://{jupyter.address(8888)}/api/kernels", headers=token | {"Host": "evil.example"}, timeout=10)
     assert answer.status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_foreign_page_gets_no_kernel_from_a_browser_that_is_logged_in(jupyter: Service, built: Clone) -> None:
+def test_page_of_another_origin_gets_no_kernel_from_a_logged_in_browser(jupyter: Service, built: Clone) -> None:
     server = f"http://{jupyter.address(8888)}"
     with requests.Session() as browser:
         browser.get(f"{server}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
@@ -111,13 +111,13 @@ def handshake(url: str, cookies: str, origin: str) -> int:
     return status
 
 
-def test_no_secret_is_in_its_log(built: Clone, jupyter: Service) -> None:
+def test_jupyters_log_contains_no_secret(built: Clone, jupyter: Service) -> None:
     assert built.values["JUPYTER_TOKEN"] not in jupyter.log()
 
 
 @pytest.fixture
 def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Service]:
-    """Jupyter as a host user whom the image does not know, with a home volume of its own."""
+    """Jupyter as a host user that the image does not know, with a home volume of its own."""
     home = docker("volume", "create", f"{built.name}-home").strip()
     service = Service(built, "jupyter", network, 8888, volumes=[(home, "/home/mlstack", "rw")])
     service._kwargs["user"] = "4321:4321"
@@ -126,14 +126,16 @@ def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Se
     docker("volume", "rm", home)
 
 
-def test_any_host_user_can_add_packages_and_they_survive(another_user: Service, token: dict[str, str], tmp_path: Path) -> None:
+def test_packages_that_any_host_user_installs_survive_a_restart(
+    another_user: Service, token: dict[str, str], tmp_path: Path
+) -> None:
     assert run_cell(another_user, token, "import os; print(os.getuid(), os.access('.', os.W_OK))") == "4321 True\n"
     content = base64.b64encode(wheel(tmp_path)).decode()
     another_user.run("bash", "-c", f"base64 --decode <<<{content} >$HOME/added-1.0-py3-none-any.whl")
     another_user.run("pip", "install", "--no-index", "/home/mlstack/added-1.0-py3-none-any.whl")
     assert run_cell(another_user, token, "import added; print(added.__file__)").startswith("/home/mlstack/.local/")
     another_user.wrapped.restart()
-    wait_until(lambda: another_user.health == "healthy", 60)
+    wait_until(lambda: another_user.health == "healthy")
     assert run_cell(another_user, token, "import added; print('still here')") == "still here\n"
 
 

@@ -1,4 +1,4 @@
-"""What a login to Jupyter is worth: after another token, and after a package has left files in the home volume."""
+"""Jupyter's login after the token changed, and after a package wrote files to the home volume."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.support.clone import Clone
 from tests.support.service import Service, wait_until
 
 OTHER_TOKEN = "another-token-than-before"
-# Whatever a package could leave for the next start of the server.
+# Files that a package could write for the next start of the server.
 PLANTED = {
     ".jupyter/jupyter_server_config.py": (
         "c.IdentityProvider.token = ''; c.ServerApp.allow_remote_access = True; c.ServerApp.allow_origin = '*'\n"
@@ -41,7 +41,7 @@ def listing(service: Service, browser: requests.Session, **headers: str) -> int:
 
 
 @pytest.mark.refusal
-def test_a_cookie_from_before_another_token_opens_nothing(built: Clone, network: Network, home: str) -> None:
+def test_cookie_of_an_older_token_is_rejected(built: Clone, network: Network, home: str) -> None:
     with requests.Session() as browser:
         with jupyter(built, network, home) as before:
             browser.get(f"http://{before.address(8888)}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
@@ -50,7 +50,7 @@ def test_a_cookie_from_before_another_token_opens_nothing(built: Clone, network:
             assert listing(before, browser) == 200  # a restart alone logs nobody out
             cookies = {cookie.name: str(cookie.value) for cookie in browser.cookies}
         with jupyter(built, network, home).with_env("JUPYTER_TOKEN", OTHER_TOKEN) as after:
-            # A cookie has the port in its name: another port, or the same again, is up to the attacker.
+            # A cookie has the port in its name: the attacker may choose any port.
             new = str(after.get_exposed_port(8888))
             renamed = {name.rpartition("-")[0] + f"-{new}": value for name, value in cookies.items() if name != "_xsrf"}
             with requests.Session() as later:
@@ -61,7 +61,7 @@ def test_a_cookie_from_before_another_token_opens_nothing(built: Clone, network:
 
 
 @pytest.mark.refusal
-def test_no_password_can_be_set_that_would_outlive_the_token(built: Clone, network: Network, home: str) -> None:
+def test_jupyter_accepts_no_new_password(built: Clone, network: Network, home: str) -> None:
     with jupyter(built, network, home) as service:
         url = f"http://{service.address(8888)}/login"
         with requests.Session() as browser:
@@ -75,7 +75,7 @@ def test_no_password_can_be_set_that_would_outlive_the_token(built: Clone, netwo
 
 
 @pytest.mark.refusal
-def test_files_that_a_package_leaves_in_the_home_do_not_weaken_the_login(built: Clone, network: Network, home: str) -> None:
+def test_files_in_the_home_volume_do_not_weaken_the_login(built: Clone, network: Network, home: str) -> None:
     with jupyter(built, network, home) as service:
         for path, content in PLANTED.items():
             place = f"/home/mlstack/{path}"
@@ -89,4 +89,4 @@ def test_files_that_a_package_leaves_in_the_home_do_not_weaken_the_login(built: 
             assert listing(service, nobody, Host="evil.example", **token) == 403
             evil = nobody.get(f"http://{service.address(8888)}/api", headers={"Origin": "http://evil.example"}, timeout=30)
             assert "Access-Control-Allow-Origin" not in evil.headers
-        wait_until(lambda: service.health == "healthy", 60)
+        wait_until(lambda: service.health == "healthy")

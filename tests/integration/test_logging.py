@@ -1,4 +1,4 @@
-"""Metrics that a notebook logs without waiting (mlstack.client.metric_queue): seen by nobody but the clock."""
+"""Metrics that a notebook logs without waiting (mlstack.client.metric_queue): nothing but the speed differs."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def run_of(jupyter: Service, program: str) -> Any:
     return json.loads(next(line for line in printed.splitlines() if line.startswith("RUN ")).removeprefix("RUN "))
 
 
-def test_a_script_that_ends_without_ending_its_run_leaves_nothing_behind(jupyter: Service, role: Login) -> None:
+def test_script_that_does_not_end_its_run_loses_nothing(jupyter: Service, role: Login) -> None:
     run = run_of(
         jupyter,
         """
@@ -38,7 +38,7 @@ for step in range(2500):
     assert stored(role, run) == [("FINISHED", 2500, 2500)]
 
 
-def test_a_script_without_an_active_run_leaves_nothing_behind(jupyter: Service, role: Login) -> None:
+def test_script_without_an_active_run_loses_nothing(jupyter: Service, role: Login) -> None:
     run = run_of(
         jupyter,
         """
@@ -53,7 +53,7 @@ for step in range(2500):
     assert stored(role, run) == [("RUNNING", 2500, 2500)]
 
 
-def test_a_script_that_fails_leaves_what_it_logged(jupyter: Service, role: Login) -> None:
+def test_script_that_fails_keeps_what_it_logged(jupyter: Service, role: Login) -> None:
     code, output = jupyter.wrapped.exec_run(
         [
             "python3",
@@ -67,7 +67,7 @@ def test_a_script_that_fails_leaves_what_it_logged(jupyter: Service, role: Login
     assert stored(role, run)[0][1] == 1
 
 
-def test_a_program_reads_what_it_logged_just_before(jupyter: Service) -> None:
+def test_program_reads_what_it_has_just_logged(jupyter: Service) -> None:
     seen = run_of(
         jupyter,
         """
@@ -85,8 +85,8 @@ print("RUN", json.dumps(seen))
     assert seen == [0, 1, 2, 3, 4, 1]
 
 
-def test_what_is_wrong_is_told_at_the_call(jupyter: Service) -> None:
-    told = run_of(
+def test_wrong_argument_raises_at_the_call(jupyter: Service) -> None:
+    messages = run_of(
         jupyter,
         """
 import json, mlflow
@@ -104,11 +104,11 @@ with mlflow.start_run():
 print("RUN", json.dumps(told))
 """,
     )
-    assert len(told) == 2 and "Changing param values" in told[0] and "Invalid value" in told[1], told
+    assert len(messages) == 2 and "Changing param values" in messages[0] and "Invalid value" in messages[1], messages
 
 
-def test_what_could_not_be_stored_is_told_at_the_end_of_the_run(jupyter: Service) -> None:
-    told = run_of(
+def test_loss_is_reported_at_the_end_of_the_run(jupyter: Service) -> None:
+    message = run_of(
         jupyter,
         """
 import json, mlflow
@@ -124,4 +124,4 @@ except MlstackError as error:
     print("RUN", json.dumps(str(error)))
 """,
     )
-    assert "1 of run" in told and "must be in the 'active' state" in told
+    assert "1 of run" in message and "must be in the 'active' state" in message

@@ -1,4 +1,4 @@
-"""docker/minio: the stamped server, and a user of MLflow that opens one bucket and cannot destroy anything for good."""
+"""docker/minio: the server's release, and MLflow's keys, which open one bucket and delete nothing permanently."""
 
 import hashlib
 import io
@@ -43,25 +43,25 @@ def get(client: Minio, bucket: str, name: str, version: str | None = None) -> by
         response.release_conn()
 
 
-def test_it_is_the_fixed_release_and_not_a_development_build(minio: Service) -> None:
+def test_minio_is_a_release_with_the_fixes(minio: Service) -> None:
     version = minio.run("minio", "--version")
     assert "RELEASE.2026-02-12T20-18-48Z (commit-id=7aac2a2c5b7c)" in version
     assert "DEVELOPMENT" not in version.upper()
 
 
-def test_it_runs_as_a_user_of_its_own(minio: Service) -> None:
+def test_minio_runs_as_its_own_uid(minio: Service) -> None:
     assert minio.run("id", "-u") == "60710\n"
 
 
 @pytest.mark.parametrize("size", [0, 1, 17 * MIB], ids=["empty", "one byte", "several parts"])
-def test_an_object_comes_back_byte_for_byte(user: Minio, user_keys: Keys, size: int) -> None:
+def test_object_is_read_back_byte_for_byte(user: Minio, user_keys: Keys, size: int) -> None:
     content = secrets.token_bytes(size)
     put(user, user_keys.bucket, f"round-trip/{size}", content)
     assert hashlib.sha256(get(user, user_keys.bucket, f"round-trip/{size}")).digest() == hashlib.sha256(content).digest()
 
 
 @pytest.mark.refusal
-def test_a_deleted_object_can_be_had_back_and_its_versions_stay(user: Minio, user_keys: Keys, root: Minio) -> None:
+def test_deleted_object_is_recoverable_and_its_versions_are_kept(user: Minio, user_keys: Keys, root: Minio) -> None:
     bucket = user_keys.bucket
     first = put(user, bucket, "kept", b"first")
     put(user, bucket, "kept", b"second")
@@ -97,7 +97,7 @@ def test_a_deleted_object_can_be_had_back_and_its_versions_stay(user: Minio, use
         "change the policy",
     ],
 )
-def test_the_user_of_mlflow_is_refused(user: Minio, root: Minio, forbidden: object) -> None:
+def test_mlflows_keys_have_no_access_outside_their_bucket(user: Minio, root: Minio, forbidden: object) -> None:
     if not root.bucket_exists("private"):
         root.make_bucket("private")
         put(root, "private", "object", b"private")
@@ -106,27 +106,27 @@ def test_the_user_of_mlflow_is_refused(user: Minio, root: Minio, forbidden: obje
 
 
 @pytest.mark.refusal
-def test_the_user_of_mlflow_sees_only_its_bucket(user: Minio, user_keys: Keys, root: Minio) -> None:
+def test_mlflows_keys_list_only_their_bucket(user: Minio, user_keys: Keys, root: Minio) -> None:
     if not root.bucket_exists("unseen"):
         root.make_bucket("unseen")
     assert [bucket.name for bucket in user.list_buckets()] == [user_keys.bucket]
 
 
-def test_a_restart_keeps_the_objects(minio: Service, user_keys: Keys, user: Minio) -> None:
+def test_objects_survive_a_restart(minio: Service, user_keys: Keys, user: Minio) -> None:
     put(user, user_keys.bucket, "before-restart", b"still here")
     minio.restart()
     assert get(user, user_keys.bucket, "before-restart") == b"still here"
 
 
-def test_what_the_bucket_held_at_a_moment_is_what_a_backup_takes(user: Minio, user_keys: Keys) -> None:
+def test_backup_lists_the_bucket_as_of_one_point_in_time(user: Minio, user_keys: Keys) -> None:
     def held(moment: datetime) -> dict[str, bytes]:
-        found = [version for version in as_of(user, user_keys.bucket, moment) if version.key.startswith("as-of/")]
-        return {version.key[6:]: get(user, user_keys.bucket, version.key, version.version) for version in found}
+        versions = [version for version in as_of(user, user_keys.bucket, moment) if version.key.startswith("as-of/")]
+        return {version.key[6:]: get(user, user_keys.bucket, version.key, version.version) for version in versions}
 
     for key in ("kept", "overwritten", "deleted"):
         put(user, user_keys.bucket, f"as-of/{key}", b"before")
     before = datetime.now(UTC)
-    wait_until(lambda: datetime.now(UTC) > before + timedelta(milliseconds=50), 5)
+    wait_until(lambda: datetime.now(UTC) > before + timedelta(milliseconds=50))
     for key in ("overwritten", "later"):
         put(user, user_keys.bucket, f"as-of/{key}", b"after")
     user.remove_object(user_keys.bucket, "as-of/deleted")

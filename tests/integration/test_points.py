@@ -1,4 +1,4 @@
-"""Metric points that are stored together (mlstack.server.metrics): the same rows as MLflow's own, and for the same people."""
+"""Metric points that are stored together (mlstack.server.metrics): the same rows and permissions as MLflow's own."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ AWKWARD: list[list[dict[str, Any]]] = [
     [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],
     [{"key": "loss", "value": 1, "timestamp": 4, "step": 7}],  # older
     [{"key": "loss", "value": 2, "timestamp": 9, "step": 3}],  # of an earlier step
-    [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],  # once more
+    [{"key": "loss", "value": 0.1 + 0.2, "timestamp": 5, "step": 7}],  # repeated
     [{"key": "nan", "value": "NaN", "timestamp": 1, "step": 0}, {"key": "nan", "value": "NaN", "timestamp": 1, "step": 0}],
     [{"key": "nan", "value": -1, "timestamp": 1, "step": 0}, {"key": "inf", "value": "Infinity", "timestamp": 1}],
     [{"key": "inf", "value": "-Infinity", "timestamp": 2}, {"key": "it/s 100 é:-.", "value": 1e-320, "timestamp": 1, "step": -5}],
@@ -35,7 +35,7 @@ def admin(built: Clone) -> tuple[str, str]:
 
 
 class Api:
-    """MLflow's, as one account."""
+    """MLflow's API, as one account."""
 
     def __init__(self, mlflow: Service, auth: tuple[str, str]) -> None:
         self._address, self.auth = mlflow.address(5000), auth
@@ -63,12 +63,12 @@ def rows(role: Login, run: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall()
 
 
-def test_the_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+def test_metric_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
     api = Api(mlflow, notebook)
     ours, theirs = api.run(), api.run()
     for number, points in enumerate(AWKWARD):
         assert api.post("runs/log-batch", {"run_id": ours, "metrics": points}).status_code == 200
-        tag = [{"key": "number", "value": str(number)}]  # which makes it MLflow's to answer
+        tag = [{"key": "number", "value": str(number)}]  # which only MLflow's own route takes
         assert api.post("runs/log-batch", {"run_id": theirs, "metrics": points, "tags": tag}).status_code == 200
     for point in AWKWARD[0] + AWKWARD[2]:
         assert api.post("runs/log-metric", {"run_id": ours, **point, "value": 3}).status_code == 200
@@ -77,7 +77,7 @@ def test_the_rows_are_those_that_mlflow_writes(mlflow: Service, notebook: tuple[
     assert len(rows(role, ours)) > 1000
 
 
-def test_they_are_stored_by_the_connection_that_is_made_for_it(mlflow: Service, notebook: tuple[str, str], owner: Login) -> None:
+def test_metrics_are_stored_through_their_own_connection(mlflow: Service, notebook: tuple[str, str], owner: Login) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
     for step in range(20):  # both workers
@@ -98,7 +98,7 @@ def test_they_are_stored_by_the_connection_that_is_made_for_it(mlflow: Service, 
         [{"key": "a", "value": 1, "timestamp": 1}] * 1001,
     ],
 )
-def test_what_mlflow_refuses_stays_refused(
+def test_metrics_that_mlflow_rejects_are_rejected(
     mlflow: Service,
     notebook: tuple[str, str],
     role: Login,
@@ -106,13 +106,13 @@ def test_what_mlflow_refuses_stays_refused(
 ) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
-    assert api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1}).ok  # who asks is known
+    assert api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1}).ok  # the caller is in the cache
     answer = api.post("runs/log-batch", {"run_id": run, "metrics": points})
     assert answer.status_code == 400 and answer.json()["message"]
     assert len(rows(role, run)) == 2
 
 
-def test_a_deleted_or_unknown_run_takes_no_point(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+def test_deleted_or_unknown_run_takes_no_metric(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
     api = Api(mlflow, notebook)
     run = api.run()
     point = {"key": "a", "value": 1, "timestamp": 1}
@@ -121,11 +121,13 @@ def test_a_deleted_or_unknown_run_takes_no_point(mlflow: Service, notebook: tupl
     answer = api.post("runs/log-metric", {"run_id": run, **point, "step": 1})
     assert answer.status_code == 400 and "must be in the 'active' state" in answer.json()["message"]
     assert len(rows(role, run)) == 2
-    assert api.post("runs/log-metric", {"run_id": "0" * 32, **point}).status_code == 403  # as MLflow: no oracle for ids
+    assert (
+        api.post("runs/log-metric", {"run_id": "0" * 32, **point}).status_code == 403
+    )  # as MLflow: the answer does not reveal which ids exist
 
 
-def test_a_form_of_a_foreign_page_stores_nothing(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
-    """A page of another origin may send text/plain without asking, and browsers add a password that they know."""
+def test_form_of_another_origin_stores_nothing(mlflow: Service, notebook: tuple[str, str], role: Login) -> None:
+    """A page of another origin may send text/plain without a preflight, and browsers add a saved password."""
     api = Api(mlflow, notebook)
     run = api.run()
     point = {"run_id": run, "key": "a", "value": 1, "timestamp": 1}
@@ -134,7 +136,7 @@ def test_a_form_of_a_foreign_page_stores_nothing(mlflow: Service, notebook: tupl
     assert len(rows(role, run)) == 2
 
 
-def test_what_an_account_may_is_looked_up_for_each_call(
+def test_permissions_are_read_for_each_call(
     mlflow: Service, notebook: tuple[str, str], admin: tuple[str, str], role: Login
 ) -> None:
     owner, boss = Api(mlflow, notebook), Api(mlflow, admin)
@@ -157,7 +159,7 @@ def test_what_an_account_may_is_looked_up_for_each_call(
     assert len([row for row in rows(role, run) if row[0] == "a"]) == 6
 
 
-def test_a_restart_of_the_database_loses_no_acknowledged_point(
+def test_restart_of_postgres_loses_no_acknowledged_metric(
     mlflow: Service, postgres: Service, notebook: tuple[str, str], role: Login
 ) -> None:
     api = Api(mlflow, notebook)
@@ -168,15 +170,15 @@ def test_a_restart_of_the_database_loses_no_acknowledged_point(
             postgres.wrapped.stop()
         if step == 20:
             postgres.wrapped.start()
-            wait_until(lambda: postgres.health == "healthy", 60)
+            wait_until(lambda: postgres.health == "healthy")
         if api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": step}).ok:
             stored.append(step)
-    wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok, 60)
+    wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok)
     assert set(range(10)) <= set(stored) and not set(range(10, 20)) & set(stored)
     assert {row[4] for row in rows(role, run)} >= {*stored, 99}
 
 
-def test_links_to_models_are_taken_out_for_whom_models_are_denied(
+def test_model_links_are_removed_for_accounts_without_access(
     mlflow: Service, notebook: tuple[str, str], admin: tuple[str, str]
 ) -> None:
     owner, boss = Api(mlflow, notebook), Api(mlflow, admin)
@@ -189,8 +191,8 @@ def test_links_to_models_are_taken_out_for_whom_models_are_denied(
     assert owner.post("runs/outputs", {"run_id": run, "models": [{"model_id": model, "step": 0}]}).ok
 
     def linked(api: Api) -> bool:
-        (found,) = api.post("runs/search", {"experiment_ids": [experiment]}).json()["runs"]
-        return bool(found.get("outputs", {}).get("model_outputs"))
+        (row,) = api.post("runs/search", {"experiment_ids": [experiment]}).json()["runs"]
+        return bool(row.get("outputs", {}).get("model_outputs"))
 
     assert linked(colleague) and linked(boss)
     denied = {"username": name, "resource_type": "logged_model", "resource_id": "*", "permission": "DENY"}

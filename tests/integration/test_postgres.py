@@ -1,4 +1,4 @@
-"""docker/postgres: the official image's interface, and a server that neither loses nor half-makes anything."""
+"""docker/postgres: the official image's interface, and a server that loses nothing and leaves nothing half-created."""
 
 import gzip
 import stat
@@ -34,7 +34,7 @@ def fresh(built: Clone) -> Callable[..., PostgresContainer]:
 
 @pytest.fixture
 def bare(built: Clone) -> Callable[..., DockerContainer]:
-    """The same without testcontainers' wait, for starts that are not expected to be smooth."""
+    """The same without testcontainers' wait, for starts that may fail."""
 
     def make(**environment: str) -> DockerContainer:
         names = {"POSTGRES_USER": "somebody", "POSTGRES_DB": "some_db"}
@@ -57,7 +57,7 @@ def query(container: DockerContainer, statement: str, *, password: str = PASSWOR
         return cursor.fetchall() if cursor.description else []
 
 
-def test_a_row_comes_back_as_it_was_written(owner: Login) -> None:
+def test_row_is_read_back_as_written(owner: Login) -> None:
     with connected(owner) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TEMP TABLE t (x double precision, y text)")
         cursor.execute("INSERT INTO t VALUES (%s, %s)", (0.1 + 0.2, "ünï'cödé"))
@@ -65,7 +65,7 @@ def test_a_row_comes_back_as_it_was_written(owner: Login) -> None:
         assert cursor.fetchall() == [(0.1 + 0.2, "ünï'cödé")]
 
 
-def test_it_is_postgres_17_with_vectors_and_page_checksums(fresh: Callable[..., PostgresContainer]) -> None:
+def test_postgres_is_17_with_pgvector_and_page_checksums(fresh: Callable[..., PostgresContainer]) -> None:
     with fresh() as container:
         assert str(query(container, "SHOW server_version")[0][0]).startswith("17.")
         assert query(container, "SHOW data_checksums") == [("on",)]
@@ -73,7 +73,7 @@ def test_it_is_postgres_17_with_vectors_and_page_checksums(fresh: Callable[..., 
         assert query(container, "SELECT '[3,4]'::vector <-> '[0,0]'::vector") == [(5.0,)]
 
 
-def test_it_runs_as_a_user_of_its_own_and_leaves_no_zombie(postgres: Service, owner: Login) -> None:
+def test_postgres_runs_as_its_own_uid_and_leaves_no_zombie(postgres: Service, owner: Login) -> None:
     assert postgres.run("id", "-u") == "999\n"
     for _ in range(3):
         psycopg2.connect(
@@ -93,11 +93,11 @@ def test_init_scripts_run_once_in_order(fresh: Callable[..., PostgresContainer],
         expected = [("sql",), ("somebody",), ("gz",)]
         assert query(container, "SELECT what FROM seen ORDER BY id") == expected
         container.get_wrapped_container().restart()
-        wait_until(lambda: "ready to accept" in container.get_logs()[1].decode(), 30)
+        wait_until(lambda: "ready to accept" in container.get_logs()[1].decode())
         assert query(container, "SELECT what FROM seen ORDER BY id") == expected
 
 
-def test_the_password_may_come_from_a_file(bare: Callable[..., DockerContainer], tmp_path: Path) -> None:
+def test_password_may_come_from_a_file(bare: Callable[..., DockerContainer], tmp_path: Path) -> None:
     (tmp_path / "password").write_text("from-the-file\n")
     tmp_path.chmod(0o755)
     container = bare(POSTGRES_PASSWORD="unused", POSTGRES_PASSWORD_FILE="/secret/password").with_volume_mapping(
@@ -105,12 +105,12 @@ def test_the_password_may_come_from_a_file(bare: Callable[..., DockerContainer],
     )
     with container.waiting_for(READY):
         assert query(container, "SELECT 1", password="from-the-file") == [(1,)]
-        with pytest.raises(MlstackError, match="refuses the password"):
+        with pytest.raises(MlstackError, match="rejects the password"):
             query(container, "SELECT 1", password="unused")
 
 
 @pytest.mark.refusal
-def test_without_a_password_it_does_not_start(built: Clone) -> None:
+def test_postgres_without_a_password_does_not_start(built: Clone) -> None:
     code, log = run_to_its_end(built)
     assert code == 1
     assert "POSTGRES_PASSWORD is empty" in log
@@ -118,7 +118,7 @@ def test_without_a_password_it_does_not_start(built: Clone) -> None:
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-def test_stopping_is_clean_and_starting_again_finds_the_data(bare: Callable[..., DockerContainer], signal: str) -> None:
+def test_data_survives_a_clean_stop_and_start(bare: Callable[..., DockerContainer], signal: str) -> None:
     with bare(POSTGRES_PASSWORD=PASSWORD).waiting_for(READY) as container:
         query(container, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS x")
         wrapped = container.get_wrapped_container()
@@ -131,7 +131,7 @@ def test_stopping_is_clean_and_starting_again_finds_the_data(bare: Callable[...,
         assert "automatic recovery" not in wrapped.logs().decode()
 
 
-def test_docker_stops_it_at_once_and_cleanly_while_clients_are_connected(postgres: Service, owner: Login) -> None:
+def test_postgres_stops_cleanly_while_clients_are_connected(postgres: Service, owner: Login) -> None:
     with connected(owner) as idle:
         container = postgres.wrapped
         container.stop(timeout=60)
@@ -139,14 +139,14 @@ def test_docker_stops_it_at_once_and_cleanly_while_clients_are_connected(postgre
         assert "database system is shut down" in container.logs(tail=2).decode()
         assert idle.closed == 0  # it did not wait for this client to leave
     container.start()
-    wait_until(lambda: postgres.health == "healthy", 60)
+    wait_until(lambda: postgres.health == "healthy")
 
 
-def test_a_first_start_that_was_killed_begins_again(built: Clone, bare: Callable[..., DockerContainer], volume: str) -> None:
+def test_first_start_that_was_killed_starts_over(built: Clone, bare: Callable[..., DockerContainer], volume: str) -> None:
     data = "/var/lib/postgresql/data"
     with bare(POSTGRES_PASSWORD=PASSWORD).with_volume_mapping(volume, data, "rw") as killed:
         container = killed.get_wrapped_container()
-        wait_until(lambda: container.exec_run(f"test -e {data}/.first-start/PG_VERSION").exit_code == 0, 30, 0.02)
+        wait_until(lambda: container.exec_run(f"test -e {data}/.first-start/PG_VERSION").exit_code == 0, interval=0.02)
         container.kill("SIGKILL")
         container.wait(timeout=30)
     left = docker("run", "--rm", "--volume", f"{volume}:{data}", "--entrypoint", "ls", built.image("postgres"), "-A", data)
@@ -156,7 +156,7 @@ def test_a_first_start_that_was_killed_begins_again(built: Clone, bare: Callable
         assert query(again, "SELECT current_database()") == [("some_db",)]
 
 
-def test_a_volume_of_another_major_version_is_named_and_left_alone(built: Clone, volume: str) -> None:
+def test_volume_of_another_major_version_is_rejected_unchanged(built: Clone, volume: str) -> None:
     mount = ("--volume", f"{volume}:/var/lib/postgresql/data")
     image = built.image("postgres")
     docker("run", "--rm", *mount, "--entrypoint", "sh", image, "-c", "echo 16 > /var/lib/postgresql/data/PG_VERSION")
@@ -167,7 +167,7 @@ def test_a_volume_of_another_major_version_is_named_and_left_alone(built: Clone,
     assert docker("run", "--rm", *mount, "--entrypoint", "ls", image, "-A", "/var/lib/postgresql/data").split() == ["PG_VERSION"]
 
 
-def test_a_folder_with_other_files_is_not_taken_for_an_empty_volume(built: Clone, volume: str) -> None:
+def test_volume_with_unknown_files_is_rejected(built: Clone, volume: str) -> None:
     mount = ("--volume", f"{volume}:/var/lib/postgresql/data")
     docker(
         "run",

@@ -1,4 +1,4 @@
-"""The client in every kind of process, and beside MLflow's own: what a call returned for is stored, and errors are equal."""
+"""The client in every kind of process, compared with MLflow's own: acknowledged calls are stored, and errors are equal."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.service import Service
 
 WRITE = "import pathlib, sys; path = pathlib.Path(sys.argv[1]); path.parent.mkdir(exist_ok=True); path.write_text(sys.argv[2])"
 HERE = Path(__file__).parent
-# In a folder of PYTHONPATH: Python runs it first, and MLflow finds no part of mlstack.
+# In a folder of PYTHONPATH: Python runs it first, and MLflow does not find mlstack's plugins.
 MASK = """
 import importlib.metadata
 found = importlib.metadata.entry_points
@@ -27,7 +27,7 @@ def run(jupyter: Service, program: str, **environment: str) -> str:
     return jupyter.run("env", *settings, "python3", "/tmp/programs/program.py")  # noqa: S108 # in the container
 
 
-def said(printed: str) -> Any:
+def result_of(printed: str) -> Any:
     """What the program prints after RUN, as JSON."""
     return json.loads(next(line for line in printed.splitlines() if line.startswith("RUN ")).removeprefix("RUN "))
 
@@ -44,24 +44,24 @@ def test_docs_say_for_every_kind_of_process_what_may_be_lost() -> None:
 
 def test_metrics_of_every_kind_of_process_are_stored_when_it_ends(jupyter: Service) -> None:
     printed = run(jupyter, (HERE / "processes.py").read_text())
-    found = [json.loads(line.removeprefix("STORED ")) for line in printed.splitlines() if line.startswith("STORED ")]
-    assert [kind for kind, _, _ in found] == [*processes.KINDS]
-    assert [each for each in found if each[1] != each[2]] == []
+    counts = [json.loads(line.removeprefix("STORED ")) for line in printed.splitlines() if line.startswith("STORED ")]
+    assert [kind for kind, _, _ in counts] == [*processes.KINDS]
+    assert [count for count in counts if count[1] != count[2]] == []
 
 
-def test_wrong_metric_raises_what_mlflow_raises_and_takes_no_other_with_it(jupyter: Service) -> None:
+def test_wrong_metric_raises_as_in_mlflow_and_loses_no_other(jupyter: Service) -> None:
     program = (HERE / "odd_metrics.py").read_text()
-    ours = said(run(jupyter, program))
+    ours = result_of(run(jupyter, program))
     jupyter.run("python3", "-c", WRITE, "/tmp/mask/sitecustomize.py", MASK)  # noqa: S108 # in the container
-    genuine = said(run(jupyter, program, PYTHONPATH="/tmp/mask"))  # noqa: S108 # in the container
+    genuine = result_of(run(jupyter, program, PYTHONPATH="/tmp/mask"))  # noqa: S108 # in the container
     assert ours == genuine
     for said_of, stored in ours.values():
         assert [step for key, _, _, step in stored if key == "good"] == list(range(2 * len(said_of)))
 
 
 def test_fork_during_request_leaves_no_child_waiting(jupyter: Service) -> None:
-    """A child that inherits the lock of an import would wait for it for ever."""
-    found = said(
+    """A child that inherits the lock of an import would wait for it forever."""
+    result = result_of(
         run(
             jupyter,
             """
@@ -86,12 +86,12 @@ print("RUN", json.dumps([stuck, len(client.get_metric_history(run, "loss"))]))
 """,
         )
     )
-    assert found == [0, 60]
+    assert result == [0, 60]
 
 
 def test_batch_that_is_rejected_for_its_content_is_stored_point_by_point(jupyter: Service) -> None:
     """A metric of a model that does not exist passes every check of a client."""
-    found = said(
+    result = result_of(
         run(
             jupyter,
             """
@@ -116,11 +116,11 @@ print("RUN", json.dumps([told, len(client.get_metric_history(run, "good"))]))
 """,
         )
     )
-    assert found == [["wait", "not every metric that was logged is stored: 1 of run "], 11]
+    assert result == [["wait", "not every metric that was logged is stored: 1 of run "], 11]
 
 
 def test_run_reports_its_own_losses_and_flush_those_of_all(jupyter: Service) -> None:
-    found = said(
+    result = result_of(
         run(
             jupyter,
             """
@@ -148,16 +148,16 @@ print("RUN", json.dumps([client.get_run(good.info.run_id).info.status, lost, los
 """,
         )
     )
-    status, lost, lost_too, told = found
+    status, lost, lost_too, messages = result
     assert status == "FINISHED"
-    assert f"3 of run {lost}" in told["its end"] and lost_too not in told["its end"]
-    assert f"3 of run {lost_too}" in told["the flush"] and lost not in told["the flush"].split("could not")[0]
-    assert told["a second flush"] == ""
+    assert f"3 of run {lost}" in messages["its end"] and lost_too not in messages["its end"]
+    assert f"3 of run {lost_too}" in messages["the flush"] and lost not in messages["the flush"].split("could not")[0]
+    assert messages["a second flush"] == ""
 
 
 @pytest.mark.parametrize("environment", [{}, {"MLFLOW_ENABLE_ASYNC_LOGGING": "false"}])
 def test_calls_return_what_mlflow_returns(jupyter: Service, environment: dict[str, str]) -> None:
-    found = said(
+    result = result_of(
         run(
             jupyter,
             """
@@ -183,12 +183,12 @@ print("RUN", json.dumps(found))
             **environment,
         )
     )
-    assert found[:4] == [3, None, None, None]
-    assert found[4].startswith(
+    assert result[:4] == [3, None, None, None]
+    assert result[4].startswith(
         "INVALID_PARAMETER_VALUE: Changing param values is not allowed. Param with key='depth' was already logged with value='3'"
         " for run ID='RUN'. Attempted logging new value '4'."
     )
-    assert found[5:] == ["", 2501]
+    assert result[5:] == ["", 2501]
 
 
 NAMES = """
@@ -196,7 +196,7 @@ import json, tempfile, mlflow
 from pathlib import Path
 from mlstack.client import artifact_repository
 if not LINKS:
-    artifact_repository.storage.is_reached = lambda _: False
+    artifact_repository.minio.is_reached = lambda _: False
 client, found = mlflow.MlflowClient(), {}
 def files(run, path=None):
     for file in client.list_artifacts(run, path):
@@ -226,16 +226,16 @@ KEPT = ["plain.txt", "a b", "a ", "a+b", "a&b=c", "a;b", "100%", "é", "日本",
 REFUSED = ["a#b", "a?b", " a", "C:\\x", "C:x", "a%20b", "a%2Fb", "a%23b", "a\nb", "\x01a"]
 
 
-@pytest.mark.parametrize("through_links", [True, False])
-def test_artifact_name_is_kept_or_refused(jupyter: Service, through_links: bool) -> None:
+@pytest.mark.parametrize("through_urls", [True, False])
+def test_artifact_name_is_kept_or_rejected(jupyter: Service, through_urls: bool) -> None:
     kept, refused = KEPT, REFUSED
-    program = NAMES.replace("LINKS", str(through_links)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
-    found = said(run(jupyter, program))
-    assert {name: found[name] for name in kept} == {name: ["kept"] for name in kept}
+    program = NAMES.replace("LINKS", str(through_urls)).replace("[KEPT, REFUSED]", repr([*kept, *refused]))
+    result = result_of(run(jupyter, program))
+    assert {name: result[name] for name in kept} == {name: ["kept"] for name in kept}
     for name in [*refused, "path C:\\x", "path d#e", "path d%20e"]:
-        (message,) = found[name]
+        (message,) = result[name]
         assert "cannot be kept" in message, name
-    assert found["path d e"] == ["kept"]
+    assert result["path d e"] == ["kept"]
     for path in ("./d", "d/../e"):
-        (message,) = found[f"path {path}"]
+        (message,) = result[f"path {path}"]
         assert message.startswith(f"Invalid artifact path: '{path}'")

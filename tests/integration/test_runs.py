@@ -1,4 +1,4 @@
-"""Runs as tables (mlstack.runs), in the Jupyter container: equal to what mlflow.search_runs gives, or refused."""
+"""Runs as tables (mlstack.runs), in the Jupyter container: equal to mlflow.search_runs, or rejected."""
 
 import secrets
 from typing import Any
@@ -9,7 +9,7 @@ import requests
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-# Runs that differ in all that can differ, in two experiments.
+# Runs that differ in every field, in two experiments.
 FILL = """
 import math, mlflow
 AWKWARD = ['', 'a,"b"', 'one\\ntwo', "it's", '\\\\N', 'NaN', 'é☂', ' ', 'null', "'%s'", 'x' * 500, '0']
@@ -78,14 +78,14 @@ def filled(jupyter: Service) -> Service:
     return jupyter
 
 
-def test_the_table_is_that_of_mlflow_cell_by_cell(filled: Service) -> None:
+def test_runs_table_equals_mlflows_cell_by_cell(filled: Service) -> None:
     printed = filled.run("python3", "-c", COMPARE)
     assert printed.count("EQUAL") == 10
     assert "HISTORY" in printed
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("filter_string", "message"),
     [
         ("['table-a', 'nowhere']", "No experiment is called nowhere"),
         ("['table-a'], filter_string='metrics.loss ~ 3'", "Invalid"),
@@ -93,20 +93,20 @@ def test_the_table_is_that_of_mlflow_cell_by_cell(filled: Service) -> None:
         ("['table-a'], limit=3", "Extra inputs are not permitted"),
     ],
 )
-def test_what_cannot_be_answered_exactly_is_refused(filled: Service, asked: str, said: str) -> None:
+def test_runs_table_rejects_what_it_cannot_answer_exactly(filled: Service, filter_string: str, message: str) -> None:
     program = f"""
 from mlstack.client import runs
 from mlstack.errors import MlstackError
 try:
-    runs.dataframe({asked})
+    runs.dataframe({filter_string})
 except MlstackError as error:
-    print("REFUSED", error)
+    print("REJECTED", error)
 """
     printed = filled.run("python3", "-c", program)
-    assert "REFUSED" in printed and said in printed, printed
+    assert "REJECTED" in printed and message in printed, printed
 
 
-def test_another_server_than_the_stacks_is_named(filled: Service) -> None:
+def test_runs_table_rejects_a_server_without_its_route(filled: Service) -> None:
     program = """
 import http.server, threading, mlflow
 from mlstack.client import runs
@@ -118,9 +118,9 @@ mlflow.set_tracking_uri(f"http://127.0.0.1:{server.server_port}")
 try:
     runs.dataframe(["table-a"])
 except MlstackError as error:
-    print("REFUSED", error)
+    print("REJECTED", error)
 """
-    assert "does not know how to give runs as a table" in filled.run("python3", "-c", program)
+    assert "has no route for runs as a table" in filled.run("python3", "-c", program)
 
 
 def ask(mlflow: Service, auth: tuple[str, str] | None, **question: Any) -> requests.Response:
@@ -128,7 +128,7 @@ def ask(mlflow: Service, auth: tuple[str, str] | None, **question: Any) -> reque
     return requests.post(url, json=question, auth=auth, timeout=60)
 
 
-def test_an_account_reads_no_more_runs_than_mlflow_shows_it(built: Clone, mlflow: Service, filled: Service) -> None:
+def test_runs_table_shows_an_account_only_the_runs_it_may_read(built: Clone, mlflow: Service, filled: Service) -> None:
     assert ask(mlflow, None, experiment_names=["table-a"]).status_code == 401
     assert ask(mlflow, ("notebook", "wrong password"), experiment_names=["table-a"]).status_code == 401
     admin = built.values["MLFLOW_ADMIN_USERNAME"], built.values["MLFLOW_ADMIN_PASSWORD"]
@@ -153,7 +153,7 @@ def test_an_account_reads_no_more_runs_than_mlflow_shows_it(built: Clone, mlflow
     assert ask(mlflow, admin, experiment_names=["table-a", "table-b"]).status_code == 200
 
 
-def test_a_question_is_no_way_to_write_sql(built: Clone, mlflow: Service, filled: Service) -> None:
+def test_runs_table_filter_cannot_inject_sql(built: Clone, mlflow: Service, filled: Service) -> None:
     notebook = built.values["MLFLOW_TRACKING_USERNAME"], built.values["MLFLOW_TRACKING_PASSWORD"]
     for hostile in ("x'); DROP TABLE runs; --", "{ids}", "%(n)s", "\\", "$$"):
         assert ask(mlflow, notebook, experiment_names=["table-a"], history=True, metrics=[hostile]).status_code == 200

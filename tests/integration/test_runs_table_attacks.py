@@ -1,4 +1,4 @@
-"""Tables of runs as a way to more than an account may see, or to all connections of Postgres."""
+"""Attempts to read runs without permission through the runs table, or to use up Postgres' connections."""
 
 import json
 import secrets
@@ -38,8 +38,8 @@ def call(mlflow: Service, path: str, auth: Auth, body: object) -> requests.Respo
 
 
 def new_experiment(mlflow: Service, auth: Auth) -> str:
-    made = call(mlflow, "/api/2.0/mlflow/experiments/create", auth, {"name": secrets.token_hex(8)})
-    return str(made.json()["experiment_id"])
+    created = call(mlflow, "/api/2.0/mlflow/experiments/create", auth, {"name": secrets.token_hex(8)})
+    return str(created.json()["experiment_id"])
 
 
 @pytest.mark.refusal
@@ -68,8 +68,8 @@ def test_runs_table_reads_an_experiment_by_one_spelling_only(
     deny = {"username": colleague[0], "resource_type": "experiment", "resource_id": experiment, "permission": "DENY"}
     assert call(mlflow, "/api/3.0/mlflow/users/permissions/grant", admin, deny).status_code == 200
     assert call(mlflow, PATH, colleague, {"experiment_ids": [experiment]}).status_code == 403
-    for asker in (colleague, notebook):
-        answer = call(mlflow, PATH, asker, {"experiment_ids": [spelling(experiment)]})
+    for caller in (colleague, notebook):
+        answer = call(mlflow, PATH, caller, {"experiment_ids": [spelling(experiment)]})
         assert answer.status_code == 400, answer.text
         assert answer.json()["error_code"] == "INVALID_PARAMETER_VALUE"
 
@@ -91,7 +91,7 @@ def large(built: Clone, mlflow: Service, role: Login) -> str:
 
 @contextmanager
 def unread(uri: str, auth: Auth, experiment: str, count: int) -> Iterator[list[HTTPResponse]]:
-    """Answers with a large table, of which nothing but the head is read."""
+    """Answers with a large table, of which only the head is read."""
     host, _, port = uri.partition(":")
     body = json.dumps({"experiment_ids": [experiment], "history": True})
     login = b64encode(":".join(auth).encode()).decode()
@@ -110,7 +110,7 @@ def unread(uri: str, auth: Auth, experiment: str, count: int) -> Iterator[list[H
 
 
 def connections(owner: Login, reader: Login) -> int:
-    """Of the role with which tables are read."""
+    """Number of connections of the role that reads the tables."""
     with database.connected(owner, 30) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", (reader.user,))
         (count,) = cursor.fetchone() or (0,)
@@ -118,7 +118,7 @@ def connections(owner: Login, reader: Login) -> int:
 
 
 @pytest.mark.refusal
-def test_runs_table_gives_few_connections_to_an_account_that_reads_no_answer(
+def test_runs_table_limits_the_connections_of_an_account_that_reads_no_answer(
     built: Clone, mlflow: Service, owner: Login, roles: Roles, large: str
 ) -> None:
     notebook, admin = accounts(built)
@@ -126,11 +126,11 @@ def test_runs_table_gives_few_connections_to_an_account_that_reads_no_answer(
         assert {answer.status for answer in answers} == {200, 429}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers if answer.status == 429)
         assert 0 < connections(owner, roles.reader) <= WORKERS * ANSWERS_OF_ONE_ACCOUNT
-        # Other accounts read tables, and this one does everything else.
+        # Other accounts still read tables, and this one can do everything else.
         assert call(mlflow, PATH, admin, {"experiment_ids": [large]}).status_code == 200
         assert call(mlflow, "/api/2.0/mlflow/experiments/search", notebook, {"max_results": 1}).status_code == 200
-    # The clients have left, and their connections with them.
-    wait_until(lambda: connections(owner, roles.reader) == 0, 30)
+    # The clients are closed, and so are their connections.
+    wait_until(lambda: connections(owner, roles.reader) == 0)
     assert call(mlflow, PATH, notebook, {"experiment_ids": [large]}).status_code == 200
 
 
@@ -155,7 +155,7 @@ def test_runs_table_ends_an_answer_that_nobody_reads(
     notebook, _ = accounts(built)
     with unread(impatient.address(5000), notebook, large, 3) as answers:
         assert {answer.status for answer in answers} == {200}
-        wait_until(lambda: connections(owner, roles.reader) == 0, 60)
+        wait_until(lambda: connections(owner, roles.reader) == 0)
 
 
 RETRIED = """
@@ -190,5 +190,5 @@ print("ROWS", len(tables[0]))
 """
 
 
-def test_runs_table_is_asked_for_again_when_there_are_too_many(jupyter: Service, large: str) -> None:
+def test_runs_table_is_requested_again_after_too_many_requests(jupyter: Service, large: str) -> None:
     assert "ROWS 1" in jupyter.run("python3", "-c", RETRIED, large)

@@ -1,4 +1,4 @@
-"""Artifacts through links: equal to MLflow's own way byte for byte, and its own way wherever there is no other."""
+"""Artifacts through presigned URLs: byte for byte equal to MLflow's proxy, which is used where MinIO is unreachable."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ import pytest
 import requests
 from testcontainers.core.container import DockerContainer
 
+from mlstack.client import transfers
 from mlstack.client.transfers import Patience, Transfers, receive, send
 from mlstack.errors import MlstackError
 from mlstack.s3 import client_for
@@ -26,21 +27,21 @@ MEGABYTE = 1024**2
 PATIENT = Patience(retries=12, backoff=0.1, silence=30)
 
 
-def test_in_a_notebook_both_ways_give_the_same_files(jupyter: Service) -> None:
+def test_notebook_gets_the_same_files_directly_and_through_mlflow(jupyter: Service) -> None:
     printed = jupyter.run("python3", "-c", exchanged.PROGRAM)
-    exchanged.assert_equal(exchanged.found(printed), through_links=True)
+    exchanged.assert_equal(exchanged.result_of(printed), through_urls=True)
 
 
-def test_a_client_that_does_not_reach_the_storage_goes_through_mlflow(built: Clone, mlflow: Service) -> None:
-    """As through a tunnel to MLflow's port alone: nothing listens where links would lead."""
-    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(said, through_links=False)
-    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+def test_client_that_cannot_reach_minio_transfers_through_mlflow(built: Clone, mlflow: Service) -> None:
+    """As through a tunnel to MLflow's port only: nothing listens on MinIO's port."""
+    result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(result, through_urls=False)
+    assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
 def other_program(built: Clone) -> Iterator[None]:
-    """Something that takes whatever is sent to the port where links would lead, and says that all is well."""
+    """A program on MinIO's port that accepts every request and answers 200."""
     program = (
         "import http.server, sys\n"
         "class Yes(http.server.BaseHTTPRequestHandler):\n"
@@ -53,7 +54,7 @@ def other_program(built: Clone) -> Iterator[None]:
     port = built.values["MINIO_PORT"]
     with subprocess.Popen([sys.executable, "-c", program, port], stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 10)
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}"))
             yield
         finally:
             process.kill()
@@ -66,15 +67,15 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_no_artifact_goes_to_another_program_at_the_storages_port(built: Clone, mlflow: Service, other_program: None) -> None:
-    said = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
-    exchanged.assert_equal(said, through_links=False)
-    assert said["log"].count(f"The storage does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
+def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlflow: Service, other_program: None) -> None:
+    result = exchanged.here(f"http://{mlflow.address(5000)}", *exchanged.account(built))
+    exchanged.assert_equal(result, through_urls=False)
+    assert result["log"].count(f"MinIO does not answer at 127.0.0.1:{built.values['MINIO_PORT']}") == 1
 
 
 @pytest.fixture
 def plain_server(built: Clone) -> Iterator[str]:
-    """MLflow as it comes, without accounts and without links."""
+    """Genuine MLflow, without accounts and presigned URLs."""
     container = DockerContainer(
         built.image("mlflow"),
         command=[
@@ -90,11 +91,11 @@ def plain_server(built: Clone) -> Iterator[str]:
         yield uri
 
 
-def test_a_server_that_gives_no_links_is_served_in_its_own_way(plain_server: str) -> None:
-    exchanged.assert_equal(exchanged.here(plain_server), through_links=False)
+def test_client_of_a_server_without_presigned_urls_transfers_through_it(plain_server: str) -> None:
+    exchanged.assert_equal(exchanged.here(plain_server), through_urls=False)
 
 
-def test_hosts_without_a_way_to_the_storage_get_no_link(built: Clone, mlflow: Service) -> None:
+def test_host_that_cannot_reach_minio_gets_no_presigned_url(built: Clone, mlflow: Service) -> None:
     account = exchanged.account(built)
     api = f"http://{mlflow.address(5000)}/api/2.0"
     new = {"experiment_id": "0", "start_time": 1}
@@ -115,12 +116,12 @@ def link(keys: Keys, method: str, name: str, of: datetime | None = None) -> str:
 
 
 def finish(transfer: Any, name: str, first: str, again: Any) -> None:
-    with Transfers(PATIENT) as transfers:
-        transfers.begin(transfer, name, first, again)
-        transfers.finish()
+    with Transfers(PATIENT) as queue:
+        queue.begin(transfer, name, first, again)
+        queue.finish()
 
 
-def test_a_link_that_became_too_old_is_asked_for_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_expired_presigned_url_is_requested_again(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     file, asked = tmp_path / "file", []
     file.write_bytes(os.urandom(MEGABYTE))
 
@@ -135,7 +136,7 @@ def test_a_link_that_became_too_old_is_asked_for_again(user_keys: Keys, bootstra
     assert (tmp_path / "down").read_bytes() == file.read_bytes()
 
 
-def test_a_link_that_is_refused_twice_is_an_error_at_once(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_presigned_url_that_is_denied_twice_is_an_error_at_once(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     asked: list[str] = []
 
     def again(name: str) -> str:
@@ -143,13 +144,13 @@ def test_a_link_that_is_refused_twice_is_an_error_at_once(user_keys: Keys, boots
         return link(user_keys, "GET", "wrong/x")  # for another method
 
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(MlstackError, match="wrong/x was not transferred: the storage answered 403 SignatureDoesNotMatch"):
+    with pytest.raises(MlstackError, match="wrong/x was not transferred: MinIO answered 403 SignatureDoesNotMatch"):
         finish(partial(send, tmp_path / "file"), "wrong/x", again("first"), again)
     assert asked == ["first", "wrong/x"]
 
 
-def test_a_download_outlives_a_restart_of_the_storage_and_is_whole_or_not_there(
-    minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path
+def test_download_survives_a_restart_of_minio_or_leaves_no_file(
+    minio: Service, user_keys: Keys, bootstrapped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, down = tmp_path / "file", tmp_path / "down"
     down.mkdir()
@@ -163,21 +164,30 @@ def test_a_download_outlives_a_restart_of_the_storage_and_is_whole_or_not_there(
         assert not target.exists()
         return link(user_keys, "GET", name)
 
+    has_begun, is_killed = threading.Event(), threading.Event()
+
+    def pause(ended: threading.Event) -> None:
+        """After a block: however fast the host is, MinIO is killed in the middle of the download."""
+        has_begun.set()
+        is_killed.wait(180)
+
+    monkeypatch.setattr(transfers, "_check_running", pause)
     first = link(user_keys, "GET", "large")
     download = threading.Thread(target=finish, args=(partial(receive, str(target)), "large", first, again))
     download.start()
-    wait_until(lambda: any(part.stat().st_size for part in down.glob(".*.part")), 30, interval=0.001)
+    assert has_begun.wait(180)
     minio.wrapped.kill()
+    is_killed.set()
     assert not target.exists()
     minio.wrapped.start()
     download.join()
     assert attempts >= 1
     assert list(down.iterdir()) == [target]
     assert target.read_bytes() == file.read_bytes()
-    wait_until(lambda: minio.health == "healthy", 60)
+    wait_until(lambda: minio.health == "healthy")
 
 
-def test_a_download_that_fails_leaves_nothing(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
+def test_download_that_fails_leaves_no_file(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:
     client_for(user_keys).fput_object(user_keys.bucket, "there", __file__)
     (tmp_path / "taken").mkdir()
     with pytest.raises(IsADirectoryError):

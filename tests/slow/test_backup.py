@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.host.backup import bucket, manifest, postgres, stack, swap
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
@@ -27,6 +26,7 @@ from mlstack.host.lock import held
 from mlstack.postgres import connected
 from tests.stack.test_stack import at_a_terminal
 from tests.support.clone import Clone
+from tests.support.service import wait_until
 from tests.support.work import admin, everything, fill, finished, started
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
@@ -35,7 +35,7 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 
 @pytest.fixture(scope="module")
 def full(clone: Clone) -> Iterator[Clone]:
-    """A stack with work in it, an account of somebody's own, and an object of every awkward kind of name."""
+    """A stack with work in it, a user's account, and objects with every awkward kind of name."""
     done = clone.make("up")
     assert done.returncode == 0, done.stderr
     fill(clone)
@@ -77,17 +77,17 @@ def newest(clone: Clone) -> Path:
     return manifest.folders(clone.folder / "backups")[0]
 
 
-def state(clone: Clone) -> tuple[object, object]:
-    """Everything that a restore could change: every table, and every object with its bytes' checksum."""
+def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
+    """Everything that a restore could change: every table, and every object with its ETag and size."""
     target = stack.of_project(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
     client, name = storage(clone)
-    return tables, {key: (found.etag, found.size) for key, found in bucket.current(client, name).items()}
+    return tables, {key: (row.etag, row.size) for key, row in bucket.current(client, name).items()}
 
 
 def leftovers(clone: Clone) -> list[str]:
-    """Databases that only exist while a command is at work, and those that let nobody in."""
+    """Databases that exist only while a command runs, and those that accept no connections."""
     target = stack.of_project(clone.folder)
     with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
@@ -97,18 +97,19 @@ def leftovers(clone: Clone) -> list[str]:
 # ---- backup ------------------------------------------------------------------------------------
 
 
-def test_a_backup_is_private_and_holds_no_secret(full: Clone, first: Backup) -> None:
+def test_backup_is_private_and_contains_no_secret(full: Clone, first: Backup) -> None:
     assert not [path for path in (first.folder, *first.folder.rglob("*")) if path.stat().st_mode & 0o077]
     written = b"".join(path.read_bytes() for path in first.folder.rglob("*") if path.is_file())
     assert not [name for name in SECRETS if full.values[name].encode() in written]
 
 
-def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> None:
+def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
     found = json.loads((first.folder / "manifest.json").read_text())
     assert first.folder.name == f"{first.manifest.time:%Y%m%dT%H%M%SZ}"
     assert found["counts"]["runs"] == 12
     assert found["counts"]["accounts"] == 3
     assert found["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert found["versions"]["mlstack"] == __version__
     assert found["versions"]["mlflow"] == "3.17.2"
     assert found["versions"]["postgres"].startswith("17.")
     assert found["versions"]["minio"].startswith("RELEASE.")
@@ -119,9 +120,10 @@ def test_the_manifest_says_what_is_in_the_backup(full: Clone, first: Backup) -> 
     shown = full.make("restore")
     assert shown.returncode == 0
     assert first.folder.name in shown.stdout
+    assert __version__ in shown.stdout
 
 
-def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, first: Backup) -> None:
+def test_second_backup_copies_only_new_data_and_both_are_complete(full: Clone, first: Backup) -> None:
     client, name = storage(full)
     client.put_object(name, "new/one", *content("new" * 1000))
     second = taken(full)
@@ -135,7 +137,7 @@ def test_a_second_backup_takes_only_what_is_new_and_each_is_whole(full: Clone, f
     client.remove_object(name, "new/one")
 
 
-def test_damage_in_the_previous_backup_does_not_travel(full: Clone, first: Backup) -> None:
+def test_backup_does_not_copy_damage_from_the_previous_one(full: Clone, first: Backup) -> None:
     previous = manifest.read(newest(full))
     victim = next(artifact for artifact in previous.artifacts if artifact.size > 1000)
     original = (previous.folder / victim.path).read_bytes()
@@ -147,8 +149,8 @@ def test_damage_in_the_previous_backup_does_not_travel(full: Clone, first: Backu
         rewrite(first.folder / victim.path, original)
 
 
-def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full: Clone) -> None:
-    """A row for each object is written after it, as MLflow does; the backup never holds the one without the other."""
+def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> None:
+    """A row for each object is written after it, as MLflow does; the backup never has a row without its object."""
     target, (client, name) = stack.of_project(full.folder), storage(full)
     keys = [f"moving/{number}" for number in range(40)]
     for key in keys:
@@ -185,7 +187,7 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
     rows = found.manifest.tables["public.pairs"].rows
     assert 0 < rows < during
     pairs = {artifact.key for artifact in found.artifacts if artifact.key.startswith("pair/")}
-    # The one more, if any, is the object whose row was about to be written.
+    # One more object may exist: its row was about to be written.
     assert {f"pair/{number}" for number in range(rows)} <= pairs <= {f"pair/{number}" for number in range(rows + 1)}
     held = {artifact.key: (found.folder / artifact.path).read_text() for artifact in found.artifacts if artifact.key in keys}
     moving = {key: f"{key} before" * 2000 for key in keys}
@@ -194,13 +196,13 @@ def test_a_backup_shows_one_moment_while_clients_write_overwrite_and_delete(full
         moving.pop(key, None)
         if number % 3:
             moving[key] = f"after {number}"
-    undecided = keys[(rows - 1) % len(keys)]  # its change came after the last row: before or after the moment
+    undecided = keys[(rows - 1) % len(keys)]  # its change came after the last row: before or after the backup's point in time
     assert {key: text for key, text in held.items() if key != undecided} == {
         key: text for key, text in moving.items() if key != undecided
     }
 
 
-def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> None:
+def test_interrupted_backup_resumes_and_is_never_listed(full: Clone) -> None:
     shutil.rmtree(full.folder / "backups")  # everything has to be copied again
     client, name = storage(full)
     for number in range(30):
@@ -210,7 +212,7 @@ def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> 
         [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     journal = work / backing_up.JOURNAL
-    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 10)
+    wait_until(lambda: journal.exists() and journal.read_text().count("\n") >= 10, interval=0.02)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -229,7 +231,7 @@ def test_an_interrupted_backup_goes_on_and_never_looks_like_one(full: Clone) -> 
         client.remove_object(name, f"large/{number}")
 
 
-def test_ctrl_c_stops_a_backup_at_once_and_says_that_nothing_is_broken(full: Clone) -> None:
+def test_ctrl_c_stops_a_backup_and_reports_no_damage(full: Clone) -> None:
     process = subprocess.Popen(
         [".venv/bin/mlstack", "backup"], cwd=full.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -242,7 +244,7 @@ def test_ctrl_c_stops_a_backup_at_once_and_says_that_nothing_is_broken(full: Clo
     assert "Traceback" not in said
 
 
-def test_keep_removes_the_oldest(full: Clone) -> None:
+def test_backup_with_keep_removes_the_oldest(full: Clone) -> None:
     taken(full)
     before = manifest.folders(full.folder / "backups")
     assert len(before) >= 2
@@ -254,7 +256,7 @@ def test_keep_removes_the_oldest(full: Clone) -> None:
 
 
 @pytest.mark.parametrize("command", ["backup", "restore", "verify", "upgrade"])
-def test_a_second_command_is_told_who_is_at_work(full: Clone, command: str) -> None:
+def test_second_command_is_rejected_and_names_the_running_one(full: Clone, command: str) -> None:
     with held(full.folder, "make backup"):
         refused = full.make(command, BACKUP="latest", YES="1")
     assert refused.returncode != 0
@@ -324,7 +326,7 @@ def newer_format(folder: Path) -> str:
 
 def newer_mlflow(folder: Path) -> str:
     resign(folder, b'"mlflow": "3.17.2"', b'"mlflow": "3.99.0"')
-    return "the backup comes from MLflow 3.99.0, here is MLflow 3.17.2"
+    return f"the backup comes from MLflow 3.99.0, here is MLflow 3.17.2; mlstack {__version__} made it"
 
 
 def newer_postgres(folder: Path) -> str:
@@ -351,7 +353,7 @@ DAMAGES: list[Callable[[Path], str]] = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_backup_is_refused_by_name_before_anything_changes(
+def test_damaged_backup_is_rejected_by_name_before_anything_changes(
     full: Clone, tmp_path: Path, damage: Callable[[Path], str]
 ) -> None:
     before, containers = state(full), full.compose("ps", "--quiet")
@@ -367,13 +369,13 @@ def test_a_damaged_backup_is_refused_by_name_before_anything_changes(
     assert full.compose("ps", "--quiet") == containers
 
 
-def test_a_backup_that_is_not_there_is_named(full: Clone) -> None:
+def test_missing_backup_is_named(full: Clone) -> None:
     done = full.make("restore", BACKUP="20200101T000000Z", YES="1")
     assert done.returncode != 0
     assert "there is no backup 20200101T000000Z" in done.stderr
 
 
-def test_a_restore_over_work_is_refused_without_a_terminal(full: Clone) -> None:
+def test_restore_over_data_without_a_terminal_is_rejected(full: Clone) -> None:
     before = state(full)
     done = full.make("restore", BACKUP="latest")
     assert done.returncode != 0
@@ -386,7 +388,7 @@ def test_a_restore_over_work_is_refused_without_a_terminal(full: Clone) -> None:
 # ---- restore ------------------------------------------------------------------------------------
 
 
-def test_a_restore_brings_back_what_was_deleted_changed_and_added(full: Clone) -> None:
+def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     seen, kept = everything(full), taken(full)
     client, name = storage(full)
     runs = [artifact.key for artifact in kept.artifacts if "/artifacts/" in artifact.key]
@@ -401,12 +403,12 @@ def test_a_restore_brings_back_what_was_deleted_changed_and_added(full: Clone) -
     assert everything(full) == seen
     assert set(bucket.current(client, name)) == {artifact.key for artifact in kept.artifacts}
     assert leftovers(full) == []
-    # What was there before the restore can still be had from MinIO.
+    # Objects from before the restore remain recoverable in MinIO.
     assert [found for found in client.list_objects(name, prefix="added", include_version=True) if not found.is_delete_marker]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_a_restore_that_is_interrupted_changes_nothing(full: Clone, how: signal.Signals) -> None:
+def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -> None:
     kept = newest(full)
     client, name = storage(full)
     for artifact in manifest.read(kept).artifacts:
@@ -420,7 +422,8 @@ def test_a_restore_that_is_interrupted_changes_nothing(full: Clone, how: signal.
     for line in process.stderr:
         if "filling the bucket" in line:
             break
-    wait_until(lambda: any(found.etag != before[1][key][0] for key, found in bucket.current(client, name).items()))  # type: ignore[index]
+    etags = {key: etag for key, (etag, _) in before[1].items()}
+    wait_until(lambda: any(row.etag != etags[key] for key, row in bucket.current(client, name).items()), interval=0.02)
     process.send_signal(how)
     _, said = process.communicate(timeout=120)
     if how == signal.SIGINT:
@@ -431,7 +434,7 @@ def test_a_restore_that_is_interrupted_changes_nothing(full: Clone, how: signal.
     else:
         assert process.returncode == -signal.SIGKILL
         with pytest.raises(AssertionError, match="not currently accepting connections"):
-            refuse_to_start(full)  # half a restore never looks whole, also to plain docker compose
+            refuse_to_start(full)  # half a restore never looks complete, also to plain docker compose
     done = full.make("up")
     assert done.returncode == 0, done.stderr
     assert ("an interrupted restore was undone" in done.stderr) == (how == signal.SIGKILL)
@@ -449,7 +452,7 @@ def refuse_to_start(clone: Clone) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full: Clone, tmp_path: Path) -> None:
+def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clone, tmp_path: Path) -> None:
     uri, _ = admin(full)
     restored = full.make("restore", BACKUP="latest", YES="1")
     assert restored.returncode == 0, restored.stderr
@@ -476,7 +479,7 @@ def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full:
     assert done.returncode != 0
     assert "is not signed by this stack" in done.stderr
     assert f"make restore BACKUP={tmp_path / 'carried'} YES=1, if you mean it" in done.stderr
-    # With the key of the stack that made it there is nothing to ask: this one is empty.
+    # With the key of the stack that created the backup there is nothing to confirm: this stack is empty.
     done = full.make("restore", BACKUP=str(tmp_path / "carried"), BACKUP_KEY=old["BACKUP_KEY"])
     assert done.returncode == 0, done.stderr
     assert "not signed" not in done.stderr
@@ -492,7 +495,7 @@ def test_a_backup_restores_on_another_machine_with_other_secrets_and_names(full:
     fill(full, runs=2, points=20, megabytes=0, models=1, seed=5)
 
 
-def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
+def test_verify_restores_into_a_temporary_stack_and_removes_it(full: Clone) -> None:
     kept = taken(full)
     before, containers = state(full), full.compose("ps", "--quiet")
     done = full.make("verify", BACKUP=kept.folder.name)
@@ -504,8 +507,8 @@ def test_verify_restores_elsewhere_and_leaves_nothing(full: Clone) -> None:
         assert f"{full.name}-verify" not in docker(*kind)
 
 
-def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: Clone) -> None:
-    """As a server wrote them that does not hand artifacts through itself; `make verify` gives its bucket that name."""
+def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) -> None:
+    """Rows of a server that did not proxy artifacts; `make verify` gives its bucket the original name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
     with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -526,8 +529,8 @@ def test_rows_that_name_the_bucket_are_refused_where_it_has_another_name(full: C
     shutil.rmtree(kept.folder)
 
 
-def test_a_dump_that_does_not_hold_what_the_manifest_says_is_found_by_verify(full: Clone, tmp_path: Path) -> None:
-    """Every file has its checksum here: only the comparison of the loaded tables can tell."""
+def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_path: Path) -> None:
+    """Every file matches its checksum here: only comparing the loaded tables reveals the difference."""
     folder = tmp_path / "backup"
     shutil.copytree(newest(full), folder)
     found = manifest.read_manifest(folder)
@@ -541,15 +544,8 @@ def test_a_dump_that_does_not_hold_what_the_manifest_says_is_found_by_verify(ful
     assert f"{full.name}-verify" not in docker("volume", "ls", "--format", "{{.Name}}")
 
 
-def wait_until(is_so: Callable[[], bool], timeout: float = 120) -> None:
-    deadline = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:
-    """In its order, at a terminal where somebody answers yes: also a reset in the middle, after which everything is back."""
+    """In the page's order, at a terminal that answers yes: also a reset in the middle, after which everything is restored."""
     seen = everything(full)
     blocks = re.findall(r"^```sh\n(.*?)^```", (full.folder / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()

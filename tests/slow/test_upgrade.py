@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from mlstack.host.backup import postgres, stack
 from mlstack.host.compose import docker
 from mlstack.postgres import connected
 from tests.support.clone import Clone, free_ports
+from tests.support.service import wait_until
 from tests.support.work import admin, everything, finished, started
 
-# Its newest dependencies no longer fit it. Its accounts lived in a file of their own, so it is used without.
+# Its newest dependencies are incompatible with it. Its accounts were in a file, so it runs without accounts.
 OLD = ("mlflow==2.22.*", "sqlalchemy<2.1", "setuptools<81", "psycopg2-binary", "boto3")
 NOBODY = ("", "")
 
@@ -41,7 +41,7 @@ def before(clone: Clone, old_python: Path, tmp_path_factory: pytest.TempPathFact
     clone.compose("up", "--detach", "--wait", "postgres", "minio")
     clone.compose("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")
     clone.compose("down")
-    docker("image", "rm", f"{clone.name}-mlflow")  # this MLflow has never been here
+    docker("image", "rm", f"{clone.name}-mlflow")  # this MLflow has never used the database
     clone.compose("up", "--detach", "--wait", "--no-build", "postgres", "minio")
     with old_mlflow(clone, old_python, tmp_path_factory.mktemp("server")) as uri:
         finished(started(uri, NOBODY, "fill", "--runs=9", "--megabytes=12", "--awkward=0", python=old_python))
@@ -88,13 +88,6 @@ def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-def wait_until(is_so: Callable[[], bool], timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
     with connected(stack.of_project(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
@@ -114,10 +107,10 @@ def leftovers(clone: Clone) -> list[str]:
     return names + docker("image", "ls", "--quiet", "--filter", f"reference={clone.name}-*:before-upgrade").split()
 
 
-def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, before: dict[str, Any]) -> None:
+def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
     with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration makes a table of this name
+        cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration creates a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr
@@ -129,7 +122,7 @@ def test_a_migration_that_fails_leaves_the_old_data_as_it_was(clone: Clone, befo
     assert leftovers(clone) == []
 
 
-def test_ctrl_c_in_the_migration_goes_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
+def test_ctrl_c_in_the_migration_rolls_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
     code, said = stopped_in_the_migration(clone, signal.SIGINT)
     assert code == 130
@@ -139,7 +132,7 @@ def test_ctrl_c_in_the_migration_goes_back_at_once(clone: Clone, before: dict[st
     assert leftovers(clone) == []
 
 
-def test_a_killed_upgrade_is_undone_by_the_next_which_loses_nothing(clone: Clone, before: dict[str, Any]) -> None:
+def test_upgrade_undoes_a_killed_upgrade_and_loses_nothing(clone: Clone, before: dict[str, Any]) -> None:
     code, _ = stopped_in_the_migration(clone, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert len(leftovers(clone)) > 0
@@ -153,7 +146,7 @@ def test_a_killed_upgrade_is_undone_by_the_next_which_loses_nothing(clone: Clone
     assert after["experiments"] == before["experiments"]
 
 
-def test_the_upgraded_stack_takes_new_work_and_upgrades_again(clone: Clone, before: dict[str, Any]) -> None:
+def test_upgraded_stack_takes_new_work_and_upgrades_again(clone: Clone, before: dict[str, Any]) -> None:
     uri, account = admin(clone)
     finished(started(uri, account, "fill", "--runs=3", "--points=300", "--megabytes=1", "--seed=2"))
     now = everything(clone)

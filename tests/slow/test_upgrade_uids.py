@@ -1,4 +1,4 @@
-"""A stack of version 0.1, whose containers ran as uid 1000, started by this one: its volumes change hands and lose nothing."""
+"""A stack of version 0.1, whose containers ran as uid 1000, started by this version: its volumes change owner."""
 
 import os
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ def stack(clone: Clone) -> Iterator[Clone]:
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
-def test_volumes_of_an_older_stack_are_given_to_the_new_uids_and_keep_their_data(stack: Clone) -> None:
-    """The stack is made an old one as going back from an upgrade does it; then a `make up` that was interrupted is repeated."""
+def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack: Clone) -> None:
+    """The stack is downgraded as an upgrade's rollback does it; then an interrupted `make up` is repeated."""
     said = stack.in_container("jupyter", "python3", "-c", KEPT)
     run = next(line.split()[1] for line in said.splitlines() if line.startswith("RUN"))
     wanted = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in SERVICE_OF}
@@ -55,7 +55,7 @@ def test_volumes_of_an_older_stack_are_given_to_the_new_uids_and_keep_their_data
     for service, image in new.items():
         docker("tag", image, stack.image(service))
     docker("image", "rm", *old)
-    # As a make up that was interrupted leaves it: some folders are given, the volume's own is not.
+    # An interrupted make up leaves this: some folders have the new owner, the volume's root has not.
     _as_root(stack, "minio", "chown", "-R", f"{wanted[f'{stack.name}_minio']}", "/volume/.minio.sys")
     text = (stack.folder / ".env").read_text()
     (stack.folder / ".env").write_text("".join(line for line in text.splitlines(True) if "MINIO_BUCKET_QUOTA" not in line))

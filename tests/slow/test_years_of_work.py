@@ -1,4 +1,4 @@
-"""Much work, written to while it is backed up, lost, and had back in a fresh clone with fresh secrets."""
+"""Much work: backed up while clients write, lost, and restored in a fresh clone with new secrets."""
 
 import logging
 import shutil
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Says how long it took (pytest --log-cli-level=INFO); no test depends on it."""
+    """Logs how long it took (pytest --log-cli-level=INFO); no test depends on it."""
     started_at = time.monotonic()
     yield
     log.info("%s: %.1f s", what, time.monotonic() - started_at)
@@ -39,7 +39,7 @@ def disk(*folders: Path) -> int:
 
 
 @pytest.mark.timeout(3000)
-def test_everything_is_had_back_in_a_fresh_clone(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_year_of_work_is_restored_in_a_fresh_clone(clone: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
     make(clone, "up")
     with timed("filling"):
         fill(clone, runs=200, points=50_000, megabytes=1050, models=3)
@@ -61,7 +61,7 @@ def test_everything_is_had_back_in_a_fresh_clone(clone: Clone, tmp_path_factory:
     assert counts["runs"] >= 200 and counts["metric points"] >= 50_000 and counts["registered models"] >= 3
     make(clone, "reset", YES="1")
 
-    other = make_clone(tmp_path_factory.mktemp("fresh"))  # the same name: the first is gone
+    other = make_clone(tmp_path_factory.mktemp("fresh"))  # the same name: the first stack is removed
     assert other.values["POSTGRES_PASSWORD"] != (clone.folder / ".env").read_text().partition("POSTGRES_PASSWORD=")[2][:32]
     carried = other.folder / "carried"
     shutil.move(backups, carried)

@@ -15,6 +15,8 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 @pytest.fixture(scope="module")
 def stack(clone: Clone) -> Iterator[Clone]:
     """The shipped stack, started as a user would, empty at the start of each file."""
+    env = clone.folder / ".env"
+    before = env.read_bytes()
     done = clone.make("up")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
@@ -22,24 +24,25 @@ def stack(clone: Clone) -> Iterator[Clone]:
     assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
     yield clone
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
-    shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is gone
+    env.write_bytes(before)  # the session's containers, which other files share, do not know rotated secrets
+    shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is removed
 
 
 @pytest.fixture
 def role(stack: Clone) -> Login:
-    """MLflow's way into the database, from this machine."""
+    """MLflow's database login, from the host."""
     return replace(settings.tracking_login(stack.values), host="127.0.0.1", port=int(stack.values["POSTGRES_PORT"]))
 
 
 @pytest.fixture
 def keys(stack: Clone) -> Keys:
-    """MLflow's way into the storage, from this machine."""
+    """MLflow's keys for MinIO, from the host."""
     return replace(settings.tracking_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 
 @pytest.fixture
 def owner_keys(stack: Clone) -> Keys:
-    """The owner's way into the storage, from this machine."""
+    """The keys of MinIO's owner, from the host."""
     return replace(settings.storage_owner(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 

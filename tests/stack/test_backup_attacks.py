@@ -26,7 +26,7 @@ from tests.support.clone import Clone
 
 ROOM = 1200  # characters of SQL that fit into a crafted dump
 MARKER = "/tmp/planted"  # noqa: S108 (in Postgres' container)
-# Each step on its own: one that is denied does not keep the next from being tried.
+# Each step is separate: the next is tried even if one is denied.
 TRIES = (
     "ALTER ROLE {user} SUPERUSER",
     f"COPY (SELECT 1) TO PROGRAM ''touch {MARKER}''",
@@ -52,7 +52,7 @@ def of_project(clone: Clone) -> Stack:
 
 
 def put(keys: Keys, name: str, content: bytes, dated: datetime | None = None) -> str:
-    """Writes an object, dated as its writer likes. Returns the version's id."""
+    """Writes an object with a date that its writer chooses. Returns the version's id."""
     pool = Dated()
     pool.date = f"{dated:%Y-%m-%dT%H:%M:%SZ}" if dated else ""
     client = Minio(keys.endpoint, keys.access_key, keys.secret_key, secure=False, http_client=pool)
@@ -74,7 +74,7 @@ def versions(keys: Keys, name: str) -> set[str]:
 
 
 def planted(stack: Clone) -> list[str]:
-    """What no login but the owner's may have made: superusers, event triggers, files of a program."""
+    """What only the owner's login can create: superusers, event triggers, files of a program."""
     target = of_project(stack)
     with postgres.connected(target) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -90,7 +90,7 @@ def newest(stack: Clone) -> Path:
 
 
 @pytest.mark.refusal
-def test_a_backup_runs_nothing_that_mlflows_login_planted(stack: Clone, role: Login) -> None:
+def test_backup_runs_nothing_that_mlflows_login_planted(stack: Clone, role: Login) -> None:
     steps = "".join(
         f" BEGIN EXECUTE '{step.format(user=role.user)}'; EXCEPTION WHEN OTHERS THEN NULL; END;" for step in TRIES[:3]
     )
@@ -115,7 +115,7 @@ def test_a_backup_runs_nothing_that_mlflows_login_planted(stack: Clone, role: Lo
 
 @pytest.fixture
 def crafted(stack: Clone, role: Login, tmp_path: Path) -> Iterator[Path]:
-    """A backup whose dump holds SQL of its maker, and whose every checksum is right."""
+    """A backup whose dump contains an attacker's SQL, with correct checksums."""
     comment = "COMMENT ON TABLE public.tags IS '{}';"
     rows(role, comment.format("x" * ROOM) + "SELECT 1")
     try:
@@ -148,15 +148,13 @@ def rewrite(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.refusal
-def test_a_changed_backup_is_not_restored_unasked_and_its_sql_has_no_more_rights_than_mlflows_login(
-    stack: Clone, crafted: Path
-) -> None:
+def test_changed_backup_needs_confirmation_and_its_sql_has_only_mlflows_rights(stack: Clone, crafted: Path) -> None:
     done = stack.make("restore", BACKUP=str(crafted))
     assert done.returncode != 0
     assert "is not signed by this stack" in done.stderr
     done = stack.make("restore", BACKUP=str(crafted), YES="1")
     assert planted(stack) == []
-    assert done.returncode == 0, done.stderr  # what it tried was denied, and the rest is MLflow's own
+    assert done.returncode == 0, done.stderr  # what it tried was denied; the rest MLflow's login may do
     stack.make("doctor")
     target = of_project(stack)
     with postgres.connected(target) as connection, connection.cursor() as cursor:
@@ -165,7 +163,7 @@ def test_a_changed_backup_is_not_restored_unasked_and_its_sql_has_no_more_rights
 
 
 @pytest.mark.refusal
-def test_a_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clone, owner_keys: Keys) -> None:
+def test_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clone, owner_keys: Keys) -> None:
     alone, later = f"chosen/{uuid.uuid4().hex}", f"chosen/{uuid.uuid4().hex}"
     future = datetime.now(UTC) + timedelta(days=3650)
     put(owner_keys, alone, b"from the future", future)
@@ -182,7 +180,7 @@ def test_a_version_dated_in_the_future_hides_no_upload_from_a_backup(stack: Clon
 
 
 @pytest.mark.refusal
-def test_a_version_dated_in_the_past_makes_no_original_old(stack: Clone, owner_keys: Keys) -> None:
+def test_version_dated_in_the_past_does_not_age_the_original(stack: Clone, owner_keys: Keys) -> None:
     name, now = f"chosen/{uuid.uuid4().hex}", datetime.now(UTC)
     original = put(owner_keys, name, b"original", now - timedelta(hours=3))
     put(owner_keys, name, b"in its place", now - timedelta(hours=2))
@@ -190,13 +188,13 @@ def test_a_version_dated_in_the_past_makes_no_original_old(stack: Clone, owner_k
     assert gc.plan(stack.folder, hour).expired == 0
     gc.carry_out(stack.folder, gc.Plan(age=hour, expired=1))
     assert original in versions(owner_keys, name)
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), expired=1))  # of any age: now it goes
+    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), expired=1))  # of any age: now it is deleted
     assert original not in versions(owner_keys, name)
 
 
 @pytest.mark.refusal
-def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
-    """Whatever the dates of versions say: one of a client is dated far ahead, as are those that were there before."""
+def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
+    """Independent of the dates of versions: a client's and older versions are dated in the future."""
     target = of_project(stack)
     client = stacks.storage_client(target.keys)
     name, hidden, during = (f"chosen/{uuid.uuid4().hex}" for _ in range(3))
@@ -216,7 +214,7 @@ def test_undoing_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
     assert stack.make("up").returncode == 0
 
 
-def test_what_a_killed_restore_had_not_noted_yet_is_recognised(stack: Clone, owner_keys: Keys) -> None:
+def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, owner_keys: Keys) -> None:
     target = of_project(stack)
     client = stacks.storage_client(target.keys)
     name = f"chosen/{uuid.uuid4().hex}"

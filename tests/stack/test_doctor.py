@@ -1,4 +1,4 @@
-"""Each check of `make doctor` against a stack in which its subject is really broken; the stack is mended after each."""
+"""Each check of `make doctor` against a stack that is really broken; the stack is repaired after each."""
 
 import json
 import re
@@ -24,6 +24,7 @@ from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
 from tests.support.doctor import result_of, with_needs
 from tests.support.service import wait_until
+from tests.support.wheels import PACKAGES, entry_points
 
 Break = Callable[[Clone], AbstractContextManager[None]]
 
@@ -33,7 +34,7 @@ Break = Callable[[Clone], AbstractContextManager[None]]
 
 @contextmanager
 def with_values(clone: Clone, **changes: str) -> Iterator[None]:
-    """Another value in `.env` than the one that the services were started with."""
+    """Another value in `.env` than the one the services started with."""
     path = clone.folder / ".env"
     before = path.read_text()
     clone.set(**changes)
@@ -75,7 +76,7 @@ def override(service: str, text: str) -> Break:
 
 @contextmanager
 def changed_row(clone: Clone, table: str) -> Iterator[None]:
-    """Another revision in one of MLflow's tables than the one that its server has."""
+    """Another revision in MLflow's tables than the server's."""
     owner = database_login(clone)
     with connected(owner, 10) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT version_num FROM {table}")  # noqa: S608
@@ -112,7 +113,7 @@ def renamed(clone: Clone, table: str) -> Iterator[None]:
 
 @contextmanager
 def corrupted_page(clone: Clone) -> Iterator[None]:
-    """A table whose file was changed behind Postgres' back, and read."""
+    """A table whose file is changed on disk, and then read."""
     owner = replace(database_login(clone), database="postgres")
     container = clone.compose("ps", "--quiet", "postgres").strip()
     with connected(owner, 10) as connection, connection.cursor() as cursor:
@@ -156,7 +157,7 @@ def without_policy(clone: Clone, instead: str = "") -> Iterator[None]:
 
 @contextmanager
 def all_powerful(clone: Clone) -> Iterator[None]:
-    """MLflow's key with the policy of an administrator, and a bucket that is none of its business."""
+    """MLflow's key with the policy of an administrator, and a second bucket."""
     client = client_for(storage_owner(clone))
     client.make_bucket("another")
     try:
@@ -182,7 +183,7 @@ def without_versioning(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def disconnected(clone: Clone) -> Iterator[None]:
-    """Jupyter where the name `mlflow` means nothing."""
+    """Jupyter in a network without the name `mlflow`."""
     network, container = f"{clone.name}_work-internal", clone.compose("ps", "--quiet", "mlflow").strip()
     docker("network", "disconnect", network, container)
     try:
@@ -193,7 +194,7 @@ def disconnected(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def let_in(clone: Clone) -> Iterator[None]:
-    """Jupyter in the network of the data."""
+    """Jupyter in the `data` network."""
     network, container = f"{clone.name}_data-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "connect", network, container)
     try:
@@ -204,7 +205,7 @@ def let_in(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def cut_off(clone: Clone) -> Iterator[None]:
-    """Jupyter without its way to the storage."""
+    """Jupyter without a route to MinIO."""
     network, container = f"{clone.name}_transfers-internal", clone.compose("ps", "--quiet", "jupyter").strip()
     docker("network", "disconnect", network, container)
     try:
@@ -215,7 +216,7 @@ def cut_off(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def public(clone: Clone) -> Iterator[None]:
-    """A bucket that shows its objects to everybody."""
+    """A bucket that everyone can read."""
     owner = storage_owner(clone)
     client = client_for(owner)
     reading = {
@@ -233,7 +234,7 @@ def public(clone: Clone) -> Iterator[None]:
 
 @contextmanager
 def changed_inside(clone: Clone, service: str, done: str, undone: str) -> Iterator[None]:
-    """Something that a user could do inside a container."""
+    """A change that a user could make in a container."""
     clone.in_container(service, "sh", "-c", done)
     try:
         yield
@@ -258,7 +259,7 @@ def inside(service: str, done: str, undone: str) -> Break:
 
 @contextmanager
 def other_image(clone: Clone) -> Iterator[None]:
-    """A newer image under the name of the running one."""
+    """A newer image with the name of the running one."""
     name = clone.image("jupyter")
     before = docker("image", "inspect", "--format", "{{.Id}}", name).strip()
     docker("tag", clone.image("postgres"), name)
@@ -297,8 +298,8 @@ def storage_owner(clone: Clone) -> Keys:
 
 @contextmanager
 def announcing_links(clone: Clone) -> Iterator[None]:
-    """An MLflow whose own repository serves the storage, which offers presigned links."""
-    shipped = (clone.folder / "docker/python/mlstack_server-1.dist-info/entry_points.txt").read_text()
+    """An MLflow whose own repository offers presigned URLs of MinIO."""
+    shipped = clone.in_container("mlflow", "cat", ENTRY_POINTS)
     (clone.folder / "entry_points.txt").write_text(re.sub(r"^s3 = .*\n", "", shipped, flags=re.MULTILINE))
     with recreated(clone, "mlflow", f"    volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']\n"):
         yield
@@ -308,10 +309,10 @@ def announcing_links(clone: Clone) -> Iterator[None]:
 
 WRONG = "wrong-0123456789"
 HERE, JUPYTER = mlflow.STEPS[mlflow.HERE], mlflow.STEPS[mlflow.JUPYTER]
-ENTRY_POINTS = "/usr/local/lib/python3.13/dist-packages/mlstack_server-1.dist-info/entry_points.txt"
+ENTRY_POINTS = entry_points("mlstack-server")
 USER_SITE = "/home/mlstack/.local/lib/python3.13/site-packages"
 OLD_CLIENT = (
-    f"mkdir -p {USER_SITE} && cp -r /usr/local/lib/python3.13/dist-packages/mlflow {USER_SITE}/"
+    f"mkdir -p {USER_SITE} && cp -r {PACKAGES}/mlflow {USER_SITE}/"
     f" && sed -i 's/^VERSION = .*/VERSION = \"3.0.0\"/' {USER_SITE}/mlflow/version.py"
 )
 BY_NAME = {each.name: each for each in CHECKS}
@@ -468,7 +469,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
 ]
 
 
-def test_a_fresh_stack_is_well_and_keeps_nothing_of_the_visit(stack: Clone, role: Login, owner_keys: Keys) -> None:
+def test_doctor_of_a_fresh_stack_passes_and_leaves_nothing(stack: Clone, role: Login, owner_keys: Keys) -> None:
     counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM experiments), (SELECT count(*) FROM latest_metrics)"
     before = rows(role, counts)
     done = stack.make("doctor")
@@ -483,7 +484,7 @@ def test_a_fresh_stack_is_well_and_keeps_nothing_of_the_visit(stack: Clone, role
     assert stack.in_container("jupyter", "find", "/home/mlstack", "/logs", "-name", ".doctor*") == ""
 
 
-def test_a_run_that_a_stopped_doctor_left_is_removed_by_the_next(stack: Clone, role: Login) -> None:
+def test_doctor_removes_the_run_of_an_interrupted_doctor(stack: Clone, role: Login) -> None:
     left = (
         "import mlflow; client = mlflow.MlflowClient();"
         "client.create_run('0', start_time=1, tags={'mlstack.doctor': '1'})"
@@ -499,7 +500,7 @@ def test_a_run_that_a_stopped_doctor_left_is_removed_by_the_next(stack: Clone, r
 @pytest.mark.parametrize(
     ("check", "broken", "state", "cause", "fix"), BROKEN, ids=[f"{case[0].name}-{number}" for number, case in enumerate(BROKEN)]
 )
-def test_what_is_broken_is_named_with_its_fix(
+def test_doctor_names_what_is_broken_and_its_fix(
     stack: Clone, check: Check, broken: Break, state: State, cause: str, fix: str
 ) -> None:
     with broken(stack):
@@ -513,7 +514,7 @@ def test_what_is_broken_is_named_with_its_fix(
     assert mended.ok, mended
 
 
-def test_the_doctor_notices_what_it_cannot_remove(stack: Clone) -> None:
+def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     checks = with_needs(HERE["rows"], minio.round_trip, tidying.runs, tidying.objects)
     subject = Subject(stack.folder)
     first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
@@ -534,13 +535,13 @@ def test_the_doctor_notices_what_it_cannot_remove(stack: Clone) -> None:
         (minio.clock, Limits(clock_skew=-1), r"the clock of MinIO is \d+ s off"),
     ],
 )
-def test_what_is_too_much_is_said_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
+def test_doctor_reports_an_exceeded_limit_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
     result = result_of(Subject(stack.folder, limits), check)
     assert re.search(cause, result.cause), result
     assert result_of(Subject(stack.folder), check).ok
 
 
-def test_a_clock_that_is_off_is_said_with_the_difference(stack: Clone) -> None:
+def test_doctor_reports_a_wrong_clock_with_the_difference(stack: Clone) -> None:
     result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), minio.clock)
     assert result.state is State.NOT_CHECKED or re.search(r"3[56]\d\d s off", result.cause)
     skewed = Subject(stack.folder, now=lambda: time.time() - 3600)
@@ -548,7 +549,7 @@ def test_a_clock_that_is_off_is_said_with_the_difference(stack: Clone) -> None:
     assert re.search(r"the clock of MinIO is 3[56]\d\d s off", found.cause), found
 
 
-def test_another_folder_of_the_same_name_is_named(stack: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("moved")
     for name in (".env", ".env.example", "docker-compose.yml"):
         shutil.copy2(stack.folder / name, other / name)
@@ -558,7 +559,7 @@ def test_another_folder_of_the_same_name_is_named(stack: Clone, tmp_path_factory
     assert "set COMPOSE_PROJECT_NAME" in result.fix
 
 
-def test_a_stopped_service_is_one_cause_and_not_twenty(stack: Clone) -> None:
+def test_doctor_reports_a_stopped_service_once(stack: Clone) -> None:
     with stopped(stack, "postgres"):
         wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
         done = stack.make("doctor", JSON="1")
@@ -573,7 +574,7 @@ def test_a_stopped_service_is_one_cause_and_not_twenty(stack: Clone) -> None:
     assert unasked == {failed["postgres"]["cause"], failed["mlflow"]["cause"]}
 
 
-def test_a_stack_that_is_down_is_one_cause(stack: Clone) -> None:
+def test_doctor_reports_a_stopped_stack_once(stack: Clone) -> None:
     stack.compose("down", "--timeout", "10")
     try:
         done = stack.make("doctor")

@@ -1,4 +1,4 @@
-"""Which folder a command belongs to: copied, renamed and second clones, a copied and a lost `.env`."""
+"""Which stack a command reaches: in copied, renamed and second clones, with a copied and a lost `.env`."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from mlstack.host.commands import start
 from mlstack.host.compose import docker
 from tests.support.clone import Clone
 
-# Not given to any container: their defaults are written again.
+# No container has these: their defaults are written again.
 UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "BACKUP_KEY", "LOG_DIR", "CA_BUNDLE"}
 
 
 @pytest.fixture(scope="module")
 def created(clone: Clone) -> Iterator[Clone]:
-    """A stack whose containers exist, and whose database runs."""
+    """A stack with created containers and a running database."""
     start.check(clone.folder)
     start.build(clone.folder)
     clone.compose("create")
@@ -37,7 +37,7 @@ def database_runs(clone: Clone) -> bool:
     return f"{clone.name}-postgres-1" in docker("ps", "--format", "{{.Names}}").split()
 
 
-def test_commands_in_copied_folder_are_refused_and_name_the_other(created: Clone, copy: Clone) -> None:
+def test_commands_in_copied_folder_are_rejected_and_name_the_original(created: Clone, copy: Clone) -> None:
     for command in ("down", "reset", "rotate", "restore", "gc", "backup", "up", "env", "status", "urls"):
         done = copy.make(command, "YES=1", *(["BACKUP=latest"] if command == "restore" else []))
         assert done.returncode != 0, command
@@ -80,7 +80,7 @@ def test_second_clone_cannot_take_the_name_of_the_first(created: Clone, copy: Cl
     assert not (copy.folder / ".env").exists()
 
 
-def test_lost_env_is_written_again_with_what_the_containers_were_given(created: Clone) -> None:
+def test_lost_env_is_restored_from_the_containers(created: Clone) -> None:
     path = created.folder / ".env"
     kept = path.with_name("kept")
     path.rename(kept)
@@ -97,7 +97,7 @@ def test_lost_env_is_written_again_with_what_the_containers_were_given(created: 
     }
 
 
-def test_lost_env_without_containers_is_not_replaced_by_one_that_cannot_work(created: Clone) -> None:
+def test_lost_env_without_containers_is_not_replaced_by_new_secrets(created: Clone) -> None:
     created.compose("down")
     path = created.folder / ".env"
     kept = path.rename(path.with_name("kept"))

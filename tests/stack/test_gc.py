@@ -1,4 +1,4 @@
-"""`make gc` on a stack with trash, old versions, orphans and old images, and with what must stay."""
+"""`make gc` on a stack with trash, old versions, orphans and old images, and with what must be kept."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone, users_environment
 
-# What a user did: a run in the trash, one that a registered model uses in the trash too, one that goes on.
+# A user's work: a run in the trash, one in the trash that a registered model uses, one that is active.
 LIFE = """
 import mlflow
 from mlflow import MlflowClient
@@ -52,7 +52,7 @@ print(trashed, used, going_on, experiment, within, needed, within_needed, hollow
 
 @dataclass(frozen=True)
 class Life:
-    """The ids of what LIFE made."""
+    """The ids that LIFE created."""
 
     trashed: str
     used: str
@@ -71,7 +71,7 @@ def life(stack: Clone) -> Life:
 
 @pytest.fixture(scope="module")
 def images(stack: Clone) -> Iterator[tuple[str, str]]:
-    """An image of this project that lost its name, and one of another project."""
+    """An untagged image of this project, and one of another project."""
 
     def build(project: str) -> str:
         dockerfile = f"FROM debian:trixie-slim\nLABEL {PROJECT_LABEL}={project} made={uuid.uuid4()}\n"
@@ -94,11 +94,11 @@ def put(keys: Keys, name: str, content: bytes = b"x") -> str:
 
 
 def everything(keys: Keys) -> dict[str, int]:
-    """How many versions each object of the bucket has."""
+    """The number of versions of each object in the bucket."""
     return {history[0].name: len(history) for history in versions.histories(client_for(keys), keys.bucket)}
 
 
-def test_by_default_nothing_young_is_touched(stack: Clone, life: Life, keys: Keys, owner_keys: Keys) -> None:
+def test_gc_keeps_what_is_younger_than_30_days(stack: Clone, life: Life, keys: Keys, owner_keys: Keys) -> None:
     orphan = put(keys, f"0/{uuid.uuid4().hex}/artifacts/file")
     before = everything(owner_keys)
     done = stack.make("gc", YES="1")
@@ -110,21 +110,19 @@ def test_by_default_nothing_young_is_touched(stack: Clone, life: Life, keys: Key
     versions.purge(client_for(owner_keys), owner_keys.bucket, versions.folder_of(orphan))
 
 
-def test_it_asks_first_and_is_refused_without_a_terminal(
-    stack: Clone, life: Life, images: tuple[str, str], owner_keys: Keys
-) -> None:
+def test_gc_without_a_terminal_is_rejected(stack: Clone, life: Life, images: tuple[str, str], owner_keys: Keys) -> None:
     before = everything(owner_keys)
     done = stack.make("gc", OLDER_THAN="0s", COLUMNS="120")
     assert done.returncode != 0
     assert "no terminal" in done.stderr and "make gc YES=1" in done.stderr
     assert "deleted runs" in done.stdout and "images that newer ones" in done.stdout
-    assert life.used in done.stdout  # and why it is kept
+    assert life.used in done.stdout  # and the reason why it is kept
     assert everything(owner_keys) == before
     assert images[0] in all_images()
 
 
 @pytest.mark.parametrize("answer", [b"n\n", None], ids=["no", "Ctrl-C"])
-def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
+def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
     before = everything(owner_keys)
     terminal, its_end = pty.openpty()
     command = [stack.folder / ".venv/bin/mlstack", "gc", "--older-than", "0s"]
@@ -155,7 +153,7 @@ def test_what_is_not_confirmed_is_not_deleted(stack: Clone, life: Life, owner_ke
     assert everything(owner_keys) == before
 
 
-def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
+def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
     agreed = gc.plan(stack.folder, timedelta(0))
     assert life.trashed in agreed.runs
     client = "import sys, mlflow; getattr(mlflow.MlflowClient(), sys.argv[1])(sys.argv[2])"
@@ -169,14 +167,14 @@ def test_a_run_that_was_restored_meanwhile_stays(stack: Clone, life: Life, role:
         stack.in_container("jupyter", "python3", "-c", client, "delete_run", life.trashed)
 
 
-def test_an_orphan_that_has_a_row_meanwhile_stays(stack: Clone, life: Life, owner_keys: Keys) -> None:
+def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
     gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
     assert everything(owner_keys) == before
 
 
-def test_ctrl_c_while_it_deletes_is_taken_up_by_the_next(stack: Clone, life: Life, owner_keys: Keys) -> None:
-    """Ctrl-C at a terminal reaches docker too."""
+def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> None:
+    """Ctrl-C at a terminal also reaches docker."""
     before = everything(owner_keys)
     said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
     assert code == 130, said
@@ -187,7 +185,7 @@ def test_ctrl_c_while_it_deletes_is_taken_up_by_the_next(stack: Clone, life: Lif
 
 
 def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
-    """What a command says at a terminal where Ctrl-C is pressed once it has shown `at`, and its exit code."""
+    """The output and exit code of a command at a terminal where Ctrl-C is pressed once it has shown `at`."""
     terminal, its_end = pty.openpty()
     with subprocess.Popen(
         [stack.folder / ".venv/bin/mlstack", *arguments], cwd=stack.folder, env=users_environment(),
@@ -205,14 +203,14 @@ def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
 
 
 def shown(terminal: int) -> bytes:
-    """The next that comes from a terminal; nothing once the other end is closed, which Linux calls an error."""
+    """The next output of a terminal; nothing once the other end is closed, which is an error on Linux."""
     try:
         return os.read(terminal, 4096)
     except OSError:
         return b""
 
 
-def test_what_may_go_goes_and_the_rest_stays(
+def test_gc_deletes_the_plan_and_nothing_else(
     stack: Clone, life: Life, images: tuple[str, str], role: Login, keys: Keys, owner_keys: Keys
 ) -> None:
     orphans = [
@@ -248,7 +246,7 @@ def test_what_may_go_goes_and_the_rest_stays(
     assert stack.make("doctor").returncode == 0
 
 
-def test_a_second_time_there_is_nothing_to_do(stack: Clone, life: Life, owner_keys: Keys) -> None:
+def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
     done = stack.make("gc", OLDER_THAN="0s", YES="1")
     assert done.returncode == 0, done.stderr
@@ -256,7 +254,7 @@ def test_a_second_time_there_is_nothing_to_do(stack: Clone, life: Life, owner_ke
     assert everything(owner_keys) == before
 
 
-def test_an_age_is_kept_for_versions_too(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
+def test_gc_keeps_versions_younger_than_the_age(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
     name = put(keys, "my/kept.txt", b"old")
     put(keys, name, b"new")
     assert gc.plan(stack.folder, timedelta(hours=1)).expired == 0
@@ -266,21 +264,21 @@ def test_an_age_is_kept_for_versions_too(stack: Clone, keys: Keys, owner_keys: K
 
 
 @pytest.mark.parametrize("prefix", ["", "my/", "0/", "0/models/"])
-def test_only_the_folder_of_one_run_model_or_trace_can_be_purged(stack: Clone, owner_keys: Keys, prefix: str) -> None:
+def test_purge_accepts_only_the_folder_of_one_run_model_or_trace(stack: Clone, owner_keys: Keys, prefix: str) -> None:
     before = everything(owner_keys)
     with pytest.raises(MlstackError, match="no folder of a run, a model or a trace"):
         versions.purge(client_for(owner_keys), owner_keys.bucket, prefix)
     assert everything(owner_keys) == before
 
 
-def test_histories_are_whole_across_the_pages_of_a_listing(
+def test_histories_are_complete_across_the_pages_of_a_listing(
     stack: Clone, keys: Keys, owner_keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = f"0/{uuid.uuid4().hex}/"
     client = client_for(keys)
     names = [put(keys, f"{folder}{number:04}") for number in range(900)]
     for name in names[::3]:
-        client.remove_object(keys.bucket, name)  # a version and a mark
+        client.remove_object(keys.bucket, name)  # a version and a delete marker
     for name in names[1::3]:
         put(keys, name, b"again")  # two versions
     monkeypatch.setattr(versions, "MANY", 10)
@@ -292,7 +290,7 @@ def test_histories_are_whole_across_the_pages_of_a_listing(
     assert list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder)) == []
 
 
-def test_a_wrong_age_and_a_stack_that_sleeps_are_refused(stack: Clone) -> None:
+def test_gc_rejects_a_wrong_age_and_a_stopped_stack(stack: Clone) -> None:
     done = stack.make("gc", OLDER_THAN="soon")
     assert done.returncode != 0
     assert "OLDER_THAN=soon is no age" in done.stderr

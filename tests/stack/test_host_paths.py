@@ -1,4 +1,4 @@
-"""What a package in a notebook, or another user of the host, reaches on the host through paths and printed text."""
+"""Attacks on the host through paths and output, by a package in a notebook or by another user of the host."""
 
 import os
 import stat
@@ -16,8 +16,8 @@ from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
 
-# Names that a host command would give its logs and build transcripts during the next minutes, in every folder that a
-# notebook can name from its log folder: links to a file of the host's user.
+# Links to a file of the host's user, under the names of a host command's logs and build transcripts in the next minutes,
+# in every folder that a notebook can reach from its log folder.
 PLANT = """
 import os, sys
 victim, *names = sys.argv[1:]
@@ -29,7 +29,7 @@ for folder in ("/logs", "/logs/..", "/logs/../..", "/home/mlstack/notebooks", "/
             pass
 """
 FSMONITOR = '[core]\\n repositoryformatversion = 0\\n bare = false\\n worktree = .\\n fsmonitor = "touch {}; false"\\n'
-# The two ways in which Git takes a folder for a repository: `.git` in it, and the files of one in the folder itself.
+# Git recognises a repository by `.git` in a folder, or by a repository's files in the folder itself.
 REPOSITORY = """
 cd {folder} && mkdir -p .git/objects .git/refs objects refs
 for place in .git .; do
@@ -46,7 +46,7 @@ true
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A file of the host's user that no notebook may change, where the containers' user could reach it."""
+    """A file of the host's user that no notebook may change, in a place that the containers' user can reach."""
     path = tmp_path / "authorized_keys"
     path.write_text("the user's own\n")
     return path
@@ -57,7 +57,7 @@ def logs_of(stack: Clone) -> list[Path]:
 
 
 @pytest.mark.refusal
-def test_a_host_command_writes_to_no_file_that_a_notebook_chose(stack: Clone, victim: Path) -> None:
+def test_host_command_writes_to_no_file_that_a_notebook_chose(stack: Clone, victim: Path) -> None:
     now = datetime.now().astimezone()
     seconds = [now + timedelta(seconds=second) for second in range(180)]
     names = [f"{time:{name}}" for time in seconds for name in ("%Y%m%d_%H%M%S.log", "build_%Y%m%d_%H%M%S.txt")]
@@ -72,8 +72,8 @@ def test_a_host_command_writes_to_no_file_that_a_notebook_chose(stack: Clone, vi
 
 
 @pytest.mark.refusal
-def test_a_link_in_the_place_of_a_log_folder_is_refused_before_docker_mounts_it(stack: Clone, tmp_path: Path) -> None:
-    """As a notebook could plant it while the whole log folder was mounted, before an upgrade."""
+def test_link_in_place_of_a_log_folder_is_rejected_before_it_is_mounted(stack: Clone, tmp_path: Path) -> None:
+    """Before an upgrade, when the whole log folder was mounted, a notebook could plant it."""
     (tmp_path / "secrets").mkdir()
     folder, kept = stack.folder / "logs/jupyter", stack.folder / "logs/kept"
     folder.rename(kept)
@@ -89,7 +89,7 @@ def test_a_link_in_the_place_of_a_log_folder_is_refused_before_docker_mounts_it(
 
 
 @pytest.mark.refusal
-def test_no_other_user_of_the_host_reads_logs_or_notebooks_of_a_first_start(stack: Clone) -> None:
+def test_logs_and_notebooks_of_a_first_start_are_private(stack: Clone) -> None:
     for folder in ("logs", "logs/jupyter", "logs/bootstrap", "logs/migration", "notebooks", "backups"):
         path = stack.folder / folder
         assert not path.exists() or path.stat().st_mode & 0o077 == 0, folder
@@ -98,7 +98,7 @@ def test_no_other_user_of_the_host_reads_logs_or_notebooks_of_a_first_start(stac
     assert (stack.folder / ".lock").stat().st_mode & 0o077 == 0
 
 
-def test_a_command_that_logs_nothing_leaves_no_file(stack: Clone) -> None:
+def test_command_that_logs_nothing_leaves_no_file(stack: Clone) -> None:
     before = logs_of(stack)
     assert stack.make("urls").returncode == 0
     assert stack.make("status").returncode == 0
@@ -106,14 +106,14 @@ def test_a_command_that_logs_nothing_leaves_no_file(stack: Clone) -> None:
     assert [path.name for path in before if not path.stat().st_size] == []
 
 
-def test_a_users_notebook_log_is_found_on_the_host(stack: Clone) -> None:
+def test_log_of_a_notebook_is_on_the_host(stack: Clone) -> None:
     stack.in_container("jupyter", "python3", "-c", "from mlstack.logger import get_logger; get_logger('mine').info('seen here')")
     (log,) = (path for path in (stack.folder / "logs/jupyter").glob("*.log") if "seen here" in path.read_text())
     assert log.stat().st_uid == int(stack.values["HOST_UID"])
 
 
 @pytest.mark.refusal
-def test_what_a_container_prints_neither_steers_the_terminal_nor_forges_a_line(stack: Clone) -> None:
+def test_output_of_a_container_cannot_forge_lines_or_control_the_terminal(stack: Clone) -> None:
     forged = r"\x1b]0;title\x07\x1b[2Jcleared\rmlflow-1  | forged\x9b31m"
     stack.in_container("jupyter", "bash", "-c", f"printf '{forged}\\n' >/proc/1/fd/1")
     shown = subprocess.run(
@@ -126,13 +126,13 @@ def test_what_a_container_prints_neither_steers_the_terminal_nor_forges_a_line(s
 
 
 @pytest.mark.refusal
-def test_a_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clone, tmp_path: Path) -> None:
+def test_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clone, tmp_path: Path) -> None:
     folder, witness = stack.folder / "notebooks", tmp_path / "witness"
     planted = REPOSITORY.format(folder="/home/mlstack/notebooks", config=FSMONITOR.format(witness), witness=witness)
     subprocess.run(["docker", "compose", "exec", "-T", "jupyter", "bash", "-c", planted], cwd=stack.folder, check=False)
     owner = int(stack.values["HOST_UID"])
     trusted = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
-    for layout in (".git", "."):  # the second counts only where the first is none
+    for layout in (".git", "."):  # Git looks at the second only if the first is no repository
         if layout == "." and (folder / ".git/HEAD").is_file():
             (folder / ".git/HEAD").unlink()
         subprocess.run(["git", "status"], cwd=folder, env=os.environ | trusted, capture_output=True, check=False)
@@ -146,7 +146,7 @@ def test_a_repository_that_a_notebook_plants_runs_nothing_on_the_host(stack: Clo
             stack.in_container("jupyter", "bash", "-c", attempt)
 
 
-# A package that Python loads in every program of the notebooks' user, and that answers in the doctor's place.
+# A package that Python loads in every program of the notebooks' user, and that answers instead of the doctor's program.
 IMPOSTOR = """
 import json, os, sys
 if sys.argv[:1] == ["-"] and "MLFLOW_TRACKING_URI" in os.environ:
@@ -159,7 +159,7 @@ if sys.argv[:1] == ["-"] and "MLFLOW_TRACKING_URI" in os.environ:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("folder", ["", "0/"])
-def test_a_package_cannot_have_the_doctor_delete_a_run_for_good(stack: Clone, keys: Keys, role: Login, folder: str) -> None:
+def test_package_in_jupyter_cannot_make_the_doctor_delete_a_run(stack: Clone, keys: Keys, role: Login, folder: str) -> None:
     program = (
         "import mlflow; run = mlflow.start_run(); mlflow.log_metric('loss', 1); mlflow.log_text('kept', 'kept.txt');"
         "mlflow.end_run(); client = mlflow.MlflowClient(); id = run.info.run_id; client.set_tag(id, 'mlstack.doctor', '1');"
@@ -173,7 +173,7 @@ def test_a_package_cannot_have_the_doctor_delete_a_run_for_good(stack: Clone, ke
         results = {result.name: result for result in diagnose(stack.folder)}
     finally:
         stack.in_container("jupyter", "rm", f"{place}/usercustomize.py")
-    assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the impostor was heard
+    assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the package answered
     assert run in results[tidying.runs.name].cause
     assert (run,) in rows(role, "SELECT run_uuid FROM runs")
     assert client_for(keys).stat_object(keys.bucket, f"0/{run}/artifacts/kept.txt").size == 4
@@ -197,7 +197,7 @@ def test_only_an_answer_on_makes_command_line_confirms(stack: Clone) -> None:
     assert volumes(stack.name) == before
 
 
-def test_going_down_leaves_nothing_in_the_notebook_folder(stack: Clone) -> None:
+def test_down_removes_the_empty_covers_in_the_notebook_folder(stack: Clone) -> None:
     """Last in this file: it stops the stack."""
     folder = stack.folder / "notebooks"
     (folder / ".vscode/settings.json").write_text("{}")  # the user's own, on the host

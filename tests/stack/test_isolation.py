@@ -1,4 +1,4 @@
-"""What separates the containers: uids that no person has, secrets that no process carries, quotas."""
+"""Isolation of the containers: uids that no person has, no secrets in processes, quotas."""
 
 import os
 import pwd
@@ -18,12 +18,12 @@ from tests.support.service import wait_until
 
 SERVICES = ("postgres", "minio", "mlflow", "jupyter")
 ONE_SHOTS = ("bootstrap", "migration")
-# The first person of every Debian and Ubuntu. The tests use it where they are root; anybody else is another user already.
+# The uid of the first user on Debian and Ubuntu. Tests that run as root use it; other users are already not the containers'.
 PERSON = 1000
-# What a notebook may know.
+# Secrets that a notebook may have.
 ALLOWED = {"jupyter": {"MLFLOW_TRACKING_PASSWORD"}}
 
-# What another user of this machine tries on processes; it says what worked. On itself everything does. (In bash: the tests'
+# What another user of the host tries on processes; it prints what worked. On itself everything does. (In bash: the tests'
 # own Python may be in a folder that other users cannot enter.)
 ATTACK = """
 for pid in "${@:-$$}"; do
@@ -35,8 +35,8 @@ done 2>/dev/null
 true
 """
 
-# Every process that the container itself runs, with its command and environment; not what `docker exec` brings in, which
-# Docker gives the container's whole environment.
+# Every process that the container itself runs, with its command and environment; not those of `docker exec`, which get
+# the container's whole environment.
 LISTING = r"""
 for folder in /proc/[0-9]*; do
   pid=${folder#/proc/}; parent=$(grep -s ^PPid "$folder/status") || continue
@@ -68,7 +68,7 @@ def pids(stack: Clone, service: str) -> list[str]:
 
 
 def attacked(*targets: str) -> list[str]:
-    """What works, as a user of this machine whom none of the containers runs as."""
+    """What works as a user of the host whose uid no container has."""
     person: dict[str, Any] = {"user": PERSON, "group": PERSON, "extra_groups": []} if os.geteuid() == 0 else {}
     command = ["bash", "-c", ATTACK, "attack", *targets]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/", **person).stdout.split()
@@ -76,17 +76,17 @@ def attacked(*targets: str) -> list[str]:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", SERVICES)
-def test_another_user_of_this_machine_reads_no_process_and_ends_none(stack: Clone, service: str) -> None:
+def test_other_user_of_the_host_cannot_read_or_end_a_process(stack: Clone, service: str) -> None:
     assert attacked() == ["environ", "root", "memory", "kill"]  # on a process of its own
     if service == "jupyter" and int(stack.values["HOST_UID"]) == os.geteuid():
-        return  # it is this user's own: it writes this user's notebooks
-    found = pids(stack, service)
-    assert found
-    assert attacked(*found) == []
+        return  # it has this user's uid: it writes this user's notebooks
+    process_ids = pids(stack, service)
+    assert process_ids
+    assert attacked(*process_ids) == []
 
 
 @pytest.mark.refusal
-def test_no_container_runs_as_a_person_of_this_machine(stack: Clone) -> None:
+def test_no_container_runs_as_a_user_of_the_host(stack: Clone) -> None:
     persons = {entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid >= PERSON and entry.pw_name != "nobody"} | {PERSON}
     mine = {os.geteuid()}  # of Jupyter, where the user is not root
     uids = {service: int(stack.in_container(service, "id", "-u")) for service in SERVICES}
@@ -95,7 +95,7 @@ def test_no_container_runs_as_a_person_of_this_machine(stack: Clone) -> None:
 
 
 def processes(listing: str) -> dict[str, str]:
-    """Environment by command, of the container's first process and all that came from it."""
+    """Environment by command, of the container's first process and its descendants."""
     rows = [line.split("\t") for line in listing.splitlines()]
     parents = {pid: parent for pid, parent, *_ in rows}
 
@@ -105,52 +105,52 @@ def processes(listing: str) -> dict[str, str]:
     return {f"{pid} {command}": environment for pid, _, command, environment in rows if is_own(pid)}
 
 
-def leaked(stack: Clone, service: str, found: dict[str, str]) -> dict[str, set[str]]:
+def leaked(stack: Clone, service: str, environments: dict[str, str]) -> dict[str, set[str]]:
     leaks = {
         command: {name for name in SECRETS if stack.values[name] in environment} - ALLOWED.get(service, set())
-        for command, environment in found.items()
+        for command, environment in environments.items()
     }
     return {command: names for command, names in leaks.items() if names}
 
 
 @pytest.fixture(scope="module")
 def kernel(stack: Clone) -> Iterator[None]:
-    """A notebook's kernel runs."""
+    """A running kernel of a notebook."""
     url = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}/api/kernels"
     headers = {"Authorization": f"token {stack.values['JUPYTER_TOKEN']}"}
-    made: dict[str, Any] = requests.post(url, headers=headers, timeout=60).json()
+    started: dict[str, Any] = requests.post(url, headers=headers, timeout=60).json()
     yield
-    requests.delete(f"{url}/{made['id']}", headers=headers, timeout=60)
+    requests.delete(f"{url}/{started['id']}", headers=headers, timeout=60)
 
 
 @pytest.mark.refusal
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_process_carries_a_secret_in_its_environment(stack: Clone, service: str) -> None:
+def test_no_process_has_a_secret_in_its_environment(stack: Clone, service: str) -> None:
     def listed() -> dict[str, str]:
         return processes(stack.in_container(service, "bash", "-c", LISTING))
 
     if service == "jupyter":
-        wait_until(lambda: "ipykernel" in " ".join(listed()), 60)
-    found = listed()
-    assert len(found) > 1
-    assert leaked(stack, service, found) == {}
+        wait_until(lambda: "ipykernel" in " ".join(listed()))
+    environments = listed()
+    assert len(environments) > 1
+    assert leaked(stack, service, environments) == {}
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", ONE_SHOTS)
-def test_no_process_of_a_one_shot_carries_a_secret_in_its_environment(stack: Clone, service: str) -> None:
-    found = processes(stack.compose("run", "--rm", "--no-deps", "--no-TTY", service, "bash", "-c", LISTING))
-    assert len(found) > 1
-    assert leaked(stack, service, found) == {}
+def test_no_process_of_a_one_shot_has_a_secret_in_its_environment(stack: Clone, service: str) -> None:
+    environments = processes(stack.compose("run", "--rm", "--no-deps", "--no-TTY", service, "bash", "-c", LISTING))
+    assert len(environments) > 1
+    assert leaked(stack, service, environments) == {}
 
 
 @pytest.mark.refusal
-def test_the_bucket_takes_no_more_than_its_quota(stack: Clone) -> None:
+def test_bucket_rejects_uploads_beyond_its_quota(stack: Clone) -> None:
     with quota(stack, "1m"):
-        said = stack.in_container("jupyter", "python3", "-c", TOO_LARGE)
-    assert len(re.findall("REFUSED.* bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows", said)) == 2, said
-    assert "STORED []" in said
+        output = stack.in_container("jupyter", "python3", "-c", TOO_LARGE)
+    assert len(re.findall("REFUSED.* bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows", output)) == 2, output
+    assert "STORED []" in output
 
 
 @contextmanager
@@ -163,8 +163,8 @@ def quota(stack: Clone, size: str) -> Iterator[None]:
 
 
 @pytest.mark.refusal
-def test_notebooks_that_take_every_core_leave_the_database_its_share(stack: Clone) -> None:
-    """Both take all they can get for the same while: the database gets more."""
+def test_notebooks_that_use_every_core_leave_postgres_its_share(stack: Clone) -> None:
+    """Both use all they can get for the same time: Postgres gets more."""
     burn = "for i in $(seq $(nproc)); do timeout 5 bash -c 'while :; do :; done' & done; wait; times"
     containers = {service: stack.compose("ps", "--quiet", service).strip() for service in ("postgres", "jupyter")}
     started = {
@@ -176,6 +176,6 @@ def test_notebooks_that_take_every_core_leave_the_database_its_share(stack: Clon
 
 
 def _seconds(times: str) -> float:
-    """The processor's time of the children, as bash's `times` shows it: the first word of the last line."""
+    """The CPU time of the children, from bash's `times`: the first word of the last line."""
     minutes, seconds = re.split("m|s", times.splitlines()[-1])[:2]
     return float(minutes) * 60 + float(seconds)

@@ -1,4 +1,4 @@
-"""The networks of the shipped stack: who reaches whom, what has a way out, and who may look into MinIO."""
+"""The networks of the shipped stack: which services connect to each other and to the outside, and access to MinIO."""
 
 import io
 import json
@@ -29,7 +29,7 @@ METADATA = "169.254.169.254"
 
 @pytest.fixture
 def console_keys(stack: Clone) -> Keys:
-    """The console user's way into MinIO, from this machine."""
+    """The console user's keys for MinIO, from the host."""
     return replace(settings.console_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 
@@ -62,33 +62,33 @@ def listening_on_the_host(stack: Clone) -> Iterator[tuple[str, int]]:
         stack.image("jupyter"), "-c", program,
     ).strip()  # fmt: skip
     try:
-        wait_until(lambda: "listening" in docker("logs", container), 60)
+        wait_until(lambda: "listening" in docker("logs", container))
         yield address, port
     finally:
         docker("rm", "--force", container)
 
 
 @pytest.mark.refusal
-def test_postgres_minio_mlflow_and_one_shots_reach_nothing_outside_the_stack(stack: Clone) -> None:
+def test_postgres_minio_mlflow_and_one_shots_have_no_route_outside_the_stack(stack: Clone) -> None:
     with listening_on_the_host(stack) as (address, port):
-        assert reaches(stack, "jupyter", address, port)  # its way out is on: somebody listens there
+        assert reaches(stack, "jupyter", address, port)  # its outbound network is on: something listens there
         reached = [service for service in ("postgres", "minio", "mlflow", "bootstrap") if reaches(stack, service, address, port)]
     assert reached == []
 
 
 @pytest.mark.refusal
-def test_the_metadata_address_leads_back_into_the_container_that_may_go_out(stack: Clone) -> None:
-    """Only a container's own address can be listened on. What a cloud answers there is then out of reach."""
+def test_metadata_address_is_the_containers_own(stack: Clone) -> None:
+    """A process can listen only on its container's own address, so the cloud's service at that address is unreachable."""
     listen = f"import socket; socket.create_server(('{METADATA}', 0)); print('own')"
     assert stack.in_container("jupyter", "python3", "-c", listen).strip() == "own"
     assert not reaches(stack, "jupyter", METADATA, 80)
 
 
 @pytest.mark.refusal
-def test_minios_console_is_closed_to_notebooks(stack: Clone) -> None:
+def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "minio").strip()
     found = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
-    # Its answer tells: on the way out of notebooks something else may take any connection.
+    # Checked by its answer: outside, something else may accept any connection.
     for host in ("minio", "minio-console", *(network["IPAddress"] for network in found.values())):
         assert not minio_answers(stack, "jupyter", host, 9001), host
     assert minio_answers(stack, "jupyter", "minio", 9000)
@@ -96,7 +96,7 @@ def test_minios_console_is_closed_to_notebooks(stack: Clone) -> None:
 
 
 @pytest.mark.refusal
-def test_the_consoles_user_reads_the_bucket_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
+def test_console_user_reads_the_bucket_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
     owner, bucket = client_for(owner_keys), console_keys.bucket
     owner.put_object(bucket, "0/shown/x", io.BytesIO(b"shown"), 5)
     if not owner.bucket_exists("another"):
@@ -122,7 +122,7 @@ def test_the_consoles_user_reads_the_bucket_and_changes_nothing(stack: Clone, co
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("user", ["keys", "console_keys"])
-def test_no_key_makes_another_or_changes_its_own_secret(user: str, request: pytest.FixtureRequest) -> None:
+def test_keys_cannot_create_keys_or_change_their_own_secret(user: str, request: pytest.FixtureRequest) -> None:
     keys: Keys = request.getfixturevalue(user)
     admin = MinioAdmin(endpoint=keys.endpoint, credentials=StaticProvider(keys.access_key, keys.secret_key), secure=False)
     for attempt in (
@@ -134,7 +134,7 @@ def test_no_key_makes_another_or_changes_its_own_secret(user: str, request: pyte
 
 
 @pytest.mark.refusal
-def test_minio_lets_no_foreign_page_read_what_a_presigned_url_gives(keys: Keys) -> None:
+def test_page_of_another_origin_cannot_read_a_presigned_url(keys: Keys) -> None:
     client = client_for(keys)
     client.put_object(keys.bucket, "0/read/x", io.BytesIO(b"read"), 4)
     url = client.get_presigned_url("GET", keys.bucket, "0/read/x", expires=timedelta(minutes=1))
@@ -146,14 +146,14 @@ def test_minio_lets_no_foreign_page_read_what_a_presigned_url_gives(keys: Keys) 
 
 
 @pytest.mark.refusal
-def test_an_image_is_not_built_from_go_modules_that_nobody_checks(stack: Clone) -> None:
+def test_image_is_not_built_without_the_go_checksum_database(stack: Clone) -> None:
     done = stack.make("up", GOSUMDB="off")
     assert done.returncode != 0
     assert "GOSUMDB is off" in done.stderr and "go env -u GOSUMDB" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["mlflow", "jupyter", "minio"])
-def test_each_page_opens_under_a_name_of_its_own(stack: Clone, name: str) -> None:
+def test_each_page_has_a_host_name_of_its_own(stack: Clone, name: str) -> None:
     port = stack.values[{"mlflow": "MLFLOW_PORT", "jupyter": "JUPYTER_PORT", "minio": "MINIO_CONSOLE_PORT"}[name]]
     for host in (f"{name}.localhost:{port}", f"localhost:{port}", f"127.0.0.1:{port}"):
         account = settings.notebook_account(stack.values)
@@ -162,7 +162,7 @@ def test_each_page_opens_under_a_name_of_its_own(stack: Clone, name: str) -> Non
         assert answer.status_code == 200, host
 
 
-def test_a_copied_env_with_another_name_gets_addresses_of_its_own(stack: Clone, tmp_path: Path) -> None:
+def test_copied_env_with_another_name_gets_networks_of_its_own(stack: Clone, tmp_path: Path) -> None:
     before = stack.values["CLOSED_NETWORK"]
     networks.ensure_free(stack.folder)
     assert stack.values["CLOSED_NETWORK"] == before

@@ -1,4 +1,4 @@
-"""Who is turned away by the shipped stack, and how. docs/security.md has each of these with the promise it proves."""
+"""Attempts that the shipped stack denies. docs/security.md lists each with the promise that it proves."""
 
 import io
 import json
@@ -38,8 +38,8 @@ Auth = tuple[str, str]
 @pytest.fixture(scope="module")
 def roles(stack: Clone) -> Roles:
     here = {"host": "127.0.0.1", "port": int(stack.values["POSTGRES_PORT"])}
-    found = settings.database_roles(stack.values)
-    return Roles(*(replace(login, **here) for login in (found.tracking, found.accounts, found.reader)))
+    all_roles = settings.database_roles(stack.values)
+    return Roles(*(replace(login, **here) for login in (all_roles.tracking, all_roles.accounts, all_roles.reader)))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def notebook(stack: Clone) -> Auth:
 
 @pytest.fixture(scope="module")
 def person(stack: Clone) -> Iterator[Auth]:
-    """A colleague's account, made as a user would."""
+    """A colleague's account, created as a user would."""
     done = stack.make("user", "NAME=colleague")
     assert done.returncode == 0, done.stderr
     yield "colleague", done.stdout.split("has the password ")[1].split()[0]
@@ -88,17 +88,17 @@ def api(stack: Clone, method: str, path: str, auth: Auth | None, body: Any = Non
         "SET ROLE mlflow_accounts",
     ],
 )
-def test_mlflows_ordinary_login_cannot_reach_the_accounts(roles: Roles, statement: str) -> None:
+def test_mlflows_login_cannot_access_the_accounts(roles: Roles, statement: str) -> None:
     refused(roles.tracking, statement)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("statement", ["SELECT * FROM public.runs", "CREATE TABLE public.mine (x int)", "CREATE SCHEMA mine"])
-def test_the_login_of_the_accounts_cannot_reach_the_runs(roles: Roles, statement: str) -> None:
+def test_accounts_login_cannot_access_the_runs(roles: Roles, statement: str) -> None:
     refused(roles.accounts, statement)
 
 
-def test_the_reader_reads_the_runs(roles: Roles) -> None:
+def test_reader_reads_the_runs(roles: Roles) -> None:
     with connected(roles.reader, 5) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM runs JOIN experiments USING (experiment_id)")
         cursor.execute("SELECT count(*) FROM latest_metrics")
@@ -118,13 +118,13 @@ def test_the_reader_reads_the_runs(roles: Roles) -> None:
         "COPY runs TO PROGRAM 'id'",
     ],
 )
-def test_the_reader_changes_nothing_and_sees_no_secret(roles: Roles, statement: str) -> None:
+def test_reader_changes_nothing_and_reads_no_secret(roles: Roles, statement: str) -> None:
     refused(roles.reader, statement)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("name", ["tracking", "accounts", "reader"])
-def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) -> None:
+def test_only_the_owner_connects_to_another_database(roles: Roles, name: str) -> None:
     role: Login = getattr(roles, name)
     for other in ("postgres", "template1"):
         with pytest.raises(MlstackError, match="permission denied for database"):
@@ -133,28 +133,28 @@ def test_no_role_but_the_owner_enters_another_database(roles: Roles, name: str) 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("password", ["", "postgres", "mlflow", "password"])
-def test_the_database_lets_nobody_in_without_the_password(stack: Clone, roles: Roles, password: str) -> None:
+def test_postgres_rejects_missing_and_common_passwords(stack: Clone, roles: Roles, password: str) -> None:
     for user in (stack.values["POSTGRES_USER"], "postgres", roles.tracking.user):
-        with pytest.raises(MlstackError, match="refuses the password"):
+        with pytest.raises(MlstackError, match="rejects the password"):
             connected(replace(roles.tracking, user=user, password=password), 1).__enter__()
 
 
-# ---- the storage ---------------------------------------------------------------------------------
+# ---- MinIO ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stored(stack: Clone) -> Keys:
-    """MLflow's way into the storage, from this machine."""
+    """MLflow's keys for MinIO, from the host."""
     return replace(settings.tracking_keys(stack.values), endpoint=f"127.0.0.1:{stack.values['MINIO_PORT']}")
 
 
 @pytest.mark.refusal
-def test_the_storage_shows_nothing_to_a_stranger(stored: Keys) -> None:
-    stranger = Minio(stored.endpoint, secure=False)
+def test_minio_denies_an_unauthenticated_client(stored: Keys) -> None:
+    anonymous = Minio(stored.endpoint, secure=False)
     for attempt in (
-        lambda: list(stranger.list_objects(stored.bucket)),
-        lambda: stranger.get_object(stored.bucket, "anything"),
-        lambda: stranger.remove_object(stored.bucket, "anything"),
+        lambda: list(anonymous.list_objects(stored.bucket)),
+        lambda: anonymous.get_object(stored.bucket, "anything"),
+        lambda: anonymous.remove_object(stored.bucket, "anything"),
     ):
         with pytest.raises(S3Error, match="AccessDenied"):
             attempt()
@@ -162,14 +162,14 @@ def test_the_storage_shows_nothing_to_a_stranger(stored: Keys) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("access_key", ["minioadmin", "minio", "admin", "mlflow"])
-def test_no_usual_key_opens_the_storage(stored: Keys, access_key: str) -> None:
+def test_minio_rejects_common_keys(stored: Keys, access_key: str) -> None:
     for secret_key in ("minioadmin", "minio123", "password"):
         with pytest.raises(S3Error, match="InvalidAccessKeyId"):
             client_for(replace(stored, access_key=access_key, secret_key=secret_key)).list_buckets()
 
 
 @pytest.mark.refusal
-def test_mlflows_keys_administer_nothing(stored: Keys) -> None:
+def test_mlflows_keys_cannot_administer_minio(stored: Keys) -> None:
     admin = MinioAdmin(endpoint=stored.endpoint, credentials=StaticProvider(stored.access_key, stored.secret_key), secure=False)
     for attempt in (admin.user_list, admin.policy_list, admin.info, lambda: admin.user_add("mine", "a-long-secret")):
         with pytest.raises(MinioAdminException, match="AccessDenied"):
@@ -182,7 +182,7 @@ TRAILER_HEADERS = {
     "x-amz-decoded-content-length": "5",
     "x-amz-trailer": "x-amz-checksum-crc32",
 }
-# Every way of the two unfixed CVEs: signed in the query, by a header, and with MinIO's own unpacking of archives.
+# Every variant of the two unfixed CVEs: signed in the query, by a header, and with MinIO's unpacking of archives.
 FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
     "query": (True, {}),
     "header": (False, {}),
@@ -194,7 +194,7 @@ FORGERIES: dict[str, tuple[bool, dict[str, str]]] = {
 @pytest.mark.refusal
 @pytest.mark.parametrize("payload", ["STREAMING-UNSIGNED-PAYLOAD-TRAILER", "UNSIGNED-PAYLOAD"])
 @pytest.mark.parametrize("way", FORGERIES)
-def test_who_knows_only_the_access_key_id_stores_nothing(stored: Keys, way: str, payload: str) -> None:
+def test_access_key_id_without_the_secret_stores_nothing(stored: Keys, way: str, payload: str) -> None:
     in_query, headers = FORGERIES[way]
     now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     credential = f"{stored.access_key}/{now[:8]}/us-east-1/s3/aws4_request"
@@ -230,23 +230,23 @@ def put_object(stored: Keys, key: str) -> None:
 
 @pytest.fixture(scope="module")
 def run(stack: Clone, notebook: Auth) -> str:
-    """Where the artifacts of a run of the notebooks' account are."""
-    made = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
-    return str(made["artifact_uri"]).removeprefix("mlflow-artifacts:/")
+    """The artifact folder of a run of the notebooks' account."""
+    created = api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}).json()["run"]["info"]
+    return str(created["artifact_uri"]).removeprefix("mlflow-artifacts:/")
 
 
-def links(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: Any) -> requests.Response:
+def presigned(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: Any) -> requests.Response:
     return mlflow(stack, "POST", f"/api/2.0/mlstack/artifacts/links-to-{route}", auth, {"root": root, **wanted})
 
 
 def link_to_write(stack: Clone, notebook: Auth, run: str) -> str:
-    link: str = links(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
-    assert requests.put(link, data=b"mine", timeout=10).status_code == 200
-    return link
+    url: str = presigned(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
+    assert requests.put(url, data=b"mine", timeout=10).status_code == 200
+    return url
 
 
 def unpacked(name: str) -> bytes:
-    """An archive that MinIO would unpack, on being told."""
+    """An archive that MinIO would unpack if a header asked for it."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         entry = tarfile.TarInfo(name)
@@ -256,11 +256,11 @@ def unpacked(name: str) -> bytes:
 
 
 @pytest.mark.refusal
-def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, stored: Keys, notebook: Auth, run: str) -> None:
+def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Keys, notebook: Auth, run: str) -> None:
     theirs = "0/secret/artifacts/theirs"
     put_object(stored, theirs)
     writing = link_to_write(stack, notebook, run)
-    reading = links(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
+    reading = presigned(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
     assert requests.get(reading, timeout=10).content == b"mine"
     (version,) = (
         item.version_id for item in client_for(stored).list_objects(stored.bucket, f"{run}/mine.bin", include_version=True)
@@ -268,8 +268,8 @@ def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, s
     other = urllib.parse.urlsplit(writing)._replace(path=f"/{stored.bucket}/{theirs}").geturl()
     attempts: dict[str, tuple[str, str, bytes, dict[str, str]]] = {
         "another object": ("PUT", other, b"forged", {}),
-        "reading with a link to write": ("GET", writing, b"", {}),
-        "writing with a link to read": ("PUT", reading, b"forged", {}),
+        "reading with a URL to write": ("GET", writing, b"", {}),
+        "writing with a URL to read": ("PUT", reading, b"forged", {}),
         "deleting": ("DELETE", writing, b"", {}),
         "an older version": ("GET", f"{reading}&versionId={version}", b"", {}),
         "a part": ("PUT", f"{writing}&partNumber=1&uploadId=x", b"forged", {}),
@@ -277,7 +277,7 @@ def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, s
         "a copy of theirs": ("PUT", writing, b"", {"x-amz-copy-source": f"/{stored.bucket}/{theirs}"}),
         "an archive": ("PUT", writing, unpacked(theirs), {"X-Amz-Meta-Snowball-Auto-Extract": "true"}),
         "CVE-2026-41145": ("PUT", other, TRAILER, TRAILER_HEADERS),
-        "CVE-2026-41145 with a good link": ("PUT", writing, TRAILER, TRAILER_HEADERS),
+        "CVE-2026-41145 with a good URL": ("PUT", writing, TRAILER, TRAILER_HEADERS),
     }
     answers = {
         name: requests.request(method, url, data=data, headers=headers, timeout=10)
@@ -290,45 +290,45 @@ def test_a_link_serves_one_method_on_one_object_and_nothing_else(stack: Clone, s
 
 
 @pytest.mark.refusal
-def test_a_link_that_is_too_old_is_refused(stored: Keys) -> None:
-    """As MLflow's server makes it, but of yesterday."""
+def test_expired_presigned_url_is_denied(stored: Keys) -> None:
+    """As MLflow's server signs it, but dated yesterday."""
     put_object(stored, "0/old/artifacts/x")
     yesterday = datetime.now(UTC) - timedelta(days=1)
     signer = client_for(stored)
     for method in ("GET", "PUT"):
-        link = signer.get_presigned_url(
+        url = signer.get_presigned_url(
             method, stored.bucket, "0/old/artifacts/x", expires=timedelta(minutes=15), request_date=yesterday
         )
-        answer = requests.request(method, link, data=b"forged" if method == "PUT" else None, timeout=10)
+        answer = requests.request(method, url, data=b"forged" if method == "PUT" else None, timeout=10)
         assert answer.status_code == 403 and "expired" in answer.text, answer.text
 
 
 @pytest.mark.refusal
-def test_mlflow_gives_links_as_it_gives_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
+def test_presigned_urls_follow_the_permissions_of_artifacts(stack: Clone, notebook: Auth, person: Auth, run: str) -> None:
     admin = settings.admin_account(stack.values)
-    for wrong in (None, (notebook[0], "wrong-password"), ("stranger", "stranger")):
+    for wrong in (None, (notebook[0], "wrong-password"), ("unknown", "unknown")):
         for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": "x"})):
-            assert links(stack, route, wrong, run, **wanted).status_code == 401
+            assert presigned(stack, route, wrong, run, **wanted).status_code == 401
     experiment, _, _ = run.partition("/")
-    made = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
-    hidden = made["experiment_id"]
+    created = api(stack, "POST", "experiments/create", notebook, {"name": f"hidden-{secrets.token_hex(4)}"}).json()
+    hidden = created["experiment_id"]
     denial = {"username": person[0], "resource_type": "experiment", "resource_id": hidden, "permission": "DENY"}
     granting = mlflow(stack, "POST", "/api/3.0/mlflow/users/permissions/grant", (admin.username, admin.password), denial)
     assert granting.status_code == 200, granting.text
-    made = api(stack, "POST", "runs/create", notebook, {"experiment_id": hidden, "start_time": 1}).json()
-    theirs = made["run"]["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    created = api(stack, "POST", "runs/create", notebook, {"experiment_id": hidden, "start_time": 1}).json()
+    theirs = created["run"]["info"]["artifact_uri"].removeprefix("mlflow-artifacts:/")
     for route, wanted in (("write", {"names": ["x"]}), ("read", {"path": ""})):
-        assert links(stack, route, person, theirs, **wanted).status_code == 403
-        assert links(stack, route, notebook, theirs, **wanted).status_code == 200
+        assert presigned(stack, route, person, theirs, **wanted).status_code == 403
+        assert presigned(stack, route, notebook, theirs, **wanted).status_code == 200
     for name in ("../x", "..%2fx", "%2e%2e/x", "/etc/passwd", "a/../../x", "", "a//b", "a#b"):
-        assert links(stack, "write", notebook, run, names=["good", name]).status_code == 400, name
-        assert not name or links(stack, "read", notebook, run, path=name).status_code == 400, name
+        assert presigned(stack, "write", notebook, run, names=["good", name]).status_code == 400, name
+        assert not name or presigned(stack, "read", notebook, run, path=name).status_code == 400, name
     for root in ("", "/", experiment, f"{experiment}/..", f"{experiment}/x", "../x/y/z"):
-        assert links(stack, "read", notebook, root, path="").status_code in (400, 403, 404), root
+        assert presigned(stack, "read", notebook, root, path="").status_code in (400, 403, 404), root
 
 
 @pytest.mark.refusal
-def test_the_storages_console_asks_for_a_login(stack: Clone) -> None:
+def test_minios_console_requires_a_login(stack: Clone) -> None:
     console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
     assert requests.get(f"{console}/buckets", timeout=10).status_code == 403
     wrong = {"accessKey": "minioadmin", "secretKey": "minioadmin"}
@@ -355,7 +355,7 @@ def test_the_storages_console_asks_for_a_login(stack: Clone) -> None:
         ("GET", "/api/2.0/mlflow/webhooks"),
     ],
 )
-def test_mlflow_shows_nothing_without_an_account(stack: Clone, method: str, path: str) -> None:
+def test_mlflow_denies_an_unauthenticated_client(stack: Clone, method: str, path: str) -> None:
     for auth in (None, ("admin", "password1234"), ("notebook", ""), ("healthcheck", "")):
         assert mlflow(stack, method, path, auth, {} if method == "POST" else None).status_code == 401, auth
 
@@ -371,12 +371,12 @@ def test_mlflow_shows_nothing_without_an_account(stack: Clone, method: str, path
         ("GET", "users/get?username=admin", None),
     ],
 )
-def test_the_notebooks_account_administers_nobody(stack: Clone, notebook: Auth, method: str, path: str, body: Any) -> None:
+def test_notebook_account_cannot_administer(stack: Clone, notebook: Auth, method: str, path: str, body: Any) -> None:
     assert api(stack, method, path, notebook, body).status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_colleague_edits_but_cannot_delete_what_is_not_theirs(stack: Clone, notebook: Auth, person: Auth) -> None:
+def test_other_account_edits_but_cannot_delete(stack: Clone, notebook: Auth, person: Auth) -> None:
     created = api(stack, "POST", "experiments/create", notebook, {"name": f"mine-{secrets.token_hex(4)}"}).json()
     experiment = created["experiment_id"]
     run = api(stack, "POST", "runs/create", notebook, {"experiment_id": experiment, "start_time": 1}).json()
@@ -389,7 +389,7 @@ def test_a_colleague_edits_but_cannot_delete_what_is_not_theirs(stack: Clone, no
 
 
 @pytest.mark.refusal
-def test_an_artifact_path_does_not_climb_out_of_its_run(stack: Clone, notebook: Auth) -> None:
+def test_artifact_path_cannot_leave_its_run(stack: Clone, notebook: Auth) -> None:
     for path in ("..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "0/..%2f..%2f..%2fetc%2fpasswd"):
         answer = mlflow(stack, "GET", f"/api/2.0/mlflow-artifacts/artifacts/{path}", notebook)
         assert answer.status_code in (400, 403, 404), (path, answer.status_code)
@@ -398,12 +398,12 @@ def test_an_artifact_path_does_not_climb_out_of_its_run(stack: Clone, notebook: 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "mlflow.evil.example", "169.254.169.254"])
-def test_mlflow_answers_to_no_foreign_name(stack: Clone, notebook: Auth, host: str) -> None:
+def test_mlflow_rejects_a_foreign_host_name(stack: Clone, notebook: Auth, host: str) -> None:
     assert api(stack, "GET", "experiments/get?experiment_id=0", notebook, Host=host).status_code == 403
 
 
 @pytest.mark.refusal
-def test_a_foreign_page_neither_writes_nor_reads_in_mlflow(stack: Clone, notebook: Auth) -> None:
+def test_page_of_another_origin_cannot_use_mlflow(stack: Clone, notebook: Auth) -> None:
     evil = {"Origin": "http://evil.example"}
     assert api(stack, "POST", "runs/create", notebook, {"experiment_id": "0", "start_time": 1}, **evil).status_code == 403
     reading = api(stack, "GET", "experiments/get?experiment_id=0", notebook, **evil)
@@ -423,7 +423,7 @@ def test_removed_account_is_rejected_at_once(stack: Clone, person: Auth) -> None
     done = stack.make("user-remove", "NAME=colleague", "YES=1")
     assert done.returncode == 0, done.stderr
 
-    for _ in range(20):  # each worker has seen the password before
+    for _ in range(20):  # each worker has cached the password
         assert api(stack, "GET", "experiments/get?experiment_id=0", person).status_code == 401
 
 
@@ -432,7 +432,7 @@ def test_removed_account_is_rejected_at_once(stack: Clone, person: Auth) -> None
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("token", [None, "wrong", ""])
-def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | None) -> None:
+def test_jupyter_rejects_a_client_without_the_token(stack: Clone, token: str | None) -> None:
     server = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}"
     headers = {} if token is None else {"Authorization": f"token {token}"}
     for path in ("/api/contents", "/api/kernels", "/api/terminals", "/api/sessions", "/files/01_first_run.ipynb"):
@@ -442,11 +442,11 @@ def test_jupyter_opens_to_nobody_without_the_token(stack: Clone, token: str | No
 
 
 @pytest.mark.refusal
-def test_a_notebook_does_not_reach_the_database(stack: Clone) -> None:
+def test_notebook_cannot_reach_postgres(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "postgres").strip()
     networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     for address in ("postgres", *(network["IPAddress"] for network in networks.values())):
-        # Postgres answers a request for TLS with one letter; on the way out something else may take any connection.
+        # Postgres answers a request for TLS with one letter; outside, something else may accept any connection.
         attempt = (
             f"import socket; postgres = socket.create_connection(({address!r}, 5432), timeout=3); postgres.settimeout(3);"
             " postgres.sendall(bytes.fromhex('0000000804d2162f')); print('answer:', postgres.recv(1))"
@@ -455,7 +455,7 @@ def test_a_notebook_does_not_reach_the_database(stack: Clone) -> None:
         assert "answer: b'N'" not in done.stdout and "answer: b'S'" not in done.stdout, f"{address} was reached"
 
 
-# What the storage answers a notebook that has no link: to each, status and code.
+# MinIO's answers to a notebook without a presigned URL: status and code of each.
 WITHOUT_A_LINK = """
 import json, sys, urllib.error, urllib.request
 answers = []
@@ -471,7 +471,7 @@ print(json.dumps(answers))
 
 
 @pytest.mark.refusal
-def test_the_storage_answers_a_notebook_nothing_without_a_link(stack: Clone, stored: Keys) -> None:
+def test_minio_denies_a_notebook_without_a_presigned_url(stack: Clone, stored: Keys) -> None:
     stored_object = f"{stored.bucket}/0/secret/artifacts/x"
     put_object(stored, "0/secret/artifacts/x")
     printed = stack.in_container("jupyter", "python3", "-c", WITHOUT_A_LINK, stored.bucket, stored_object)
@@ -482,7 +482,7 @@ def test_the_storage_answers_a_notebook_nothing_without_a_link(stack: Clone, sto
 
 
 @pytest.mark.refusal
-def test_a_notebook_holds_no_key_of_database_or_storage(stack: Clone) -> None:
+def test_notebook_has_no_database_or_s3_credentials(stack: Clone) -> None:
     environment = stack.in_container("jupyter", "env")
     own = {"MLFLOW_TRACKING_PASSWORD", "JUPYTER_TOKEN"}
     assert {name for name in SECRETS if stack.values[name] in environment} == own
@@ -492,7 +492,7 @@ def test_a_notebook_holds_no_key_of_database_or_storage(stack: Clone) -> None:
 
 
 def in_service(stack: Clone, service: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command in a running container, as it is; a one-shot is started for it."""
+    """A command in a running container; a one-shot is started for it."""
     verb = ["run", "--rm", "--no-deps", "-T"] if service == ONE_SHOT else ["exec", "-T"]
     return subprocess.run(
         ["docker", "compose", *verb, service, *command], cwd=stack.folder, capture_output=True, text=True, check=False
@@ -501,7 +501,7 @@ def in_service(stack: Clone, service: str, *command: str) -> subprocess.Complete
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
-def test_no_process_is_root_or_can_become_it(stack: Clone, service: str) -> None:
+def test_no_process_is_or_can_become_root(stack: Clone, service: str) -> None:
     shown = in_service(stack, service, "bash", "-c", "id -u; grep -E 'Cap(Prm|Eff|Bnd)|NoNewPrivs' /proc/self/status").stdout
     uid, *lines = shown.splitlines()
     assert uid != "0"
@@ -513,7 +513,7 @@ def test_no_process_is_root_or_can_become_it(stack: Clone, service: str) -> None
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", [*SERVICES, ONE_SHOT])
-def test_no_program_of_an_image_can_be_replaced(stack: Clone, service: str) -> None:
+def test_programs_of_an_image_cannot_be_replaced(stack: Clone, service: str) -> None:
     for place in ("/usr/local/bin/mine", "/etc/mine", "/mine", "/opt/mine"):
         done = in_service(stack, service, "bash", "-c", f"echo x > {place}")
         assert done.returncode != 0
@@ -521,23 +521,23 @@ def test_no_program_of_an_image_can_be_replaced(stack: Clone, service: str) -> N
 
 
 @pytest.mark.refusal
-def test_a_container_takes_no_more_than_its_share_of_the_machine(stack: Clone) -> None:
+def test_container_is_limited_in_memory_and_processes(stack: Clone) -> None:
     greedy = in_service(stack, ONE_SHOT, "python3", "-c", "b'x' * (8 << 30)")
-    assert greedy.returncode == 137  # killed, and it alone
+    assert greedy.returncode == 137  # only this process was killed
     forks = "for i in {1..300}; do sleep 20 & done 2>&1"
     assert "Resource temporarily unavailable" in in_service(stack, ONE_SHOT, "bash", "-c", forks).stdout
     assert stack.make("status").returncode == 0
 
 
 @pytest.mark.refusal
-def test_the_ports_are_closed_to_every_other_address_of_this_machine(stack: Clone) -> None:
+def test_ports_are_closed_on_every_address_but_loopback(stack: Clone) -> None:
     addresses = {
         entry.address
         for entries in psutil.net_if_addrs().values()
         for entry in entries
         if entry.family == socket.AF_INET and not entry.address.startswith("127.")
     }
-    assert addresses  # the bridge of Docker at least
+    assert addresses  # at least Docker's bridge
     for name in ("POSTGRES_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "JUPYTER_PORT"):
         socket.create_connection(("127.0.0.1", int(stack.values[name])), timeout=5).close()
         for address in addresses:
@@ -550,17 +550,17 @@ def test_the_ports_are_closed_to_every_other_address_of_this_machine(stack: Clon
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_image_holds_a_secret(stack: Clone, service: str) -> None:
+def test_images_contain_no_secret(stack: Clone, service: str) -> None:
     patterns = "\n".join(stack.values[name] for name in SECRETS)
     assert not [name for name in SECRETS if stack.values[name] in docker("history", "--no-trunc", stack.image(service))]
     search = "exec grep -rlFf - / --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev -s"
     command = ["docker", "run", "--rm", "-i", "--network", "none", "--user", "0", "--entrypoint", "bash", stack.image(service)]
-    found = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (1, ""), found.stderr  # grep's way to say that there is none
+    search_result = subprocess.run([*command, "-c", search], input=patterns, capture_output=True, text=True, check=False)
+    assert (search_result.returncode, search_result.stdout) == (1, ""), search_result.stderr  # grep's exit code for no match
 
 
 @pytest.mark.refusal
-def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
+def test_logs_and_process_lists_contain_no_secret(stack: Clone) -> None:
     containers = stack.compose("ps", "--quiet").split()
     shown = {
         "docker logs": stack.compose("logs", "--no-color"),
@@ -572,7 +572,7 @@ def test_no_log_and_no_list_of_processes_shows_a_secret(stack: Clone) -> None:
 
 
 @pytest.mark.refusal
-def test_the_secrets_are_readable_by_their_owner_alone(stack: Clone) -> None:
+def test_env_file_is_readable_by_its_owner_only(stack: Clone) -> None:
     env = stack.folder / ".env"
     assert env.stat().st_mode & 0o077 == 0
     env.chmod(0o644)
@@ -583,14 +583,14 @@ def test_the_secrets_are_readable_by_their_owner_alone(stack: Clone) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("command", ["reset", "rotate", "user-remove NAME=notebook"])
-def test_nothing_is_deleted_or_replaced_unasked(stack: Clone, command: str) -> None:
+def test_nothing_is_deleted_or_replaced_without_confirmation(stack: Clone, command: str) -> None:
     done = stack.make(*command.split())
     assert done.returncode != 0
     assert "there is no terminal to ask at" in done.stderr and "YES=1" in done.stderr
 
 
-def test_without_accounts_it_is_said_at_every_start_and_a_client_needs_no_change(stack: Clone) -> None:
-    """Last in this file: it opens MLflow, and closes it again."""
+def test_mlflow_without_accounts_warns_at_every_start_and_serves_the_same_clients(stack: Clone) -> None:
+    """Last in this file: it turns MLflow's accounts off, and on again."""
     stack.set(MLFLOW_AUTH="off")
     try:
         done = stack.make("up")

@@ -1,4 +1,4 @@
-"""`make rotate` on a running stack: interrupted, gone on with, and nothing lost but the old secrets."""
+"""`make rotate` on a running stack: interrupted and resumed, it loses nothing but the old secrets."""
 
 import subprocess
 from dataclasses import replace
@@ -28,7 +28,7 @@ import mlflow, sys
 run = mlflow.get_run(sys.argv[1])
 print(run.data.metrics["loss"], mlflow.artifacts.load_text(f"{run.info.artifact_uri}/kept.txt"))
 """
-# MLflow looks up a webhook's host when one is made through its API: this one goes in with MLflow's own key and code.
+# MLflow looks up a webhook's host when one is made through its API: this one is written with MLflow's own key and code.
 ENCRYPTED = """
 from mlflow.store.model_registry.dbmodels.models import EncryptedString
 import psycopg2
@@ -39,7 +39,7 @@ values = ("id", "hook", "https://hook.example", "ACTIVE", secret, 1, 1)
 connection.cursor().execute(f"INSERT INTO webhooks ({columns}) VALUES %s", (values,))
 connection.commit()
 """
-# What the server would sign a delivery with.
+# The secret with which the server would sign a delivery.
 DECRYPTED = """
 from mlflow.store.model_registry.dbmodels.models import EncryptedString
 import psycopg2
@@ -51,7 +51,7 @@ print([EncryptedString().process_result_value(secret, None) for (secret,) in cur
 
 
 def who_gets_in(stack: Clone, values: dict[str, str]) -> dict[str, bool]:
-    """Every way into the stack, with these secrets."""
+    """Which of these secrets each login of the stack accepts."""
     admin, notebook = settings.admin_account(values), settings.notebook_account(values)
     roles = settings.database_roles(values)
     port = int(values["POSTGRES_PORT"])
@@ -86,7 +86,7 @@ def _opens(client: Minio, bucket: str) -> bool:
 
 
 def interrupt_after(stack: Clone, words: str) -> None:
-    """Kills a rotation, as a power cut would, once it has said this."""
+    """Kills a rotation, as a power cut would, once it has logged this."""
     process = subprocess.Popen(
         [".venv/bin/mlstack", "rotate", "--yes"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -101,7 +101,7 @@ def interrupt_after(stack: Clone, words: str) -> None:
 
 
 @pytest.mark.refusal
-def test_after_a_rotation_that_was_interrupted_twice_the_old_secrets_are_refused_and_all_data_is_there(stack: Clone) -> None:
+def test_twice_interrupted_rotation_rejects_old_secrets_and_keeps_all_data(stack: Clone) -> None:
     old = stack.values
     run = next(line for line in stack.in_container("jupyter", "python3", "-c", WRITE).splitlines() if line.startswith("RUN "))
     stack.in_container("mlflow", "python3", "-c", ENCRYPTED)
@@ -132,7 +132,7 @@ def _next(stack: Clone) -> Path:
     return stack.folder / ".env.next"
 
 
-def test_a_secret_that_the_shell_sets_cannot_be_rotated_unseen(stack: Clone) -> None:
+def test_rotate_rejects_a_secret_that_the_shell_sets(stack: Clone) -> None:
     done = stack.make("rotate", "YES=1", JUPYTER_TOKEN="set-in-the-shell")
     assert done.returncode != 0
     assert "JUPYTER_TOKEN comes from your shell" in done.stderr and "unset JUPYTER_TOKEN" in done.stderr

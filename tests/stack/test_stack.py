@@ -1,4 +1,4 @@
-"""The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. In the order of a life."""
+"""The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. The order matters."""
 
 import json
 import os
@@ -32,7 +32,9 @@ def started(stack: Clone) -> dict[str, str]:
     return dict(line.split() for line in docker("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", *ids).splitlines())
 
 
-def test_a_second_up_changes_nothing(stack: Clone) -> None:
+def test_second_up_after_an_edit_of_a_host_command_changes_nothing(stack: Clone) -> None:
+    cli = stack.folder / "src/mlstack/host/cli.py"
+    cli.write_text(f"{cli.read_text()}# edited\n")
     before, env = started(stack), (stack.folder / ".env").read_bytes()
     done = stack.make("up")
     assert done.returncode == 0, done.stderr
@@ -53,7 +55,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
 
 
 @pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb", "03_many_runs_as_a_table.ipynb"])
-def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, name: str) -> None:
+def test_notebook_runs_in_jupyter_without_a_warning(stack: Clone, name: str) -> None:
     stack.in_container(
         "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",
         "--output-dir", "/home/mlstack/executed", f"notebooks/{name}",
@@ -72,7 +74,7 @@ def test_a_notebook_runs_in_the_stacks_jupyter_without_a_warning(stack: Clone, n
     assert not [cell for cell in shipped.cells if cell.cell_type == "code" and cell.outputs]
 
 
-def test_the_first_notebooks_work_is_in_postgres_and_minio(stack: Clone, role: Login, keys: Keys) -> None:
+def test_work_of_the_first_notebook_is_in_postgres_and_minio(stack: Clone, role: Login, keys: Keys) -> None:
     finished = (
         "SELECT count(*) FROM runs r JOIN experiments e USING (experiment_id) WHERE e.name = 'flights' AND status = 'FINISHED'"
     )
@@ -93,7 +95,7 @@ def test_the_first_notebooks_work_is_in_postgres_and_minio(stack: Clone, role: L
     assert [name for name in names if name.endswith("MLmodel")]
 
 
-def test_the_second_notebook_runs_on_the_host(stack: Clone, tmp_path: Path) -> None:
+def test_second_notebook_runs_on_the_host(stack: Clone, tmp_path: Path) -> None:
     kernel = tmp_path / "kernels/host/kernel.json"
     kernel.parent.mkdir(parents=True)
     python = str(stack.folder / ".venv/bin/python")  # with the commands' packages alone, as a user's
@@ -113,24 +115,26 @@ def test_the_second_notebook_runs_on_the_host(stack: Clone, tmp_path: Path) -> N
     assert "Warning" not in done.stdout + done.stderr
 
 
-def test_artifacts_are_the_same_straight_and_through_mlflow_in_a_notebook_and_on_this_machine(stack: Clone) -> None:
-    exchanged.assert_equal(exchanged.found(stack.in_container("jupyter", "python3", "-c", exchanged.PROGRAM)), through_links=True)
-    exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_links=True)
+def test_artifacts_are_equal_directly_and_through_mlflow_in_notebooks_and_on_the_host(stack: Clone) -> None:
+    exchanged.assert_equal(
+        exchanged.result_of(stack.in_container("jupyter", "python3", "-c", exchanged.PROGRAM)), through_urls=True
+    )
+    exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_urls=True)
 
 
-def test_files_that_a_notebook_writes_belong_to_the_user_of_the_host(stack: Clone) -> None:
+def test_files_that_a_notebook_writes_belong_to_the_host_user(stack: Clone) -> None:
     stack.in_container("jupyter", "touch", "notebooks/mine.txt", "/logs/mine.log")
     for path in (stack.folder / "notebooks/mine.txt", stack.folder / "logs/jupyter/mine.log"):
         assert path.stat().st_uid == int(stack.values["HOST_UID"])
 
 
-def test_every_container_is_well_and_its_log_clean(stack: Clone) -> None:
+def test_every_container_is_healthy_and_its_log_clean(stack: Clone) -> None:
     assert stack.make("status").returncode == 0
     for line in stack.compose("logs", "--no-color").splitlines():
         assert not re.search(r"\b(ERROR|FATAL|PANIC|CRITICAL)\b|Traceback", line), line
 
 
-def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
+def test_no_container_has_a_secret_of_another(stack: Clone) -> None:
     """docs/architecture.md has the same table."""
     own = {
         "postgres": {"POSTGRES_PASSWORD"},
@@ -157,7 +161,7 @@ def test_no_container_holds_a_secret_that_is_not_its_own(stack: Clone) -> None:
         assert not [name for name in SECRETS if values[name] in history]
 
 
-def test_everything_is_found_again_after_a_restart_and_after_down_and_up(stack: Clone, role: Login, keys: Keys) -> None:
+def test_data_survives_a_restart_and_down_and_up(stack: Clone, role: Login, keys: Keys) -> None:
     everything = "SELECT run_uuid, key, value, step FROM metrics ORDER BY 1, 2, 4"
     metrics, files = rows(role, everything), objects(keys)
     assert metrics and files
@@ -167,13 +171,13 @@ def test_everything_is_found_again_after_a_restart_and_after_down_and_up(stack: 
     done = stack.make("down")
     assert done.returncode == 0, done.stderr
     assert "Your data is in the volumes" in done.stdout
-    assert stack.make("status").returncode == 2  # make's way to say that its command failed
+    assert stack.make("status").returncode == 2  # make's exit code for a failed command
     done = stack.make("up")
     assert done.returncode == 0, done.stderr
     assert (rows(role, everything), objects(keys)) == (metrics, files)
 
 
-def test_a_changed_password_is_explained_and_the_old_one_works_again(stack: Clone, role: Login) -> None:
+def test_up_explains_a_changed_password_and_accepts_the_old_one(stack: Clone, role: Login) -> None:
     old = stack.values["POSTGRES_PASSWORD"]
     runs = rows(role, "SELECT count(*) FROM runs")
     stack.set(POSTGRES_PASSWORD="0123456789abcdef0123456789abcdef")
@@ -188,7 +192,7 @@ def test_a_changed_password_is_explained_and_the_old_one_works_again(stack: Clon
     assert rows(role, "SELECT count(*) FROM runs") == runs
 
 
-def test_a_port_in_use_is_named_with_its_holder_and_variable(stack: Clone) -> None:
+def test_up_names_the_process_and_variable_of_a_port_in_use(stack: Clone) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -200,12 +204,12 @@ def test_a_port_in_use_is_named_with_its_holder_and_variable(stack: Clone) -> No
     assert "MLFLOW_PORT comes from your shell" in done.stderr
 
 
-def test_a_second_make_up_while_one_runs_is_told_who_is_at_work(stack: Clone) -> None:
+def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> None:
     first = subprocess.Popen(
         [".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert first.stderr
-    first.stderr.readline()  # it has the lock once it says anything
+    first.stderr.readline()  # it has the lock once it prints anything
     done = stack.make("down")
     assert done.returncode != 0
     assert f"make up, process {first.pid}" in done.stderr
@@ -213,7 +217,7 @@ def test_a_second_make_up_while_one_runs_is_told_who_is_at_work(stack: Clone) ->
     assert first.returncode == 0, rest
 
 
-def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
+def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
     foreign = docker("volume", "create", f"{stack.name}-foreign").strip()
     try:
         refused = stack.make("reset")
@@ -233,7 +237,7 @@ def test_reset_asks_first_and_deletes_only_its_own(stack: Clone) -> None:
 
 
 def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
-    """In its order, at a terminal. `make test` is this very run: it is only asked to list the tests."""
+    """In the README's order, at a terminal. `make test` is this run itself: it only lists the tests."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()
     assert commands[:2] == ["make up", "make test"]
@@ -246,7 +250,7 @@ def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
 
 
 def at_a_terminal(stack: Clone, command: str) -> str:
-    """What a command shows at a terminal where somebody answers yes; `make logs` is stopped once it has shown something."""
+    """The output of a command at a terminal that answers yes; `make logs` is stopped once it has shown something."""
     master, slave = pty.openpty()
     with os.fdopen(master, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
@@ -264,7 +268,7 @@ def at_a_terminal(stack: Clone, command: str) -> str:
         while True:
             try:
                 chunk = terminal.read(4096)
-            except OSError:  # Linux' way to say that nobody holds the other end any more
+            except OSError:  # Linux' error for a terminal whose other end is closed
                 chunk = b""
             if not chunk:
                 break

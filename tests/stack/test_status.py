@@ -1,4 +1,4 @@
-"""`make status` of a stack that is well, half down, hung, down, and of an engine that is away."""
+"""`make status` of a stack that is healthy, half down, hanging or down, and without an engine."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
 from tests.support.service import wait_until
 
-PATIENCE = 20  # seconds: how long a busy machine takes to answer is not what is tested
+PATIENCE = 20  # seconds: the time that a busy machine takes is not tested
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 
 
@@ -34,7 +34,7 @@ def services(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def known(stack: Clone) -> dict[str, Any]:
-    """The status, with patience enough for everything to answer."""
+    """The status, with enough time for every answer."""
     found: dict[str, Any] = json.loads(status_of.status(stack.folder).as_json())
     return found
 
@@ -57,7 +57,7 @@ def backup(stack: Clone) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_stack_that_is_well(stack: Clone, role: Login) -> None:
+def test_status_of_a_healthy_stack(stack: Clone, role: Login) -> None:
     assert as_json(stack)[0] == 0
     found = known(stack)
     assert (found["is_well"], found["problem"], found["project"]) == (True, None, stack.name)
@@ -79,7 +79,7 @@ def test_a_stack_that_is_well(stack: Clone, role: Login) -> None:
     assert found["backup"] is None
 
 
-def test_the_screen_fits_and_shows_no_secret(stack: Clone) -> None:
+def test_status_fits_the_screen_and_shows_no_secret(stack: Clone) -> None:
     done = stack.make("status", COLUMNS="80")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) <= 24
@@ -90,20 +90,20 @@ def test_the_screen_fits_and_shows_no_secret(stack: Clone) -> None:
     assert not [name for name in SECRETS if stack.values[name] in done.stdout + done.stderr]
 
 
-def test_a_volume_is_as_large_as_du_says(stack: Clone) -> None:
+def test_status_shows_the_size_of_a_volume_as_du_does(stack: Clone) -> None:
     (size,) = (volume.size for volume in status_of.status(stack.folder).volumes if volume.name.endswith("_postgres"))
     (kilobytes, _) = stack.in_container("postgres", "du", "-sk", "/var/lib/postgresql/data").split()
     assert size == pytest.approx(int(kilobytes) * 1024, rel=0.1)
 
 
-def test_the_last_complete_backup_is_shown(stack: Clone, backup: Path) -> None:
+def test_status_shows_the_last_complete_backup(stack: Clone, backup: Path) -> None:
     found = as_json(stack)[1]["backup"]
     assert (found["folder"], found["size"]) == ("backups/20260102T000000Z", 5_000_000)
     assert found["age"] > 86400
     assert "backups/20260102T000000Z, 5.0 MB" in stack.make("status").stdout
 
 
-def test_backup_in_another_folder_is_shown_where_backup_dir_says(stack: Clone, backup: Path, tmp_path: Path) -> None:
+def test_status_shows_the_backup_in_backup_dir(stack: Clone, backup: Path, tmp_path: Path) -> None:
     stack.set(BACKUP_DIR=str(tmp_path / "elsewhere"))
     try:
         assert status_of.last_backup(stack.folder) is None
@@ -117,7 +117,7 @@ def test_backup_in_another_folder_is_shown_where_backup_dir_says(stack: Clone, b
     assert found.folder == str(tmp_path / "elsewhere/20260102T000000Z")
 
 
-def test_a_manifest_that_cannot_be_read_is_said(stack: Clone, backup: Path) -> None:
+def test_status_reports_a_manifest_that_cannot_be_read(stack: Clone, backup: Path) -> None:
     (backup / "20260102T000000Z" / "manifest.json").write_text("{}")
     with pytest.raises(MlstackError, match="manifest of the last backup cannot be read: 'created'"):
         status_of.last_backup(stack.folder)
@@ -135,7 +135,7 @@ def test_every_command_of_the_docs_works_as_written(stack: Clone, section: str) 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_half_a_stack(stack: Clone) -> None:
+def test_status_of_a_partly_stopped_stack(stack: Clone) -> None:
     stack.compose("stop", "--timeout", "5", "minio")
     stack.compose("rm", "--stop", "--force", "jupyter")
     try:
@@ -155,7 +155,7 @@ def test_half_a_stack(stack: Clone) -> None:
     assert stack.make("status").returncode == 0
 
 
-def test_what_hangs_is_unknown_and_keeps_nobody_waiting(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_of_a_hanging_service_is_unknown(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     container = stack.compose("ps", "--quiet", "mlflow").strip()
     monkeypatch.setattr(status_of, "PATIENCE", 5)
     stack.in_container("mlflow", "bash", "-c", "kill -STOP -1")
@@ -170,14 +170,14 @@ def test_what_hangs_is_unknown_and_keeps_nobody_waiting(stack: Clone, monkeypatc
     wait_until(lambda: stack.make("status").returncode == 0, 60)
 
 
-def test_a_database_that_refuses_leaves_the_rest_known(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_without_the_database_shows_the_rest(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DB_PASSWORD", "wrong-0123456789")
     found = known(stack)
     assert found["schema"] is None
     assert services(found)["mlflow"]["version"]
 
 
-def test_without_an_engine_the_screen_says_so(stack: Clone, backup: Path) -> None:
+def test_status_without_an_engine_says_so(stack: Clone, backup: Path) -> None:
     code, found = as_json(stack, **AWAY)
     assert code != 0
     assert found["problem"] == "the Docker engine does not answer."
@@ -188,7 +188,7 @@ def test_without_an_engine_the_screen_says_so(stack: Clone, backup: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_a_stack_that_is_down(stack: Clone) -> None:
+def test_status_of_a_stopped_stack(stack: Clone) -> None:
     stack.compose("down", "--timeout", "10")
     code, found = as_json(stack)
     assert code != 0

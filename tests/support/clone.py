@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Clone:
-    """A folder with the project's files, and what its `.env` says."""
+    """A folder with the project's files and a `.env`."""
 
     folder: Path
     name: str
@@ -33,12 +33,10 @@ class Clone:
     def values(self) -> dict[str, str]:
         return settings.of_project(self.folder)
 
-    @cached_property
+    @property
     def config(self) -> dict[str, Any]:
-        """The compose file as compose reads it."""
-        # compose writes $ as $$, for a file that it could read again.
-        config: dict[str, Any] = json.loads(self.compose("config", "--format", "json").replace("$$", "$"))
-        return config
+        """The compose file as compose reads it, with the present values of `.env`."""
+        return _config(self.folder, (self.folder / ".env").read_bytes())
 
     def image(self, service: str) -> str:
         image: str = self.config["services"][service]["image"]
@@ -50,7 +48,7 @@ class Clone:
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it.
 
-        YES goes on its command line, where alone it counts.
+        YES is passed on its command line: make ignores it in the environment.
         """
         answer = [f"YES={environment.pop('YES')}"] if "YES" in environment else []
         return subprocess.run(
@@ -67,8 +65,8 @@ class Clone:
         """Edits `.env` as a user would."""
         path = self.folder / ".env"
         lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.partition("=")[0] not in changes]
-        path.write_text("\n".join(kept + [f"{name}={value}" for name, value in changes.items()]) + "\n")
+        others = [line for line in lines if line.partition("=")[0] not in changes]
+        path.write_text("\n".join(others + [f"{name}={value}" for name, value in changes.items()]) + "\n")
 
     def in_container(self, service: str, *command: str, **environment: str) -> str:
         flags = [flag for name, value in environment.items() for flag in ("--env", f"{name}={value}")]
@@ -79,8 +77,15 @@ class Clone:
         self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "10")
 
 
+@lru_cache
+def _config(folder: Path, env: bytes) -> dict[str, Any]:  # cached by the content of .env
+    # compose escapes $ as $$ in its output.
+    config: dict[str, Any] = json.loads(compose(folder, "config", "--format", "json").replace("$$", "$"))
+    return config
+
+
 def users_environment() -> dict[str, str]:
-    """This process' environment without a running stack's settings, and without the traces of the make that runs the tests."""
+    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests."""
     foreign = {*settings.VARIABLES, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
     return {name: value for name, value in os.environ.items() if name not in foreign}
 
@@ -102,7 +107,7 @@ def make_clone(folder: Path) -> Clone:
 
 
 def remove_leftovers() -> None:
-    """What a killed test run left behind: containers, networks and volumes named after a process that is gone.
+    """Removes what a killed test run left: containers, networks and volumes named after a process that has ended.
 
     Workers of one run take turns: two would remove the same container.
     """

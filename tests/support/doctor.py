@@ -5,7 +5,7 @@ from mlstack.host.doctor.check import Check, run
 
 
 def with_needs(*checks: Check) -> list[Check]:
-    """Checks and all that they need, in their order."""
+    """Checks and all checks that they need, in the doctor's order."""
     wanted, waiting = set(checks), list(checks)
     while waiting:
         new = set(waiting.pop().needs) - wanted

@@ -70,37 +70,37 @@ def words(folder: Path) -> set[str]:
 def resolve(name: str) -> Any:
     """The object of this name. Raises AttributeError or ImportError, which say that it is gone."""
     parts = name.split(".")
-    found, path = importlib.import_module(parts[0]), parts[0]
+    subject, path = importlib.import_module(parts[0]), parts[0]
     for part in parts[1:]:
         path = f"{path}.{part}"
-        if isinstance(found, ModuleType) and not hasattr(found, part):
+        if isinstance(subject, ModuleType) and not hasattr(subject, part):
             importlib.import_module(path)
-        found = getattr(found, part)
-    return found
+        subject = getattr(subject, part)
+    return subject
 
 
 def sources(name: str, used: set[str]) -> Iterator[tuple[str, str]]:
     """What of an object has to be read again when it changes: for a large class, only the methods that are used."""
     try:
-        found = resolve(name)
+        subject = resolve(name)
     except (AttributeError, ImportError):  # an attribute that instances alone have, or gone
         yield name, "absent"
         return
-    if isinstance(found, ModuleType) or (inspect.isclass(found) and name.rpartition(".")[0] in PUBLIC):
+    if isinstance(subject, ModuleType) or (inspect.isclass(subject) and name.rpartition(".")[0] in PUBLIC):
         return
-    found = inspect.unwrap(getattr(found, "callback", found))  # a command of click, a cached function
+    subject = inspect.unwrap(getattr(subject, "callback", subject))  # a command of click, a cached function
     holder = resolve(name.rpartition(".")[0])
-    if hasattr(found, "DESCRIPTOR"):
-        yield name, found.DESCRIPTOR.full_name + str([(field.name, field.number) for field in found.DESCRIPTOR.fields])
-    elif inspect.isroutine(found):
-        yield name, inspect.getsource(found)
-    elif inspect.isclass(found):
-        yield from _of_class(name, found, used)
-    elif type(found).__module__.startswith(PACKAGES):  # made once: how, and what it is
+    if hasattr(subject, "DESCRIPTOR"):
+        yield name, subject.DESCRIPTOR.full_name + str([(field.name, field.number) for field in subject.DESCRIPTOR.fields])
+    elif inspect.isroutine(subject):
+        yield name, inspect.getsource(subject)
+    elif inspect.isclass(subject):
+        yield from _of_class(name, subject, used)
+    elif type(subject).__module__.startswith(PACKAGES):  # made once: how, and what it is
         yield name, assignment(holder, name.rpartition(".")[2])
-        yield from _of_class(f"{type(found).__module__}.{type(found).__qualname__}", type(found), used)
-    elif isinstance(found, PLAIN):
-        yield name, repr(found)
+        yield from _of_class(f"{type(subject).__module__}.{type(subject).__qualname__}", type(subject), used)
+    elif isinstance(subject, PLAIN):
+        yield name, repr(subject)
     elif isinstance(holder, ModuleType):  # of another package: its module made it
         yield holder.__name__, inspect.getsource(holder)
 
@@ -128,14 +128,14 @@ def _is_written(function: Callable[..., Any]) -> bool:
 def assignment(module: ModuleType, name: str) -> str:
     """The statement that makes a variable of a module."""
     source = inspect.getsource(module)
-    made = [
+    statements = [
         ast.get_source_segment(source, node) or ""
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Assign | ast.AnnAssign)
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         if isinstance(target, ast.Name) and target.id == name
     ]
-    return "\n".join(made)
+    return "\n".join(statements)
 
 
 def fingerprints(folder: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ NAME = f"mlstack-unit-{os.getpid()}"
 
 
 def new_project(folder: Path) -> Path:
-    """The files that the commands read, with a fresh `.env` of a stack that is none."""
+    """The files that the commands read, with a fresh `.env`, of a stack that never starts."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("docker-compose.yml", ".env.example"):
         shutil.copy2(ROOT / name, folder / name)
@@ -44,13 +44,13 @@ def compose_config(project: Path) -> dict[str, Any]:
         ["docker", "compose", "config", "--format", "json"], cwd=project, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    # compose writes $ as $$, for a file that it could read again.
+    # compose escapes $ as $$ in its output.
     config: dict[str, Any] = json.loads(done.stdout.replace("$$", "$"))
     return config
 
 
 def as_compose_reads(project: Path, *names: str) -> dict[str, str]:
-    """What docker compose puts in the place of these variables."""
+    """The values that docker compose substitutes for these variables."""
     environment = "".join(f"      {name}: ${{{name}}}\n" for name in names)
     (project / "docker-compose.yml").write_text(f"services:\n  echo:\n    image: none\n    environment:\n{environment}")
     values: dict[str, str] = compose_config(project)["services"]["echo"]["environment"]
@@ -63,6 +63,6 @@ def python(code: str, *arguments: str) -> list[str]:
 
 
 def with_package(project: Path) -> dict[str, str]:
-    """An environment in which mlstack is a copy in this project, and works on it."""
+    """An environment in which mlstack is a copy in this project and commands it."""
     shutil.copytree(ROOT / "src", project / "src", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     return {**os.environ, "PYTHONPATH": str(project / "src")}

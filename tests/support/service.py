@@ -1,4 +1,4 @@
-"""One service of the shipped compose file in a container of its own: same image, command, environment, healthcheck and walls."""
+"""One service of the shipped compose file in its own container: same image, command, environment, healthcheck, restrictions."""
 
 import os
 import secrets
@@ -41,12 +41,12 @@ class Service(DockerContainer):
         )
         self.tmpfs = dict(entry.partition(":")[::2] for entry in config.get("tmpfs", []))
         for port in ports:
-            # A port of our choice stays the same when the container is restarted; one of Docker's would not.
+            # A fixed port stays the same when the container restarts; one that Docker chooses would not.
             self.ports[str(port)] = ("127.0.0.1", free_ports(1)[0])  # type: ignore[assignment] # docker's own type
         if check := config.get("healthcheck"):
-            # A busy machine may take minutes for a start; only what was healthy once counts as unhealthy.
+            # A busy machine may take minutes for a start; failures count only after that.
             self._kwargs["healthcheck"] = Healthcheck(
-                test=check["test"], interval=SECOND, timeout=5 * SECOND, retries=3, start_period=300 * SECOND
+                test=check["test"], interval=SECOND, timeout=30 * SECOND, retries=3, start_period=300 * SECOND
             )
             self.waiting_for(HealthcheckWaitStrategy().with_startup_timeout(300))
 
@@ -65,9 +65,9 @@ class Service(DockerContainer):
         return f"127.0.0.1:{self.get_exposed_port(port)}"
 
     def restart(self) -> Self:
-        """Stopped and started as by Docker, and healthy again."""
+        """Restarts the container and waits until it is healthy."""
         self.wrapped.restart()
-        wait_until(lambda: self.health == "healthy", 180)
+        wait_until(lambda: self.health == "healthy")
         return self
 
     def run(self, *command: str, user: str = "") -> str:
@@ -97,8 +97,8 @@ def _data(config: dict[str, Any]) -> set[str]:
     return {mount["target"] for mount in config.get("volumes", []) if mount["type"] == "volume"}
 
 
-def wait_until(holds: Callable[[], bool], seconds: float, interval: float = 0.2) -> None:
-    """Waits for a condition, on a clock that nobody sets. Raises TimeoutError."""
+def wait_until(holds: Callable[[], bool], seconds: float = 180, interval: float = 0.2) -> None:
+    """Waits for a condition. Raises TimeoutError, by default so late that no busy machine fails a test."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""Files through links and through MLflow's proxy, each way up read back by the other way down. Prints what differs as JSON.
+"""Uploads files through presigned URLs and through MLflow's proxy, downloads each the other way, prints differences as JSON.
 
-A program of its own: it runs on this machine and, as text, inside the Jupyter container. Both clients are there: ours is the
-one that MLflow finds by itself, its own is called by its name.
+A program of its own: it runs on the host and, as text, in the Jupyter container. It uses both clients: ours, which MLflow
+loads as a plugin, and MLflow's own, by its class.
 """
 
 import gzip
@@ -18,7 +18,7 @@ import mlflow
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
-# Names that are awkward in a URL, on a file system, or for who guesses types from them.
+# Names that are awkward in a URL, on a file system, or for code that guesses types from them.
 FILES: dict[str, bytes] = {
     "model.pkl": os.urandom(300_000),
     "with space.txt": b"a",
@@ -41,14 +41,14 @@ def main() -> None:
     ours: Any = get_artifact_repository(run.info.artifact_uri)
     plain: Any = MlflowArtifactsRepository(run.info.artifact_uri)
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: exchanged(name, up, down, Path(folder, name)) for name, up, down in (
+        by_way = {name: exchanged(name, up, down, Path(folder, name)) for name, up, down in (
             ("links up, proxy down", ours, plain), ("proxy up, links down", plain, ours), ("links up and down", ours, ours),
         )}  # fmt: skip
-        json.dump({"client": type(ours).__module__, "through_links": ours.gives_links(), "differences": found}, sys.stdout)
+        json.dump({"client": type(ours).__module__, "through_urls": ours.gives_links(), "differences": by_way}, sys.stdout)
 
 
 def exchanged(name: str, up: Any, down: Any, folder: Path) -> list[str]:
-    """What is not the same at the end as at the beginning: whole trees, a folder in a tree, a single file."""
+    """Differences after an upload and a download: whole trees, a folder in a tree, a single file."""
     tree = folder / "tree"
     for file, content in FILES.items():
         (tree / file).parent.mkdir(parents=True, exist_ok=True)

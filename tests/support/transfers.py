@@ -1,4 +1,4 @@
-"""Runs tests/support/transfer_program.py as a user's own program would run."""
+"""Runs tests/support/transfer_program.py as a user's program."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ PROGRAM = (ROOT / "tests/support/transfer_program.py").read_text()
 
 
 def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
-    """What the exchange finds with a client on this machine, and what that client logged."""
+    """The program's result with a client on the host, and what that client logged."""
     client = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": username, "MLFLOW_TRACKING_PASSWORD": password}
     done = subprocess.run(
         [sys.executable, "-"],
@@ -23,13 +23,13 @@ def here(uri: str, username: str = "", password: str = "") -> dict[str, Any]:
         cwd="/",
     )
     assert done.returncode == 0, done.stderr
-    return found(done.stdout) | {"log": done.stderr}
+    return result_of(done.stdout) | {"log": done.stderr}
 
 
-def found(printed: str) -> dict[str, Any]:
-    """What the program says in its last line."""
-    said: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return said
+def result_of(printed: str) -> dict[str, Any]:
+    """The JSON in the program's last line."""
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
 
 
 def account(clone: Clone) -> tuple[str, str]:
@@ -37,9 +37,9 @@ def account(clone: Clone) -> tuple[str, str]:
     return clone.values["MLFLOW_TRACKING_USERNAME"], clone.values["MLFLOW_TRACKING_PASSWORD"]
 
 
-def assert_equal(said: dict[str, Any], *, through_links: bool) -> None:
-    """Every file was the same at the end as at the beginning, each way."""
-    assert said["client"] == "mlstack.client.artifact_repository"
-    assert said["through_links"] is through_links
-    assert len(said["differences"]) == 3
-    assert [line for lines in said["differences"].values() for line in lines] == []
+def assert_equal(result: dict[str, Any], *, through_urls: bool) -> None:
+    """Every file was read back unchanged, each way."""
+    assert result["client"] == "mlstack.client.artifact_repository"
+    assert result["through_urls"] is through_urls
+    assert len(result["differences"]) == 3
+    assert [line for lines in result["differences"].values() for line in lines] == []

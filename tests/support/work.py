@@ -1,4 +1,4 @@
-"""Runs tests/support/work_program.py against a stack's MLflow, as a person's own program would."""
+"""Runs tests/support/work_program.py against a stack's MLflow, as a user's program."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def admin(clone: Clone) -> tuple[str, Account]:
-    """Where MLflow is, and the account that sees everything."""
+    """MLflow's URL, and the account that may read everything."""
     values = clone.values
     return values["MLFLOW_TRACKING_URI"], (values["MLFLOW_ADMIN_USERNAME"], values["MLFLOW_ADMIN_PASSWORD"])
 
@@ -38,5 +38,5 @@ def fill(clone: Clone, **amounts: int) -> None:
 
 def everything(clone: Clone) -> dict[str, Any]:
     """All that MLflow's own client sees."""
-    found: dict[str, Any] = json.loads(finished(started(*admin(clone), "read")))
-    return found
+    content: dict[str, Any] = json.loads(finished(started(*admin(clone), "read")))
+    return content

@@ -1,6 +1,6 @@
-"""Work as people do it in MLflow, through its own client: `python work.py fill …` makes some, `… read` shows all of it.
+"""Work as users do it, through MLflow's own client: `python work.py fill …` creates it, `… read` prints all of it.
 
-A program of its own, so that any MLflow's Python can run it: an old one fills, the new one reads.
+A program of its own, so that any version of MLflow can run it: an old one fills, the new one reads.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from mlflow.entities import Metric, Param, RunTag
 # Names that are awkward on some file system or in some URL.
 NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "percent%20.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
 CHUNK = 1024 * 1024
-BATCH = 1000  # what MLflow takes in one call
+BATCH = 1000  # MLflow's limit for one call
 
 
 def fill(client: MlflowClient, runs: int, points: int, megabytes: int, models: int, seed: int, awkward: int) -> None:
@@ -70,7 +70,7 @@ def write(path: Path, size: int, chance: random.Random) -> None:
 
 
 def spread(total: int, chance: random.Random) -> list[int]:
-    """Sizes from some bytes to a third of everything."""
+    """Sizes from some bytes to a third of the total."""
     sizes = [total // 3, total // 6, total // 6] if total else []
     left, largest = total - sum(sizes), 6 if total < 10**8 else 6.7
     while left > 0:
@@ -83,18 +83,18 @@ def spread(total: int, chance: random.Random) -> list[int]:
 def read(client: MlflowClient) -> dict[str, Any]:
     """Everything that the client can see."""
     with tempfile.TemporaryDirectory() as folder:
-        return {"experiments": [experiment(client, found, folder) for found in pages(client.search_experiments, view_type=3)]} | {
-            "models": [model(client, found) for found in pages(client.search_registered_models)]
-        }
+        return {
+            "experiments": [experiment(client, entity, folder) for entity in pages(client.search_experiments, view_type=3)]
+        } | {"models": [model(client, entity) for entity in pages(client.search_registered_models)]}
 
 
-def experiment(client: MlflowClient, found: Any, folder: str) -> dict[str, Any]:
-    runs = pages(lambda **page: client.search_runs([found.experiment_id], run_view_type=3, **page))
+def experiment(client: MlflowClient, entity: Any, folder: str) -> dict[str, Any]:
+    runs = pages(lambda **page: client.search_runs([entity.experiment_id], run_view_type=3, **page))
     return {
-        "name": found.name,
-        "tags": dict(found.tags),
-        "location": found.artifact_location,
-        "stage": found.lifecycle_stage,
+        "name": entity.name,
+        "tags": dict(entity.tags),
+        "location": entity.artifact_location,
+        "stage": entity.lifecycle_stage,
         "runs": sorted((a_run(client, run, folder) for run in runs), key=lambda run: str(run["id"])),
     }
 
@@ -117,36 +117,36 @@ def a_run(client: MlflowClient, run: Any, folder: str) -> dict[str, Any]:
 
 
 def artifacts(client: MlflowClient, run: str, folder: str, path: str = "") -> dict[str, str]:
-    found = {}
+    checksums = {}
     for item in client.list_artifacts(run, path or None):
         if item.is_dir:
-            found |= artifacts(client, run, folder, item.path)
+            checksums |= artifacts(client, run, folder, item.path)
         else:
             local = Path(client.download_artifacts(run, item.path, folder))
-            found[item.path] = hashlib.sha256(local.read_bytes()).hexdigest()
+            checksums[item.path] = hashlib.sha256(local.read_bytes()).hexdigest()
             local.unlink()
-    return found
+    return checksums
 
 
-def model(client: MlflowClient, found: Any) -> dict[str, Any]:
-    versions = pages(lambda **page: client.search_model_versions(f"name='{found.name}'", **page))
+def model(client: MlflowClient, entity: Any) -> dict[str, Any]:
+    versions = pages(lambda **page: client.search_model_versions(f"name='{entity.name}'", **page))
     return {
-        "name": found.name,
-        "description": found.description,
-        "tags": dict(found.tags),
-        "aliases": {alias: str(version) for alias, version in found.aliases.items()},
+        "name": entity.name,
+        "description": entity.description,
+        "tags": dict(entity.tags),
+        "aliases": {alias: str(version) for alias, version in entity.aliases.items()},
         "versions": sorted([int(v.version), v.source, v.run_id, v.status, dict(v.tags)] for v in versions),
     }
 
 
 def pages(search: Any, **arguments: Any) -> list[Any]:
-    found, token = [], None
+    items, token = [], None
     while True:
         page = search(page_token=token, **arguments)
-        found += page
+        items += page
         token = page.token
         if not token:
-            return found
+            return items
 
 
 def main() -> None:

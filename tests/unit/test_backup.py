@@ -1,17 +1,22 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 from mlstack.host.backup import manifest, signature
 from mlstack.host.backup.manifest import Artifact, Manifest, Table
 from mlstack.host.commands import backup, rotate
+from tests.support.projects import with_package
 
 CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
 
@@ -44,61 +49,91 @@ def folder(tmp_path: Path) -> Path:
 
 
 def checked(folder: Path) -> manifest.Backup:
-    found = manifest.read(folder)
-    manifest.check(found, lambda _: None)
-    return found
+    backup = manifest.read(folder)
+    manifest.check(backup, lambda _: None)
+    return backup
 
 
-def test_a_backup_is_read_as_it_was_written(folder: Path) -> None:
-    found = checked(folder)
-    assert {artifact.key: artifact.size for artifact in found.artifacts} == {key: len(data) for key, data in CONTENT.items()}
-    assert found.manifest.time.isoformat() == "2026-11-24T06:50:00.123456+00:00"
-    assert found.manifest.tables == {"public.runs": Table(1, "0" * 32)}
+def test_read_returns_what_was_written(folder: Path) -> None:
+    contents = checked(folder)
+    assert {artifact.key: artifact.size for artifact in contents.artifacts} == {key: len(data) for key, data in CONTENT.items()}
+    assert contents.manifest.time.isoformat() == "2026-11-24T06:50:00.123456+00:00"
+    assert contents.manifest.tables == {"public.runs": Table(1, "0" * 32)}
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "database.dump", "objects.jsonl", "an object"])
-@pytest.mark.parametrize("how", ["missing", "one bit", "shorter", "longer", "empty"])
-def test_any_damage_of_any_file_is_refused_by_its_name(folder: Path, name: str, how: str) -> None:
-    if name == "an object":
-        name = manifest.path_of(hashlib.sha256(b"a model").hexdigest())
-    path = folder / name
-    data = path.read_bytes()
-    if how == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(
-            {"one bit": bytes([data[0] ^ 1]) + data[1:], "shorter": data[:-2], "longer": data + b"x", "empty": b""}[how]
-        )
-    if name == "manifest.json.sha256" and how in ("shorter", "longer"):
-        checked(folder)  # the checksum itself is whole: only the name after it is not
-        return
-    with pytest.raises(MlstackError) as refused:
+def test_check_rejects_a_damaged_file_by_name(folder: Path, subtests: pytest.Subtests) -> None:
+    damages: dict[str, Callable[[bytes], bytes]] = {
+        "one bit": lambda data: bytes([data[0] ^ 1]) + data[1:],
+        "shorter": lambda data: data[:-2],
+        "longer": lambda data: data + b"x",
+        "empty": lambda data: b"",
+    }
+    an_object = manifest.path_of(hashlib.sha256(b"a model").hexdigest())
+    for name in (manifest.MANIFEST, manifest.CHECKSUM, manifest.DUMP, manifest.OBJECTS_LIST, an_object):
+        path = folder / name
+        data = path.read_bytes()
+        for damage, damaged in damages.items():
+            if name == manifest.CHECKSUM and damage in ("shorter", "longer"):
+                continue  # the checksum itself is complete: only the file name after it is not
+            with subtests.test(name=name, damage=damage):
+                path.write_bytes(damaged(data))
+                assert_rejected(folder, name)
+        with subtests.test(name=name, damage="missing"):
+            path.unlink()
+            assert_rejected(folder, name)
+        path.write_bytes(data)
+    checked(folder)
+
+
+def assert_rejected(folder: Path, name: str) -> None:
+    with pytest.raises(MlstackError) as error:
         checked(folder)
-    assert name in refused.value.wrong
-    assert "Nothing was changed" in refused.value.why
+    assert name in error.value.wrong
+    assert "Nothing was changed" in error.value.why
 
 
-def test_every_bit_of_the_manifest_counts(folder: Path) -> None:
+def test_read_manifest_rejects_any_changed_byte(folder: Path) -> None:
     data = (folder / manifest.MANIFEST).read_bytes()
-    for place in range(len(data)):
-        (folder / manifest.MANIFEST).write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    for index in range(len(data)):
+        (folder / manifest.MANIFEST).write_bytes(data[:index] + bytes([data[index] ^ 4]) + data[index + 1 :])
         with pytest.raises(MlstackError, match=r"manifest\.json"):
             manifest.read_manifest(folder)
 
 
-def test_no_line_of_the_list_leads_out_of_the_backup(folder: Path) -> None:
+def test_a_backup_says_which_mlstack_made_it(folder: Path) -> None:
+    written = manifest.read_manifest(folder)
+    assert written.made_by == "mlstack 0.1.0"
+    assert replace(written, versions={"mlflow": "3.17.2"}).made_by == "mlstack of an unknown version"
+
+
+def test_the_list_of_backups_shows_which_mlstack_made_each(folder: Path, project: Path) -> None:
+    shutil.copytree(folder, project / "backups" / folder.name)
+    command = [sys.executable, "-m", "mlstack", "restore"]
+    done = subprocess.run(command, cwd="/", env=with_package(project), capture_output=True, text=True, check=True)
+    assert re.search(rf"{folder.name} .* 3\.17\.2 .* 0\.1\.0 ", done.stdout)
+
+
+def test_a_backup_of_a_newer_format_is_rejected_with_both_versions(folder: Path) -> None:
+    written = manifest.read_manifest(folder)
+    manifest.write(folder, replace(written, format=manifest.FORMAT + 1, versions={**written.versions, "mlstack": "99.0\n"}))
+    with pytest.raises(MlstackError) as rejected:
+        manifest.read_manifest(folder)
+    assert r"in format 3, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
+
+
+def test_read_rejects_a_checksum_that_is_a_path_out_of_the_backup(folder: Path) -> None:
     line = json.dumps(
         {**json.loads((folder / manifest.OBJECTS_LIST).read_text().splitlines()[0]), "sha256": "../../../etc/passwd"}
     )
     (folder / manifest.OBJECTS_LIST).write_text(line + "\n")
-    found = manifest.read_manifest(folder)
-    files = {**found.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder, manifest.OBJECTS_LIST)}
-    manifest.write(folder, replace(found, files=files))
+    content = manifest.read_manifest(folder)
+    files = {**content.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder, manifest.OBJECTS_LIST)}
+    manifest.write(folder, replace(content, files=files))
     with pytest.raises(MlstackError, match="not a checksum"):
         manifest.read(folder)
 
 
-def test_only_complete_backups_are_listed_the_newest_first(folder: Path) -> None:
+def test_folders_lists_complete_backups_newest_first(folder: Path) -> None:
     backups = folder.parent
     shutil.copytree(folder, backups / "20271124T065000Z")
     shutil.copytree(folder, backups / backup.INCOMPLETE)
@@ -109,7 +144,7 @@ def test_only_complete_backups_are_listed_the_newest_first(folder: Path) -> None
     assert manifest.folders(backups / "nowhere") == []
 
 
-def test_pruning_keeps_the_newest_and_what_they_share_with_older_ones(folder: Path) -> None:
+def test_prune_keeps_the_newest_and_the_files_it_shares_with_older_ones(folder: Path) -> None:
     newer = folder.parent / "20271124T065000Z"
     shutil.copytree(folder, newer, copy_function=os.link)
     assert list(backup.prune(folder.parent, 1)) == [folder]
@@ -117,20 +152,20 @@ def test_pruning_keeps_the_newest_and_what_they_share_with_older_ones(folder: Pa
     checked(newer)
 
 
-def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_require_room_rejects_a_disk_with_too_little_room(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     backup.require_room(tmp_path, 0)
-    with pytest.raises(MlstackError, match="too little room") as refused:
+    with pytest.raises(MlstackError, match="too little room") as error:
         backup.require_room(tmp_path, free)
-    assert "BACKUP_DIR" in refused.value.fix
+    assert "BACKUP_DIR" in error.value.fix
 
 
-@pytest.mark.parametrize(("count", "shown"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2 * 10**9, "2.0 GB")])
-def test_sizes_are_for_people(count: int, shown: str) -> None:
-    assert backup.in_units(count) == shown
+def test_in_units_shows_a_size_with_a_unit() -> None:
+    sizes = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 kB", 2 * 10**9: "2.0 GB"}
+    assert {count: backup.in_units(count) for count in sizes} == sizes
 
 
-def test_is_authentic_another_key_or_a_changed_manifest_is_not(folder: Path) -> None:
+def test_is_authentic_rejects_another_key_and_a_changed_manifest(folder: Path) -> None:
     assert not signature.is_authentic(folder, "a key")  # older backups have no signature
     signature.sign(folder, "a key")
     assert signature.is_authentic(folder, "a key")
@@ -140,7 +175,7 @@ def test_is_authentic_another_key_or_a_changed_manifest_is_not(folder: Path) -> 
     assert not signature.is_authentic(folder, "a key")
 
 
-def test_is_authentic_a_link_or_a_pipe_in_the_place_of_the_signature_is_not(folder: Path, tmp_path: Path) -> None:
+def test_is_authentic_rejects_a_link_or_pipe_in_place_of_the_signature(folder: Path, tmp_path: Path) -> None:
     signature.sign(folder, "a key")
     path = folder / signature.SIGNATURE
     path.rename(tmp_path / "elsewhere")
@@ -159,7 +194,7 @@ def test_rotate_signs_the_backups_of_this_stack_again_and_no_other(folder: Path,
     before, after = settings.of_project(project), {"BACKUP_KEY": "fresh" * 8}
     signature.sign(ours, before["BACKUP_KEY"])
     signature.sign(theirs, "somebody else's")
-    for _ in range(2):  # an interrupted rotation goes on
+    for _ in range(2):  # an interrupted rotation resumes
         rotate._sign_backups(project, before, after)
     assert signature.is_authentic(ours, after["BACKUP_KEY"])
     assert not signature.is_authentic(theirs, after["BACKUP_KEY"])

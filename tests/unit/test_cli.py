@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mlstack import __version__
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
@@ -19,7 +20,7 @@ from tests.support.projects import NAME, set_values, with_package
 
 @dataclass
 class Commands:
-    """mlstack at work on a project of its own."""
+    """Runs mlstack in a project of its own."""
 
     project: Path
     environment: dict[str, str] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def break_the_lock(commands: Commands) -> None:
         ("down", break_the_lock, "the lock cannot be taken"),
     ],
 )
-def test_an_error_is_three_lines_and_exit_code_1(
+def test_error_is_three_lines_and_exit_code_1(
     commands: Commands, command: str, condition: Callable[[Commands], None], wrong: str
 ) -> None:
     condition(commands)
@@ -126,7 +127,7 @@ def test_several_errors_are_three_lines_each(commands: Commands) -> None:
     assert_three_lines("\n".join(lines[3:]), "MLFLOW_PORT=x")
 
 
-def test_two_commands_at_once_are_refused(commands: Commands) -> None:
+def test_second_concurrent_command_is_rejected(commands: Commands) -> None:
     with held(commands.project, "make up"):
         code, _, err = commands.run("env")
     assert code == 1
@@ -134,13 +135,17 @@ def test_two_commands_at_once_are_refused(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("up", "--nonsense"), ("status", "one-too-many")])
-def test_a_wrong_command_line_is_exit_code_2(commands: Commands, arguments: tuple[str, ...]) -> None:
+def test_wrong_command_line_is_exit_code_2(commands: Commands, arguments: tuple[str, ...]) -> None:
     code, out, err = commands.run(*arguments)
     assert (code, out) == (2, "")
     assert_three_lines(err, arguments[-1])
 
 
-def test_without_a_command_the_help_lists_them(commands: Commands) -> None:
+def test_the_version_is_the_packages(commands: Commands) -> None:
+    assert commands.run("--version") == (0, f"mlstack {__version__}\n", "")
+
+
+def test_mlstack_without_a_command_lists_the_commands(commands: Commands) -> None:
     code, out, err = commands.run()
     assert (code, err) == (2, "")
     assert all(f" {command} " in out for command in ("env", "up", "down", "reset", "status", "doctor", "gc", "logs", "urls"))
@@ -160,7 +165,7 @@ def test_env_shows_no_secret(commands: Commands) -> None:
     assert [name for name, variable in VARIABLES.items() if variable.secret and values[name] in out + err] == []
 
 
-def test_env_names_what_it_added(commands: Commands) -> None:
+def test_env_reports_what_it_added(commands: Commands) -> None:
     set_values(commands.project, JUPYTER_TOKEN="", LOG_LEVEL="")
     (commands.project / ".env").chmod(0o644)
     code, _, err = commands.run("env")
@@ -170,7 +175,7 @@ def test_env_names_what_it_added(commands: Commands) -> None:
 
 
 @pytest.mark.docker
-def test_env_does_not_lock_the_user_out_of_a_database(commands: Commands, volume: str) -> None:
+def test_env_generates_no_password_that_an_existing_volume_rejects(commands: Commands, volume: str) -> None:
     set_values(commands.project, POSTGRES_PASSWORD="")
     before = (commands.project / ".env").read_bytes()
     code, _, err = commands.run("env")
@@ -180,7 +185,7 @@ def test_env_does_not_lock_the_user_out_of_a_database(commands: Commands, volume
 
 
 def test_status_does_not_wait_for_libraries_of_other_commands(commands: Commands) -> None:
-    """They took most of its two seconds. `python -X importtime` says on stderr what is imported."""
+    """They took most of its two seconds. `python -X importtime` prints to stderr what is imported."""
     commands.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     _, _, err = commands.run("status")
     imported = {line.rpartition("|")[2].strip() for line in err.splitlines() if line.startswith("import time:")}
@@ -194,7 +199,7 @@ def test_status_of_a_stack_that_is_down_is_exit_code_1(commands: Commands) -> No
     assert "The stack is down. make up starts it." in out
 
 
-def test_urls_in_a_file_hold_no_secret(commands: Commands) -> None:
+def test_urls_written_to_a_file_contain_no_secret(commands: Commands) -> None:
     set_values(commands.project, JUPYTER_PORT="18888")
     code, out, _ = commands.run("urls")
     assert code == 0
@@ -202,7 +207,7 @@ def test_urls_in_a_file_hold_no_secret(commands: Commands) -> None:
     assert of_project(commands.project)["JUPYTER_TOKEN"] not in out
 
 
-def test_urls_in_a_terminal_of_80_columns_break_no_address(commands: Commands) -> None:
+def test_urls_in_80_columns_are_not_broken(commands: Commands) -> None:
     set_values(commands.project, JUPYTER_PORT="18888")
     commands.environment |= {"FORCE_COLOR": "1", "COLUMNS": "80"}
     code, out, _ = commands.run("urls")
@@ -216,7 +221,7 @@ def test_urls_in_a_terminal_of_80_columns_break_no_address(commands: Commands) -
 
 
 @pytest.mark.docker
-def test_reset_without_a_terminal_is_refused(commands: Commands, volume: str) -> None:
+def test_reset_without_a_terminal_is_rejected(commands: Commands, volume: str) -> None:
     commands.environment |= {"COLUMNS": "200", "YES": "1"}
     code, out, err = commands.run("reset")
     assert code == 1
@@ -251,7 +256,7 @@ def test_reset_that_is_not_confirmed_deletes_nothing(commands: Commands, volume:
 
 
 @pytest.mark.docker
-def test_reset_on_purpose_deletes_this_stack_alone(commands: Commands, volume: str) -> None:
+def test_reset_that_is_confirmed_deletes_this_stack_only(commands: Commands, volume: str) -> None:
     other = f"{NAME}-other_postgres"
     docker("volume", "create", "--label", f"com.docker.compose.project={NAME}-other", other)
     try:
@@ -265,7 +270,7 @@ def test_reset_on_purpose_deletes_this_stack_alone(commands: Commands, volume: s
 
 
 @pytest.mark.docker
-def test_reset_of_nothing_does_not_ask(commands: Commands) -> None:
+def test_reset_without_volumes_does_not_ask(commands: Commands) -> None:
     code, out, _ = commands.run("reset")
     assert code == 0
     assert "Deleted." in out

@@ -1,4 +1,4 @@
-"""The client's modules, in whatever order a program imports them."""
+"""The client's modules, imported in any order."""
 
 import subprocess
 import sys

@@ -18,7 +18,7 @@ def test_page_lists_every_deliberate_difference() -> None:
     assert report.deliberate_of(PAGE) == report.deliberate(), "make test-conformance REPORT=1 writes it"
 
 
-def test_deliberate_differences_have_names_of_their_own() -> None:
+def test_names_of_deliberate_differences_are_unique() -> None:
     names = [known.name for known in EVERY]
     assert len(names) == len(set(names))
 
@@ -33,7 +33,7 @@ def test_report_replaces_only_the_generated_part(tmp_path: Path) -> None:
     assert report.deliberate_of(page) == report.deliberate()
 
 
-def test_report_leaves_a_page_without_marks_alone(tmp_path: Path) -> None:
+def test_report_leaves_a_page_without_marks_unchanged(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(ValueError, match="has no"):
@@ -41,36 +41,34 @@ def test_report_leaves_a_page_without_marks_alone(tmp_path: Path) -> None:
     assert page.read_text() == "nothing"
 
 
-def test_odd_calls_are_the_same_for_the_same_seed() -> None:
+def test_malformed_calls_are_the_same_for_the_same_seed() -> None:
     first, second, other = (
         [*fuzz.calls(chance, 200), *sequences.sequence(chance, 50)] for chance in map(random.Random, (1, 1, 2))
     )
     assert first == second != other
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
+def test_quoted_quotes_bare_special_numbers_only(subtests: pytest.Subtests) -> None:
+    for body, expected in (
         (b'{"value": NaN}', b'{"value": "NaN"}'),
         (b'{"value": -Infinity, "a": Infinity}', b'{"value": "-Infinity", "a": "Infinity"}'),
         (b'{"value": -1e400}', b'{"value": "-Infinity"}'),
         (b'{"key": "a NaN \\" NaN", "value": 1e100}', None),
         (b'{"value": "NaN"}', None),
-    ],
-)
-def test_quoted_quotes_bare_special_numbers_only(body: bytes, expected: bytes | None) -> None:
-    found = quoted(Call("POST", "/api/2.0/mlflow/runs/log-metric", body))
-    assert (found and found.body) == expected
+    ):
+        with subtests.test(body=body):
+            call = quoted(Call("POST", "/api/2.0/mlflow/runs/log-metric", body))
+            assert (call and call.body) == expected
 
 
-def test_differences_tell_equal_values_of_other_types_apart() -> None:
+def test_differences_distinguish_equal_values_of_different_types() -> None:
     nan = float("nan")
     assert not differences({"a": [1, nan]}, {"a": [1, nan]})
     assert differences({"a": 1}, {"a": True}) == ["a: ours 1, genuine True"]
     assert differences([1], [1, 2]) and differences({"a": None}, {"a": 0})
 
 
-def test_normal_keeps_what_a_caller_sent_and_hides_what_the_server_made() -> None:
+def test_normal_keeps_what_a_caller_sent_and_replaces_generated_values() -> None:
     assert normal({"run_id": "0" * 32, "step": 3, "uri": "s3://bucket/a"}) == {
         "run_id": "<id>",
         "step": 3,

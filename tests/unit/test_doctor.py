@@ -1,11 +1,10 @@
-"""The checks that need no running stack, each with its subject really broken; and how checks are run."""
+"""The checks that need no running stack, each in a project that is really broken; and how checks run."""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,7 +30,7 @@ ENVIRONMENT = [each for each in CHECKS if each.reach in (machine.REACH, environm
 
 @pytest.fixture
 def ready(project: Path) -> Path:
-    """A project that could start here."""
+    """A project that can start here."""
     shutil.copytree(ROOT / "scripts", project / "scripts")
     ports = map(str, free_ports(len(preflight.PORTS)))
     set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
@@ -46,17 +45,17 @@ def assert_failed(result: Result, cause: str, fix: str) -> None:
 
 
 @pytest.mark.docker
-def test_nothing_is_wrong_with_a_project_that_could_start(ready: Path) -> None:
+def test_checks_of_a_project_that_can_start_pass(ready: Path) -> None:
     assert [result for result in run(Subject(ready), ENVIRONMENT) if result.state is not State.OK] == []
 
 
-def test_every_check_that_is_defined_runs_and_has_a_name_of_its_own() -> None:
+def test_every_defined_check_runs_and_has_a_unique_name() -> None:
     defined = sum(text.count("@check(") for text in (path.read_text() for path in DOCTOR.glob("*.py")))
     assert len({(each.examine.__module__, each.examine.__qualname__) for each in CHECKS}) == defined
     assert len({each.name for each in CHECKS}) == len(CHECKS)
 
 
-def test_what_a_check_needs_is_asked_before_it() -> None:
+def test_check_runs_after_the_checks_it_needs() -> None:
     asked: set[Check] = set()
     for each in CHECKS:
         assert set(each.needs) <= asked, each.name
@@ -66,7 +65,7 @@ def test_what_a_check_needs_is_asked_before_it() -> None:
 # ---- how checks are run -----------------------------------------------------------------------
 
 
-def test_one_cause_does_not_become_many(ready: Path) -> None:
+def test_failed_check_is_reported_once_and_skips_its_dependents(ready: Path) -> None:
     @check("here", "first")
     def first(subject: Subject) -> str:
         raise MlstackError("the cause.", "It matters.", "the fix")
@@ -91,7 +90,7 @@ def test_one_cause_does_not_become_many(ready: Path) -> None:
     assert "1 of 4 checks failed" in doctor.end(results)
 
 
-def test_a_doubt_is_shown_and_keeps_nothing_from_being_asked(ready: Path) -> None:
+def test_check_with_a_warning_skips_no_dependent(ready: Path) -> None:
     @check("here", "first")
     def first(subject: Subject) -> str:
         raise Doubt("odd.", "It may be meant.", "look")
@@ -104,7 +103,7 @@ def test_a_doubt_is_shown_and_keeps_nothing_from_being_asked(ready: Path) -> Non
     assert [(result.state, result.ok) for result in results] == [(State.DOUBTFUL, True), (State.OK, True)]
 
 
-def test_a_check_that_stumbles_is_a_result_and_no_traceback(ready: Path) -> None:
+def test_check_with_an_unexpected_error_fails_without_traceback(ready: Path) -> None:
     @check("here", "first")
     def first(subject: Subject) -> str:
         return str(1 / 0)
@@ -116,7 +115,7 @@ def test_a_check_that_stumbles_is_a_result_and_no_traceback(ready: Path) -> None
 # ---- this machine -----------------------------------------------------------------------------
 
 
-def test_an_engine_that_is_away_is_one_cause_and_the_rest_is_still_checked(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_engine_is_one_failure_and_the_rest_is_checked(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
     (ready / ".env").chmod(0o644)
     results = {result.name: result for result in diagnose(ready)}
@@ -130,31 +129,31 @@ def test_an_engine_that_is_away_is_one_cause_and_the_rest_is_still_checked(ready
 
 
 @pytest.mark.docker
-def test_too_little_memory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_check_reports_too_little_memory(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
     assert_failed(result_of(Subject(ready), machine.memory), "expected at least 1000000 GiB, found", "give Docker more")
 
 
 @pytest.mark.docker
-def test_a_disk_that_is_nearly_full(ready: Path) -> None:
+def test_disk_check_reports_a_nearly_full_disk(ready: Path) -> None:
     result = result_of(Subject(ready, Limits(disk_gib=10**6)), machine.disk)
     assert_failed(result, r"too little free disk at /.*: expected at least 1000000 GiB, found \d", "free some room")
 
 
 @pytest.mark.docker
-def test_a_disk_without_room_for_files(ready: Path) -> None:
+def test_inode_check_reports_a_disk_without_inodes(ready: Path) -> None:
     result = result_of(Subject(ready, Limits(free_inodes=10**15)), machine.inodes)
     assert_failed(result, r"too few free inodes at /.*: expected at least 10{15}, found \d", "df -i")
 
 
 @pytest.mark.docker
 @pytest.mark.parametrize("hours", [1, -1])
-def test_a_clock_that_is_off(ready: Path, hours: int) -> None:
+def test_clock_check_reports_a_wrong_clock(ready: Path, hours: int) -> None:
     result = result_of(Subject(ready, now=lambda: time.time() + hours * 3600), machine.clock)
     assert_failed(result, r"the clock of the Docker engine is (3599|3600) s off", "timedatectl")
 
 
-def test_another_command_at_work_is_named(ready: Path) -> None:
+def test_lock_check_names_another_running_command(ready: Path) -> None:
     program = (
         "import sys, pathlib; from mlstack.host.lock import held\n"
         "with held(pathlib.Path(sys.argv[1]), 'make up'): print(flush=True); input()"
@@ -172,25 +171,25 @@ def test_another_command_at_work_is_named(ready: Path) -> None:
 # ---- settings ---------------------------------------------------------------------------------
 
 
-def test_everything_wrong_in_the_file_is_said_at_once(ready: Path) -> None:
+def test_env_check_reports_everything_wrong_at_once(ready: Path) -> None:
     set_values(ready, MLFLOW_PORT="x", POSTGRES_DB="A")
     result = result_of(Subject(ready), environment.env)
     assert_failed(result, r"POSTGRES_DB=A: expected .*MLFLOW_PORT=x: expected a port", r"edit \.env")
 
 
-def test_a_missing_file(ready: Path) -> None:
+def test_env_check_reports_a_missing_file(ready: Path) -> None:
     (ready / ".env").unlink()
     assert_failed(result_of(Subject(ready), environment.env), r"\.env is missing \(make env writes it\)", r"\.env")
 
 
-def test_a_key_that_only_the_shell_has(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_check_reports_a_key_that_only_the_shell_sets(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (ready / ".env").write_text(without(ready, "LOG_LEVEL"))
     (ready / ".env").chmod(0o600)
     monkeypatch.setenv("LOG_LEVEL", "INFO")
     assert_failed(result_of(Subject(ready), environment.keys), r"\.env lacks LOG_LEVEL", "make env adds them")
 
 
-def test_a_key_that_nothing_reads(ready: Path) -> None:
+def test_keys_check_warns_of_an_unknown_key(ready: Path) -> None:
     with (ready / ".env").open("a") as file:
         file.write("LOG_LEVLE=DEBUG\n")
     result = result_of(Subject(ready), environment.keys)
@@ -199,7 +198,7 @@ def test_a_key_that_nothing_reads(ready: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_shell_that_overrides(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_check_warns_of_a_variable_that_overrides_env(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_DB", "another")
     result = result_of(Subject(ready), environment.shell)
     assert result.state is State.DOUBTFUL
@@ -207,18 +206,18 @@ def test_a_shell_that_overrides(ready: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "unset POSTGRES_DB" in result.fix
 
 
-def test_a_file_that_others_can_read(ready: Path) -> None:
+def test_permissions_check_reports_a_file_that_others_can_read(ready: Path) -> None:
     (ready / ".env").chmod(0o640)
     assert_failed(result_of(Subject(ready), environment.permissions), r"read by others .*mode 0640", r"chmod 600 \.env")
 
 
-def test_certificates_that_are_gone(ready: Path) -> None:
+def test_certificates_check_reports_a_missing_bundle(ready: Path) -> None:
     set_values(ready, CA_BUNDLE="/nonexistent.pem")
     assert_failed(result_of(Subject(ready), environment.certificates), "CA_BUNDLE=/nonexistent.pem is not there", "/dev/null")
 
 
 @pytest.mark.parametrize("name", ["notebooks", "logs/jupyter"])
-def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> None:
+def test_folders_check_reports_a_folder_that_containers_cannot_write(ready: Path, name: str) -> None:
     folder = ready / name
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
@@ -229,10 +228,10 @@ def test_a_folder_that_the_containers_cannot_write(ready: Path, name: str) -> No
 
 
 @pytest.mark.docker
-def test_a_compose_file_that_compose_cannot_read(ready: Path) -> None:
+def test_compose_check_reports_an_invalid_compose_file(ready: Path) -> None:
     with (ready / "docker-compose.yml").open("a") as file:
         file.write("nonsense: true\n")
-    assert_failed(result_of(Subject(ready), environment.compose), "compose cannot read .*nonsense", "mend docker-compose.yml")
+    assert_failed(result_of(Subject(ready), environment.compose), "compose cannot read .*nonsense", "fix docker-compose.yml")
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ def taken() -> Iterator[int]:
 
 
 @pytest.mark.docker
-def test_a_port_that_another_program_has(ready: Path, taken: int) -> None:
+def test_ports_check_names_the_program_that_uses_a_port(ready: Path, taken: int) -> None:
     set_values(ready, MLFLOW_PORT=str(taken))
     result = result_of(Subject(ready), environment.ports)
     assert_failed(result, rf"port {taken} is used by .* \(process {os.getpid()}\)", "set MLFLOW_PORT in .env")
@@ -283,21 +282,21 @@ def until(subject: Subject, check: Check, cause: str, seconds: float = 20) -> Re
 
 
 @pytest.mark.docker
-def test_a_service_that_is_ill_says_what_its_healthcheck_said(ready: Path, container: object) -> None:
+def test_service_check_reports_the_output_of_a_failed_healthcheck(ready: Path, container: object) -> None:
     container("mlflow", "--health-cmd", "echo no database; false", "--health-interval", "1s", "--health-retries", "1")  # type: ignore[operator]
     result = until(Subject(ready), SERVICES["mlflow"], "unhealthy")
     assert_failed(result, "mlflow is unhealthy: no database", "make logs SERVICE=mlflow")
 
 
 @pytest.mark.docker
-def test_a_service_that_keeps_dying(ready: Path, container: object) -> None:
+def test_service_check_reports_a_restarting_service(ready: Path, container: object) -> None:
     container("mlflow", "--restart", "always", command="sleep 0.5")  # type: ignore[operator]
     result = until(Subject(ready), SERVICES["mlflow"], "come back")
     assert re.search(r"mlflow has died and come back \d+ times", result.cause)
 
 
 @pytest.mark.docker
-def test_a_service_that_was_killed_for_its_memory(ready: Path, container: object) -> None:
+def test_service_check_reports_a_service_that_was_killed_for_its_memory(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     eat = "tail -c 200M /dev/zero | sort >/dev/null"
     container("mlflow", "--memory", "20m", "--memory-swap", "20m", command=f"{eat}; exit 137")  # type: ignore[operator]
@@ -306,13 +305,13 @@ def test_a_service_that_was_killed_for_its_memory(ready: Path, container: object
 
 
 @pytest.mark.docker
-def test_a_service_without_a_container(ready: Path, container: object) -> None:
+def test_service_check_reports_a_service_without_a_container(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     assert_failed(until(Subject(ready), SERVICES["minio"], "no container"), "minio has no container", "make up")
 
 
 @pytest.mark.docker
-def test_a_one_shot_that_failed(ready: Path, container: object) -> None:
+def test_one_shots_check_reports_a_failed_one_shot(ready: Path, container: object) -> None:
     container("postgres")  # type: ignore[operator]
     container("bootstrap", command="exit 3")  # type: ignore[operator]
     result = until(Subject(ready), stack_checks.one_shots, "failed")
@@ -320,7 +319,7 @@ def test_a_one_shot_that_failed(ready: Path, container: object) -> None:
 
 
 @pytest.mark.docker
-def test_a_port_that_is_open_to_the_network(ready: Path, container: object) -> None:
+def test_loopback_check_reports_a_port_open_to_the_network(ready: Path, container: object) -> None:
     (port,) = free_ports(1)
     container("postgres", "--publish", f"0.0.0.0:{port}:5432")  # type: ignore[operator]
     result = until(Subject(ready), stack_checks.loopback, "open")
@@ -328,7 +327,7 @@ def test_a_port_that_is_open_to_the_network(ready: Path, container: object) -> N
 
 
 @pytest.mark.docker
-def test_what_was_started_from_one_of_our_images_by_hand_is_not_the_stacks(ready: Path) -> None:
+def test_containers_ignores_what_compose_did_not_start(ready: Path) -> None:
     labels = ["--label", f"{compose.PROJECT_LABEL}={NAME}", "--label", f"{compose.SERVICE_LABEL}=mlflow"]
     made = docker("run", "--detach", *labels, "debian:trixie-slim", "sleep", "60").strip()
     try:
@@ -337,8 +336,7 @@ def test_what_was_started_from_one_of_our_images_by_hand_is_not_the_stacks(ready
         docker("rm", "--force", made)
 
 
-def test_without_a_terminal_the_program_that_visits_needs_nothing_of_ours() -> None:
-    """It also runs in an image that is older than it."""
+def test_roundtrip_program_imports_nothing_of_mlstack() -> None:
+    """It also runs in images of older versions."""
     program = (ROOT / "src/mlstack/host/doctor/roundtrip.py").read_text()
     assert not re.search(r"^\s*(from|import) mlstack", program, re.MULTILINE)
-    assert sys.version_info >= (3, 11)

@@ -36,10 +36,10 @@ def leftovers(project: Path) -> list[str]:
     return [path.name for path in project.glob(".env*") if path.name not in (".env", ".env.example")]
 
 
-# ---- made --------------------------------------------------------------------------------------
+# ---- created --------------------------------------------------------------------------------------
 
 
-def test_is_made_from_the_example_private_and_without_problems(bare: Path) -> None:
+def test_ensure_creates_a_private_file_without_problems(bare: Path) -> None:
     assert env_file.ensure(bare) == Changes(created=True)
     assert (bare / ".env").stat().st_mode & 0o777 == 0o600
     assert env_file.problems(bare) == []
@@ -47,15 +47,15 @@ def test_is_made_from_the_example_private_and_without_problems(bare: Path) -> No
     assert leftovers(bare) == []
 
 
-def test_keeps_the_comments_and_the_defaults_of_the_example(bare: Path) -> None:
+def test_ensure_keeps_the_comments_and_defaults_of_the_example(bare: Path) -> None:
     env_file.ensure(bare)
     example = (bare / ".env.example").read_text().splitlines()
-    made = text_of(bare).splitlines()
-    assert len(made) == len(example)
-    assert [line for line in made if line in example] == [line for line in example if "=<" not in line]
+    lines = text_of(bare).splitlines()
+    assert len(lines) == len(example)
+    assert [line for line in lines if line in example] == [line for line in example if "=<" not in line]
 
 
-def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
+def test_secrets_have_128_bits_and_are_never_repeated(tmp_path: Path) -> None:
     secrets = []
     for number in range(5):
         folder = tmp_path / str(number)
@@ -69,7 +69,7 @@ def test_secrets_have_128_bits_and_never_come_twice(tmp_path: Path) -> None:
     assert len(set(secrets)) == 5 * len(SECRETS)
 
 
-def test_root_is_a_user_in_the_containers_that_nobody_is(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_containers_of_root_run_as_a_uid_of_no_person(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "getgid", lambda: 0)
     env_file.ensure(bare)
@@ -92,7 +92,7 @@ def owner_in(project: Path) -> set[str]:
     return {settings.of_project(project)[name] for name in ("HOST_UID", "HOST_GID")}
 
 
-def test_roots_old_uid_is_replaced_once_and_nothing_else(old: Path) -> None:
+def test_ensure_replaces_the_old_uid_of_root_once_and_nothing_else(old: Path) -> None:
     before = settings.of_project(old)
     assert env_file.ensure(old).changed_owner
     assert owner_in(old) == {"60712"}
@@ -100,31 +100,31 @@ def test_roots_old_uid_is_replaced_once_and_nothing_else(old: Path) -> None:
     assert {name: value for name, value in after.items() if before.get(name) != value}.keys() == {
         "HOST_UID", "HOST_GID", "MINIO_BUCKET_QUOTA",
     }  # fmt: skip
-    env_file.change(old, HOST_UID="1000", HOST_GID="1000")  # by choice, from now on
+    env_file.change(old, HOST_UID="1000", HOST_GID="1000")  # from now on by choice
     assert not env_file.ensure(old).changed_owner
     assert owner_in(old) == {"1000"}
 
 
-def test_roots_old_uid_is_not_read_back_from_containers(old: Path) -> None:
+def test_ensure_does_not_read_the_old_uid_of_root_back_from_containers(old: Path) -> None:
     (old / ".env").unlink()
     assert env_file.ensure(old, known={"HOST_UID": "1000", "HOST_GID": "1000", "POSTGRES_PORT": "1234"}).changed_owner
     assert owner_in(old) == {"60712"}
     assert settings.of_project(old)["POSTGRES_PORT"] == "1234"
 
 
-def test_the_uid_of_a_person_stays(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(env_file, "_uid_of", lambda path: 1000)  # root looks after a person's project
+def test_ensure_keeps_the_uid_of_a_person(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_file, "_uid_of", lambda path: 1000)  # root maintains a person's project
     assert not env_file.ensure(old).changed_owner
     assert owner_in(old) == {"1000"}
 
 
-def test_the_uid_of_whoever_calls_sudo_stays(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_under_sudo_keeps_the_uid_of_its_caller(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", "1000")
     assert not env_file.ensure(old).changed_owner
     assert owner_in(old) == {"1000"}
 
 
-def test_under_sudo_files_belong_to_the_user_who_called_it(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ensure_under_sudo_gives_files_to_its_caller(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
     monkeypatch.setattr(os, "getgid", lambda: 0)
     monkeypatch.setenv("SUDO_UID", "1234")
@@ -140,7 +140,7 @@ def test_under_sudo_files_belong_to_the_user_who_called_it(bare: Path, monkeypat
         ("two words #$x", f"{KEY}='two words #$x'"),
     ],
 )
-def test_takes_over_what_the_shell_sets(bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, line: str) -> None:
+def test_ensure_writes_values_that_the_shell_sets(bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, line: str) -> None:
     monkeypatch.setenv(KEY, chosen)
     env_file.ensure(bare)
     assert line in text_of(bare).splitlines()
@@ -150,7 +150,9 @@ def test_takes_over_what_the_shell_sets(bare: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("chosen", ["it's long enough", "back\\slash", "${POSTGRES_DB}xxxx", "two\nlines long"])
-def test_makes_a_secret_where_the_shells_cannot_be_written(bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+def test_ensure_generates_a_secret_if_the_shells_cannot_be_written(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
     monkeypatch.setenv(KEY, chosen)
     env_file.ensure(bare)
     monkeypatch.delenv(KEY)
@@ -158,11 +160,11 @@ def test_makes_a_secret_where_the_shells_cannot_be_written(bare: Path, monkeypat
     assert env_file.problems(bare) == []
 
 
-# ---- kept --------------------------------------------------------------------------------------
+# ---- completed --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edit", [lambda text: text, lambda text: text.replace("\n", "\r\n"), lambda text: text.rstrip("\n")])
-def test_second_time_changes_nothing(project: Path, edit: Callable[[str], str]) -> None:
+def test_ensure_changes_nothing_the_second_time(project: Path, edit: Callable[[str], str]) -> None:
     path = project / ".env"
     path.write_bytes(edit(text_of(project)).encode())
     os.utime(path, ns=(1, 1))
@@ -182,7 +184,7 @@ MY_OWN_KEY=x
 """
 
 
-def test_a_newer_versions_keys_come_at_the_end_and_all_else_stays(project: Path) -> None:
+def test_ensure_appends_the_keys_of_a_newer_version_and_keeps_the_rest(project: Path) -> None:
     text = ODD_LINES + without(project, KEY, "MINIO_BUCKET", "POSTGRES_DB", "LOG_LEVEL", "MLFLOW_DB_PASSWORD", "MLFLOW_IMAGE")
     (project / ".env").write_text(text)
     values = settings.of_project(project)
@@ -195,7 +197,7 @@ def test_a_newer_versions_keys_come_at_the_end_and_all_else_stays(project: Path)
 
 
 @pytest.mark.parametrize("line", [f"{KEY}=", f"{KEY}=''", f'{KEY}=""', f"{KEY}=   ", f"export {KEY}=", f"  {KEY} ="])
-def test_an_empty_secret_is_made_anew(project: Path, line: str) -> None:
+def test_ensure_generates_an_empty_secret(project: Path, line: str) -> None:
     before = without(project, KEY)
     (project / ".env").write_text(f"# first\n\n{line}\n{before}")
     assert env_file.ensure(project).added == (KEY,)
@@ -205,13 +207,13 @@ def test_an_empty_secret_is_made_anew(project: Path, line: str) -> None:
     assert env_file.problems(project) == []
 
 
-def test_an_empty_optional_value_stays_empty(project: Path) -> None:
+def test_ensure_keeps_an_empty_optional_value(project: Path) -> None:
     assert settings.of_project(project)["POSTGRES_IMAGE"] == ""
     assert env_file.ensure(project) == Changes()
 
 
 @pytest.mark.parametrize("lines", [f"{KEY}={SECRET}\n{KEY}=\n", f"{KEY}=\n{KEY}={SECRET}\n"])
-def test_a_value_is_not_lost_to_an_empty_line_of_the_same_key(project: Path, lines: str) -> None:
+def test_ensure_keeps_a_value_beside_an_empty_line_of_the_same_key(project: Path, lines: str) -> None:
     (project / ".env").write_text(lines + without(project, KEY))
     assert env_file.ensure(project) == Changes()
     assert SECRET in text_of(project)
@@ -219,52 +221,53 @@ def test_a_value_is_not_lost_to_an_empty_line_of_the_same_key(project: Path, lin
 
 
 @pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
-def test_a_placeholder_is_refused_by_name(project: Path, placeholder: str) -> None:
+def test_problems_reports_a_placeholder(project: Path, placeholder: str) -> None:
     set_values(project, **{KEY: placeholder})
     assert env_file.ensure(project) == Changes()
     assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in env_file.problems(project))
 
 
 @pytest.mark.parametrize("line", [f"{KEY}='{SECRET}", f'{KEY}="{SECRET}', f"{KEY}='{SECRET}\nHOST_UID=1'", KEY, "JUPYTER_TOK"])
-def test_a_broken_line_is_not_completed_over(project: Path, line: str) -> None:
+def test_ensure_rejects_a_broken_line_and_writes_nothing(project: Path, line: str) -> None:
     broken = without(project, KEY, "HOST_UID") + line
     (project / ".env").write_text(broken)
-    with pytest.raises(MlstackError, match=r"\.env line \d+ \(JUPYTER_TOK(EN)?\) is not KEY=value") as refused:
+    with pytest.raises(MlstackError, match=r"\.env line \d+ \(JUPYTER_TOK(EN)?\) is not KEY=value") as error:
         env_file.ensure(project)
-    assert SECRET not in str(refused.value)
+    assert SECRET not in str(error.value)
     assert text_of(project) == broken
 
 
-def test_where_a_fresh_secret_would_not_fit_nothing_is_written(project: Path) -> None:
+def test_ensure_writes_nothing_if_a_new_secret_would_not_match_a_volume(project: Path) -> None:
     (project / ".env").write_text(without(project, "POSTGRES_PASSWORD", KEY))
     before = text_of(project)
-    with pytest.raises(MlstackError, match=r"POSTGRES_PASSWORD is missing from \.env.*the volume has the old one") as refused:
+    with pytest.raises(MlstackError, match=r"POSTGRES_PASSWORD is missing from \.env.*the volume has the old one") as error:
         env_file.ensure(project, {"POSTGRES_PASSWORD": "the volume has the old one"}.get)
-    assert "make reset" in refused.value.fix
+    assert "make reset" in error.value.fix
     assert text_of(project) == before
 
 
-def test_where_a_fresh_secret_would_not_fit_no_file_is_made(bare: Path) -> None:
+def test_ensure_creates_nothing_if_a_new_secret_would_not_match_a_volume(bare: Path) -> None:
     with pytest.raises(MlstackError, match="POSTGRES_PASSWORD is missing"):
         env_file.ensure(bare, {"POSTGRES_PASSWORD": "the volume has the old one"}.get)
     assert not (bare / ".env").exists()
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o666])
-def test_what_others_may_read_is_made_private(project: Path, mode: int) -> None:
-    (project / ".env").chmod(mode)
-    assert env_file.ensure(project) == Changes(made_private=True)
-    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+def test_ensure_makes_a_file_private_that_others_can_read(project: Path, subtests: pytest.Subtests) -> None:
+    for mode in (0o644, 0o640, 0o604, 0o666):
+        with subtests.test(mode=oct(mode)):
+            (project / ".env").chmod(mode)
+            assert env_file.ensure(project) == Changes(made_private=True)
+            assert (project / ".env").stat().st_mode & 0o777 == 0o600
 
 
-def test_what_others_may_read_is_also_named_when_it_is_completed(project: Path) -> None:
+def test_ensure_reports_that_a_completed_file_was_made_private(project: Path) -> None:
     (project / ".env").write_text(without(project, KEY))
     (project / ".env").chmod(0o644)
     assert env_file.ensure(project) == Changes(added=(KEY,), made_private=True)
     assert (project / ".env").stat().st_mode & 0o777 == 0o600
 
 
-def test_completed_by_root_it_stays_the_users_file(project: Path) -> None:
+def test_ensure_by_root_keeps_the_owner_of_the_file(project: Path) -> None:
     owner = 65534 if os.geteuid() == 0 else os.geteuid()
     (project / ".env").write_text(without(project, KEY))
     os.chown(project / ".env", owner, -1)
@@ -272,7 +275,7 @@ def test_completed_by_root_it_stays_the_users_file(project: Path) -> None:
     assert (project / ".env").stat().st_uid == owner
 
 
-def test_a_link_to_the_file_stays_a_link(project: Path, tmp_path: Path) -> None:
+def test_ensure_keeps_a_symbolic_link_to_the_file(project: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text(without(project, KEY))
     (project / ".env").unlink()
@@ -290,29 +293,31 @@ DISK_FULL = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 1
 CTRL_C = f"import os, signal; os.fsync = lambda file: os.kill(os.getpid(), signal.SIGINT); {ENSURE}"
 
 
-@pytest.mark.parametrize(("code", "said"), [(KILLED, ""), (DISK_FULL, ".env cannot be written"), (CTRL_C, "KeyboardInterrupt")])
-def test_an_interrupted_write_leaves_the_old_file(project: Path, code: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"), [(KILLED, ""), (DISK_FULL, ".env cannot be written"), (CTRL_C, "KeyboardInterrupt")]
+)
+def test_interrupted_write_leaves_the_old_file(project: Path, code: str, message: str) -> None:
     before = without(project, KEY)
     (project / ".env").write_text(before)
     done = subprocess.run(python(code, str(project)), capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert message in done.stderr
     assert text_of(project) == before
     assert leftovers(project) == [] or code == KILLED
     assert env_file.ensure(project).added == (KEY,)
 
 
 @pytest.mark.parametrize("code", [KILLED, DISK_FULL, CTRL_C])
-def test_an_interrupted_first_write_leaves_none(bare: Path, code: str) -> None:
+def test_interrupted_first_write_leaves_no_file(bare: Path, code: str) -> None:
     assert subprocess.run(python(code, str(bare)), stderr=subprocess.DEVNULL, check=False).returncode != 0
     assert not (bare / ".env").exists()
 
 
-def test_a_file_that_is_no_text_is_named(project: Path) -> None:
+def test_ensure_rejects_a_file_that_is_no_text(project: Path) -> None:
     (project / ".env").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(MlstackError, match=r"\.env cannot be read") as refused:
+    with pytest.raises(MlstackError, match=r"\.env cannot be read") as error:
         env_file.ensure(project)
-    assert str(project / ".env") in refused.value.fix
+    assert str(project / ".env") in error.value.fix
 
 
 # ---- formats -----------------------------------------------------------------------------------
@@ -355,13 +360,20 @@ ACCEPTED = [
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize(("line", "value"), ACCEPTED)
-def test_what_is_accepted_is_read_alike_by_python_and_by_compose(project: Path, line: str, value: str) -> None:
-    key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
-    (project / ".env").write_text(without(project, key) + line)
-    assert env_file.problems(project) == []
-    assert settings.of_project(project)[key] == value
-    assert as_compose_reads(project, key) == {key: value}
+def test_python_and_compose_read_an_accepted_line_alike(project: Path, subtests: pytest.Subtests) -> None:
+    others = without(project, KEY, "LOG_DIR", "POSTGRES_IMAGE")
+    copies = []  # of each line, under keys of their own, so that compose reads them all at once
+    for number, (line, value) in enumerate(ACCEPTED):
+        with subtests.test(line=line):
+            key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
+            (project / ".env").write_text(without(project, key) + line)
+            assert env_file.problems(project) == []
+            assert settings.of_project(project)[key] == value
+            copies.append(line.replace(key, f"LINE{number}", 1))
+        (project / ".env").write_text(f"{others}{KEY}=abcdefgh12\nLOG_DIR=logs\nPOSTGRES_IMAGE=\n")
+    (project / ".env").write_text(others + "\n".join(copies))
+    expected = {f"LINE{number}": value for number, (_, value) in enumerate(ACCEPTED)}
+    assert as_compose_reads(project, *expected) == expected
 
 
 PIECES = ("a", "é", " ", "#", "=", "$", "${MINIO_BUCKET}", "'", '"', "\\", "`", "\t", "\u00a0", "\r")
@@ -374,7 +386,7 @@ LINES = [
 
 @pytest.mark.docker
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> None:
+def test_python_and_compose_read_every_accepted_mixture_of_characters_alike(bare: Path, end: str) -> None:
     accepted = {}
     for number, line in enumerate(LINES):
         (bare / ".env").write_bytes(f"MINIO_BUCKET=mlflow{end}K{number}{line}{end}".encode())
@@ -389,7 +401,7 @@ def test_no_mixture_is_accepted_and_read_differently(bare: Path, end: str) -> No
 @pytest.mark.docker
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "BOM"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_a_whole_file_from_another_editor_is_read_alike(project: Path, mark: str, end: str) -> None:
+def test_python_and_compose_read_a_file_from_another_editor_alike(project: Path, mark: str, end: str) -> None:
     lines = text_of(project).splitlines()
     assignments = [line for line in lines if "=" in line and not line.startswith("#")]
     (project / ".env").write_bytes((mark + end.join(assignments) + end).encode())
@@ -397,7 +409,7 @@ def test_a_whole_file_from_another_editor_is_read_alike(project: Path, mark: str
     assert as_compose_reads(project, *VARIABLES) == settings.of_project(project)
 
 
-REFUSED = [
+REJECTED = [
     (f"{KEY}=abcd${SECRET}", "has a $"),
     (f"{KEY}=abcd$${SECRET}", "has a $"),
     (f"{KEY}=abcd${{{SECRET}}}", "has a $"),
@@ -449,7 +461,7 @@ REFUSED = [
     ("POSTGRES_IMAGE=  # none", "begins with #"),
     ("LOG_DIR=$HOME/logs", "has a $"),
     ("LOG_DIR=C:\\logs", "a backslash outside single quotes"),
-    # Lines of no known key: they would keep compose from reading the file at all.
+    # Lines without a known key: compose could not read the file at all.
     (f"'MY_KEY'={SECRET}", "is not KEY=value"),
     (f"MY/KEY={SECRET}", "is not KEY=value"),
     (f"MY KEY={SECRET}", "is not KEY=value"),
@@ -459,38 +471,45 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("line", "reason"), REFUSED)
-def test_what_is_refused_is_named_and_not_shown(project: Path, line: str, reason: str) -> None:
+def test_problems_names_a_rejected_line_without_showing_its_value(project: Path, subtests: pytest.Subtests) -> None:
     before = without(project, KEY, "JUPYTER_PORT", "LOG_DIR", "POSTGRES_IMAGE")
-    (project / ".env").write_bytes((before + line).encode())
-    found = env_file.problems(project)
     place = f".env line {before.count(chr(10)) + 1}"
-    assert any(re.match(rf"{re.escape(place)}\b.*{re.escape(reason)}", problem) for problem in found), found
-    assert all(key in found[0] for key in (KEY, "LOG_DIR", "POSTGRES_IMAGE") if f"{key}=" in line and "return" not in reason)
-    assert SECRET not in str(found)
-    assert SECRET not in str(env_file.unknown_keys(project))
+    for line, reason in REJECTED:
+        with subtests.test(line=line):
+            (project / ".env").write_bytes((before + line).encode())
+            problems = env_file.problems(project)
+            assert any(re.match(rf"{re.escape(place)}\b.*{re.escape(reason)}", problem) for problem in problems), problems
+            keys = [key for key in (KEY, "LOG_DIR", "POSTGRES_IMAGE") if f"{key}=" in line and "return" not in reason]
+            assert all(key in problems[0] for key in keys)
+            assert SECRET not in str(problems)
+            assert SECRET not in str(env_file.unknown_keys(project))
 
 
-@pytest.mark.parametrize("above", ["", "\n", "\n  \n\t\n", "# comment\n\n", "\r\n\r\n"])
-@pytest.mark.parametrize("line", [f"{KEY}=abcd {SECRET}", f"{KEY}='{SECRET}", KEY])
-def test_the_line_that_is_named_is_the_line_in_the_editor(project: Path, above: str, line: str) -> None:
-    (project / ".env").write_bytes((above + line + "\n" + without(project, KEY)).encode())
-    number = above.count("\n") + 1
-    assert re.match(rf"\.env line {number}\D", env_file.problems(project)[0])
+def test_problems_counts_lines_like_an_editor(project: Path, subtests: pytest.Subtests) -> None:
+    others = without(project, KEY)
+    for above, line in product(
+        ("", "\n", "\n  \n\t\n", "# comment\n\n", "\r\n\r\n"), (f"{KEY}=abcd {SECRET}", f"{KEY}='{SECRET}", KEY)
+    ):
+        with subtests.test(above=above, line=line):
+            (project / ".env").write_bytes((above + line + "\n" + others).encode())
+            number = above.count("\n") + 1
+            assert re.match(rf"\.env line {number}\D", env_file.problems(project)[0])
 
 
-@pytest.mark.parametrize("apart", [0, 1, 30])
-def test_a_key_that_is_set_twice_is_named_with_its_second_line(project: Path, apart: int) -> None:
-    other = "# comment\n" * apart
-    (project / ".env").write_text(f"{KEY}=abcdefgh12\n{other}{KEY}={SECRET}\n" + without(project, KEY))
-    assert env_file.problems(project) == [f".env line {apart + 2} sets {KEY} a second time"]
+def test_problems_names_the_second_line_of_a_key_that_is_set_twice(project: Path, subtests: pytest.Subtests) -> None:
+    others = without(project, KEY)
+    for comments in (0, 1, 30):
+        with subtests.test(comments=comments):
+            between = "# comment\n" * comments
+            (project / ".env").write_text(f"{KEY}=abcdefgh12\n{between}{KEY}={SECRET}\n{others}")
+            assert env_file.problems(project) == [f".env line {comments + 2} sets {KEY} a second time"]
 
 
-def test_a_missing_file_says_how_to_get_one(bare: Path) -> None:
+def test_problems_says_how_to_create_a_missing_file(bare: Path) -> None:
     assert env_file.problems(bare) == [".env is missing (make env writes it)"]
 
 
-def test_every_wrong_value_is_named_at_once(project: Path) -> None:
+def test_problems_reports_every_wrong_value_at_once(project: Path) -> None:
     set_values(project, POSTGRES_PORT="http", MLFLOW_PORT="0", JUPYTER_TOKEN="short")
     assert env_file.problems(project) == [
         "POSTGRES_PORT=http: expected a port from 1 to 65535",
@@ -499,7 +518,7 @@ def test_every_wrong_value_is_named_at_once(project: Path) -> None:
     ]
 
 
-def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
+def test_unknown_keys_suggests_the_known_key(project: Path) -> None:
     with (project / ".env").open("a") as file:
         file.write("POSTGRES_PASWORD=x\nMINIO_ENDPONT=x\nQQQ=x\n")
     assert env_file.unknown_keys(project) == [
@@ -509,20 +528,20 @@ def test_unknown_keys_come_with_the_key_that_was_meant(project: Path) -> None:
     ]
 
 
-def test_no_key_of_the_example_is_unknown(project: Path) -> None:
+def test_unknown_keys_knows_every_key_of_the_example(project: Path) -> None:
     assert env_file.unknown_keys(project) == []
 
 
 # ---- addresses of the closed networks ----------------------------------------------------------
 
 
-def test_closed_network_is_none_that_a_route_of_the_host_leads_to() -> None:
+def test_closed_network_overlaps_no_route_of_the_host() -> None:
     routes = "Iface\tDestination\tGateway\nbr0\t0028C80A\t00000000\neth0\t00000000\t010200C0\n"
     assert env_file._routed(routes) == {"10.200.40", "0.0.0"}
     assert env_file.closed_network() not in env_file._routed(Path("/proc/net/route").read_text())
 
 
-def test_closed_network_is_kept_once_it_is_chosen(project: Path) -> None:
+def test_ensure_keeps_the_chosen_closed_network(project: Path) -> None:
     before = (project / ".env").read_text()
     env_file.ensure(project)
     assert (project / ".env").read_text() == before

@@ -1,4 +1,4 @@
-"""What may go, decided without a stack."""
+"""What `make gc` may delete, decided without a stack."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,35 +20,32 @@ NOTHING = Rows(frozenset(), frozenset(), {}, {}, (), {}, {})
 
 
 def history(*ages: int, is_deleted: bool = False) -> list[Version]:
-    """An object whose versions were made so many days ago, the newest first."""
-    made = [NOW - age * DAY for age in ages]
-    replaced = [None, *made]
+    """An object whose versions were created so many days ago, the newest first."""
+    created = [NOW - age * DAY for age in ages]
+    replaced = [None, *created]
     return [
-        Version("x", str(number), 10, is_deleted and number == 0, when, since)
-        for number, (when, since) in enumerate(zip(made, replaced, strict=False))
+        Version("x", str(number), 10, is_deleted and number == 0, start, end)
+        for number, (start, end) in enumerate(zip(created, replaced, strict=False))
     ]
 
 
-@pytest.mark.parametrize(
-    ("versions", "gone"),
-    [
+def test_version_expires_by_the_time_since_it_was_replaced(subtests: pytest.Subtests) -> None:
+    for versions, ids in (
         (history(100), []),
         (history(10, 100), []),  # replaced ten days ago
         (history(40, 100), ["1"]),
         (history(10, 40, 100), ["2"]),  # the middle one was replaced ten days ago
-        (history(40, 100, is_deleted=True), ["1", "0"]),  # deleted: its mark goes with it, and after it
+        (history(40, 100, is_deleted=True), ["1", "0"]),  # deleted: its delete marker is removed too, and after it
         (history(10, 100, is_deleted=True), []),
-        (history(10, 40, 100, is_deleted=True), ["2"]),  # the mark stays: without it the middle one would be back
-        (history(40, is_deleted=True), ["0"]),  # a mark of what is gone
-    ],
-)
-def test_a_version_counts_from_when_it_was_replaced(versions: list[Version], gone: list[str]) -> None:
-    assert [version.id for version in expired(versions, NOW, 30 * DAY)] == gone
+        (history(10, 40, 100, is_deleted=True), ["2"]),  # the marker stays: without it the middle version would be visible
+        (history(40, is_deleted=True), ["0"]),  # a delete marker without a version
+    ):
+        with subtests.test(versions=versions):
+            assert [version.id for version in expired(versions, NOW, 30 * DAY)] == ids
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
+def test_folder_of_is_the_folder_of_a_run_model_or_trace(subtests: pytest.Subtests) -> None:
+    for key, folder in (
         (f"0/{RUN}/artifacts/model/x", f"0/{RUN}/"),
         (f"12/models/{MODEL}/artifacts/x", f"12/models/{MODEL}/"),
         (f"12/traces/{TRACE}/artifacts/x", f"12/traces/{TRACE}/"),
@@ -58,91 +55,84 @@ def test_a_version_counts_from_when_it_was_replaced(versions: list[Version], gon
         ("mine/table.csv", ""),
         (f"{DOCTOR}x", DOCTOR),
         ("", ""),
-    ],
-)
-def test_an_object_belongs_to_a_run_a_model_a_trace_or_nobody(name: str, folder: str) -> None:
-    assert folder_of(name) == folder
+    ):
+        with subtests.test(key=key):
+            assert folder_of(key) == folder
 
 
-@pytest.mark.parametrize(
-    ("text", "age"), [("30d", 30 * DAY), ("12h", DAY / 2), ("5m", DAY / 288), ("0s", timedelta(0)), (" 7d ", 7 * DAY)]
-)
-def test_an_age(text: str, age: timedelta) -> None:
-    assert gc.age_of(text) == age
+def test_age_of_reads_a_number_and_a_unit() -> None:
+    ages = {"30d": 30 * DAY, "12h": DAY / 2, "5m": DAY / 288, "0s": timedelta(0), " 7d ": 7 * DAY}
+    assert {text: gc.age_of(text) for text in ages} == ages
 
 
-@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1w", "1.5d", "30d; rm"])
-def test_no_age(text: str) -> None:
-    with pytest.raises(MlstackError, match="is no age"):
-        gc.age_of(text)
+def test_age_of_rejects_anything_else(subtests: pytest.Subtests) -> None:
+    for text in ("", "30", "d", "-1d", "1w", "1.5d", "30d; rm"):
+        with subtests.test(text=text), pytest.raises(MlstackError, match="is no age"):
+            gc.age_of(text)
 
 
 def plan(rows: Rows, *folders: Folder) -> Plan:
     return gc._sorted_out(rows, {folder.name: folder for folder in folders}, 30 * DAY)
 
 
-def test_a_run_in_the_trash_goes_with_its_files() -> None:
+def test_plan_deletes_a_run_in_the_trash_with_its_artifacts() -> None:
     rows = Rows(frozenset({RUN}), frozenset(), {RUN: f"0/{RUN}/"}, {}, (), {}, {})
-    found = plan(rows, Folder(f"0/{RUN}/", 2, 100, 50, 1, 50))
-    assert (found.runs, found.folders, found.folders_size) == ((RUN,), (f"0/{RUN}/",), 150)
-    assert (found.expired, found.size) == (0, 150)  # its versions are counted once
+    planned = plan(rows, Folder(f"0/{RUN}/", 2, 100, 50, 1, 50))
+    assert (planned.runs, planned.folders, planned.folders_size) == ((RUN,), (f"0/{RUN}/",), 150)
+    assert (planned.expired, planned.size) == (0, 150)  # its versions are counted once
 
 
 @pytest.mark.parametrize("trash", ["trashed_runs", "trashed_models"])
-def test_what_a_registered_model_uses_stays(trash: str) -> None:
+def test_plan_keeps_what_a_registered_model_uses(trash: str) -> None:
     fields = {"trashed_runs": {}, "trashed_models": {}, trash: {RUN: f"0/{RUN}/"}}
     rows = Rows(frozenset({RUN}), frozenset({RUN}), trashed_experiments=(), models={}, versions={}, **fields)
-    found = plan(rows, Folder(f"0/{RUN}/", 2, 100))
-    assert (found.is_empty, found.kept) == (True, (RUN,))
+    planned = plan(rows, Folder(f"0/{RUN}/", 2, 100))
+    assert (planned.is_empty, planned.kept) == (True, (RUN,))
 
 
-@pytest.mark.parametrize(
-    ("folder", "is_orphan"),
-    [
+def test_plan_takes_a_folder_of_mlflow_without_a_row_for_an_orphan(subtests: pytest.Subtests) -> None:
+    rows = Rows(frozenset({RUN}), frozenset({USED}), {}, {}, (), {}, {})
+    for folder, is_orphan in (
         (f"0/{OTHER}/", True),
         (f"0/{RUN}/", False),  # known
-        (f"0/{USED}/", False),  # a registered model's, whose run is gone for good
-        (f"mine/{OTHER}/", False),  # not MLflow's shape: somebody's own
+        (f"0/{USED}/", False),  # of a registered model whose run was deleted permanently
+        (f"mine/{OTHER}/", False),  # not in MLflow's layout: a user's own
         ("", False),
-    ],
-)
-def test_a_folder_without_a_row_is_an_orphan_when_it_is_mlflows(folder: str, is_orphan: bool) -> None:
-    rows = Rows(frozenset({RUN}), frozenset({USED}), {}, {}, (), {}, {})
-    assert bool(plan(rows, Folder(folder, 1, 10)).orphans) is is_orphan
+    ):
+        with subtests.test(folder=folder):
+            assert bool(plan(rows, Folder(folder, 1, 10)).orphans) is is_orphan
 
 
-def test_a_young_orphan_may_be_an_upload_under_way() -> None:
+def test_plan_keeps_a_young_orphan_which_may_be_an_upload_in_progress() -> None:
     now = datetime.now(UTC).timestamp()
-    found = plan(NOTHING, Folder(f"0/{RUN}/", 1, 10, changed=now))
-    assert (found.orphans, found.young, found.is_empty) == ((), 1, True)
+    planned = plan(NOTHING, Folder(f"0/{RUN}/", 1, 10, changed=now))
+    assert (planned.orphans, planned.young, planned.is_empty) == ((), 1, True)
 
 
-def test_a_folder_that_holds_only_old_versions_is_no_orphan() -> None:
-    found = plan(NOTHING, Folder(f"0/{RUN}/", 0, 0, 30, 3, 30))
-    assert (found.orphans, found.expired, found.expired_size) == ((), 3, 30)
+def test_plan_takes_no_folder_of_old_versions_for_an_orphan() -> None:
+    planned = plan(NOTHING, Folder(f"0/{RUN}/", 0, 0, 30, 3, 30))
+    assert (planned.orphans, planned.expired, planned.expired_size) == ((), 3, 30)
 
 
-def test_rows_without_files_are_named() -> None:
+def test_plan_lists_rows_without_artifacts() -> None:
     rows = Rows(
         frozenset({MODEL, RUN}), frozenset({RUN, OTHER}), {}, {}, (),
         {MODEL: ("net", f"0/models/{MODEL}/")}, {"classifier version 1": OTHER, "classifier version 2": RUN},
     )  # fmt: skip
-    found = plan(rows, Folder(f"0/{RUN}/", 1, 10))
-    assert found.missing == (f"model net ({MODEL})", "registered model classifier version 1")
+    planned = plan(rows, Folder(f"0/{RUN}/", 1, 10))
+    assert planned.missing == (f"model net ({MODEL})", "registered model classifier version 1")
 
 
-def test_long_lists_are_cut_with_the_rest_counted() -> None:
+def test_screen_shortens_a_long_list_and_counts_the_rest() -> None:
     names = tuple(f"name{number}" for number in range(25))
     lines = gc_screen.screen(Plan(age=DAY, kept=names), "1d").renderables
     assert "  name9" in lines and "  name10" not in lines and "  and 15 more" in lines
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5 s"), (65, "1 min"), (3 * 3600 + 1200, "3 h 20 min"), (12 * 86400 + 5, "12 d")]
-)
-def test_a_duration_is_short(seconds: int, text: str) -> None:
-    assert span(seconds) == text
+def test_span_has_at_most_two_units() -> None:
+    spans = {5: "5 s", 65: "1 min", 3 * 3600 + 1200: "3 h 20 min", 12 * 86400 + 5: "12 d"}
+    assert {seconds: span(seconds) for seconds in spans} == spans
 
 
-def test_a_size_that_is_unknown_is_no_number() -> None:
+def test_size_that_is_unknown_is_a_question_mark() -> None:
     assert (size(None), size(1_500_000)) == ("?", "1.5 MB")

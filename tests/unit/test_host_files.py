@@ -1,4 +1,4 @@
-"""Files and folders of the host: how they are made, given away, read and protected, and text from elsewhere."""
+"""Files and folders of the host: how they are created, chowned, read and protected; and untrusted text."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from mlstack.logger import create, get_logger
 from tests.support.projects import ROOT, set_values
 from tests.unit.test_backup import folder as folder_of_a_backup
 
-folder = folder_of_a_backup  # a complete backup
+folder = folder_of_a_backup  # pytest finds the fixture by this name
 
-STRANGER = 12345
+OTHER_UID = 12345
 NOW = datetime(2030, 1, 1).astimezone()
 NAME = "%Y%m%d_%H%M%S.log"
 
@@ -38,7 +39,7 @@ NAME = "%Y%m%d_%H%M%S.log"
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("planted", ["link", "dangling link", "file", "pipe", "folder"])
-def test_create_uses_nothing_that_is_there_already(tmp_path: Path, planted: str) -> None:
+def test_create_uses_no_existing_file_or_link(tmp_path: Path, planted: str) -> None:
     victim, place = tmp_path / "victim", tmp_path / "logs" / "20300101_000000.log"
     place.parent.mkdir()
     match planted:
@@ -60,7 +61,7 @@ def test_create_uses_nothing_that_is_there_already(tmp_path: Path, planted: str)
     assert planted != "file" or place.read_text() == "kept"
 
 
-def test_create_makes_folder_and_file_for_their_user_alone(tmp_path: Path) -> None:
+def test_create_makes_folder_and_file_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         create(tmp_path / "logs", NAME, NOW).close()
@@ -70,28 +71,29 @@ def test_create_makes_folder_and_file_for_their_user_alone(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / "logs" / "20300101_000000.log").stat().st_mode) == 0o600
 
 
-def test_a_logger_that_logs_nothing_makes_no_file(tmp_path: Path) -> None:
+def test_logger_without_a_record_creates_no_file(tmp_path: Path) -> None:
     get_logger("silent", tmp_path / "logs", "INFO").debug("below the level")
     assert not (tmp_path / "logs").exists()
 
 
-# ---- text from elsewhere -----------------------------------------------------------------------------
+# ---- untrusted text ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "a\rb", "\x00", "\x9b31m", "\u202eabc", "\u2028", "\ud800", "\x7f"])
-def test_quoted_text_has_no_character_that_a_terminal_obeys(text: str) -> None:
-    assert quoted(text).isprintable()
-    error = MlstackError(f"wrong {text}", f"why {text}", f"fix {text}")
-    assert len(str(error).splitlines()) == 3
-    assert "".join(str(error).split("\n")).isprintable()
+def test_quoted_escapes_control_characters(subtests: pytest.Subtests) -> None:
+    for text in ("\x1b[2J", "a\nb", "a\rb", "\x00", "\x9b31m", "\u202eabc", "\u2028", "\ud800", "\x7f"):
+        with subtests.test(text=text):
+            assert quoted(text).isprintable()
+            error = MlstackError(f"wrong {text}", f"why {text}", f"fix {text}")
+            assert len(str(error).splitlines()) == 3
+            assert "".join(str(error).split("\n")).isprintable()
 
 
-def test_ordinary_text_is_not_changed_by_quoting() -> None:
+def test_quoted_leaves_ordinary_text_unchanged() -> None:
     text = "Größe 5 µs … ‘x’ 数 \\ [bold]"
     assert quoted(text) == text
 
 
-def test_quoted_lines_cannot_be_taken_for_lines_of_ours() -> None:
+def test_quoted_lines_cannot_pass_for_lines_of_mlstack() -> None:
     assert quoted_lines(["2030-01-01 | ERROR | forged", "\x1b[1A"]) == "  | 2030-01-01 | ERROR | forged\n  | \\x1b[1A"
 
 
@@ -100,8 +102,8 @@ def test_quoted_lines_cannot_be_taken_for_lines_of_ours() -> None:
 
 @pytest.fixture
 def owner() -> tuple[int, int]:
-    """Somebody to give files to; where the tests are not root, nobody else can be had."""
-    return (STRANGER, STRANGER) if settings.is_root() else (os.getuid(), os.getgid())
+    """The uid and gid to give files to: another user's if the tests run as root, otherwise their own."""
+    return (OTHER_UID, OTHER_UID) if settings.is_root() else (os.getuid(), os.getgid())
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def owners(*paths: Path) -> set[int]:
     return {path.lstat().st_uid for path in paths}
 
 
-def test_prepare_gives_containers_their_folders_and_keeps_the_logs_of_the_host(prepared: Path, owner: tuple[int, int]) -> None:
+def test_prepare_chowns_the_folders_of_containers_and_keeps_the_hosts_logs(prepared: Path, owner: tuple[int, int]) -> None:
     (prepared / "notebooks/deep").mkdir(parents=True)
     (prepared / "notebooks/deep/mine.ipynb").touch()
     (prepared / "logs").mkdir(mode=0o755)
@@ -146,18 +148,16 @@ def test_prepare_follows_no_link_out_of_a_folder(prepared: Path, tmp_path: Path)
 @pytest.mark.refusal
 @pytest.mark.parametrize("place", ["logs/jupyter", "notebooks/.git", "notebooks/HEAD"])
 @pytest.mark.parametrize("planted", ["link", "file"])
-def test_prepare_refuses_by_name_what_is_in_the_place_of_a_folder(
-    prepared: Path, tmp_path: Path, place: str, planted: str
-) -> None:
+def test_prepare_rejects_a_link_or_file_in_place_of_a_folder(prepared: Path, tmp_path: Path, place: str, planted: str) -> None:
     (prepared / place).parent.mkdir()
     if planted == "link":
         (prepared / place).symlink_to(tmp_path)
     else:
         (prepared / place).write_text("gitdir: elsewhere")
-    with pytest.raises(MlstackError, match="is not a folder") as refused:
+    with pytest.raises(MlstackError, match="is not a folder") as error:
         folders.prepare(prepared)
-    assert str(prepared / place) in refused.value.wrong
-    assert str(prepared / place) in refused.value.fix
+    assert str(prepared / place) in error.value.wrong
+    assert str(prepared / place) in error.value.fix
 
 
 @pytest.mark.refusal
@@ -171,7 +171,7 @@ def test_prepare_refuses_by_name_what_is_in_the_place_of_a_folder(
         ("BACKUP_DIR", "logs/jupyter"),
     ],
 )
-def test_a_folder_of_the_host_inside_one_of_a_container_is_refused(project: Path, name: str, folder: str) -> None:
+def test_check_env_rejects_a_host_folder_inside_one_of_a_container(project: Path, name: str, folder: str) -> None:
     (project / "notebooks").mkdir()
     (project / "link").symlink_to(project / "notebooks")
     assert preflight.check_env(project) == []
@@ -181,8 +181,8 @@ def test_a_folder_of_the_host_inside_one_of_a_container_is_refused(project: Path
     assert f"set {name}" in problem.fix
 
 
-def test_prepare_copes_with_a_tree_without_end(prepared: Path) -> None:
-    """As a notebook can make it to use up the descriptors of a command."""
+def test_prepare_survives_a_very_deep_folder(prepared: Path) -> None:
+    """A notebook can create one to exhaust the file descriptors of a command."""
     (prepared / "notebooks").mkdir()
     descriptor = os.open(prepared / "notebooks", os.O_RDONLY)
     for _ in range(1500):
@@ -199,8 +199,8 @@ ROUNDS = 300
 
 
 @pytest.mark.refusal
-def test_give_gives_nothing_away_while_folders_are_exchanged_for_links(tmp_path: Path, owner: tuple[int, int]) -> None:
-    """A notebook that exchanges a folder for a link between the moments in which it is looked at and given away."""
+def test_give_chowns_nothing_outside_while_folders_are_swapped_for_links(tmp_path: Path, owner: tuple[int, int]) -> None:
+    """A notebook swaps a folder for a link between the check and the chown."""
     ours, mine = tmp_path / "ours", tmp_path / "notebooks"
     ours.mkdir()
     mine.mkdir()
@@ -210,12 +210,12 @@ def test_give_gives_nothing_away_while_folders_are_exchanged_for_links(tmp_path:
     shutil.copytree(ours, mine / "folder")
     ended = threading.Event()
 
-    def exchange() -> None:
+    def swap() -> None:
         while not ended.is_set():
-            for one, other in (("folder", "aside"), ("link", "folder"), ("folder", "link"), ("aside", "folder")):
-                (mine / one).rename(mine / other)
+            for source, target in (("folder", "aside"), ("link", "folder"), ("folder", "link"), ("aside", "folder")):
+                (mine / source).rename(mine / target)
 
-    attacker = threading.Thread(target=exchange)
+    attacker = threading.Thread(target=swap)
     attacker.start()
     try:
         for _ in range(ROUNDS):
@@ -223,7 +223,7 @@ def test_give_gives_nothing_away_while_folders_are_exchanged_for_links(tmp_path:
             folders.give(descriptor, *owner)
             os.close(descriptor)
             assert owners(ours, *ours.iterdir()) == {os.getuid()}
-            if settings.is_root():  # once more from the start
+            if settings.is_root():  # undo, for the next round
                 for path in mine.iterdir():
                     with suppress(OSError):
                         os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
@@ -236,7 +236,7 @@ def test_give_gives_nothing_away_while_folders_are_exchanged_for_links(tmp_path:
 
 
 @pytest.mark.refusal
-def test_no_other_user_can_open_the_lock(tmp_path: Path) -> None:
+def test_lock_file_is_private(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch(mode=0o644)
     with held(tmp_path, "make up"):
         assert stat.S_IMODE((tmp_path / ".lock").stat().st_mode) == 0o600
@@ -244,21 +244,21 @@ def test_no_other_user_can_open_the_lock(tmp_path: Path) -> None:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("planted", ["link", "pipe"])
-def test_a_lock_that_is_no_file_is_refused(tmp_path: Path, planted: str) -> None:
+def test_lock_rejects_a_link_or_pipe(tmp_path: Path, planted: str) -> None:
     if planted == "link":
         (tmp_path / "victim").write_text("kept")
         (tmp_path / ".lock").symlink_to(tmp_path / "victim")
     else:
         os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(MlstackError, match="the lock cannot be taken") as refused, held(tmp_path, "make up"):
+    with pytest.raises(MlstackError, match="the lock cannot be taken") as error, held(tmp_path, "make up"):
         pass
-    assert "delete" in refused.value.fix
+    assert "delete" in error.value.fix
     assert planted != "link" or (tmp_path / "victim").read_text() == "kept"
 
 
 # ---- make --------------------------------------------------------------------------------------------
 
-# In the place of mlstack, pytest and the scripts: says which arguments it was given.
+# Replaces mlstack, pytest and the scripts, and prints its arguments.
 RECORDER = """#!/bin/sh
 for argument in "$(basename "$0")" "$@" ${PYTEST_ADDOPTS:+"$PYTEST_ADDOPTS"}; do printf "<%s>" "$argument"; done
 """
@@ -281,7 +281,7 @@ COMMANDS = (
 
 @pytest.fixture
 def makefile(tmp_path: Path) -> Path:
-    """The Makefile, where every program that it starts is one that only shows its arguments."""
+    """The Makefile, with every program that it starts replaced by one that prints its arguments."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "scripts").mkdir()
@@ -292,7 +292,7 @@ def makefile(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(makefile: Path, *arguments: str, **environment: str) -> str:
+def run_make(makefile: Path, *arguments: str, **environment: str) -> str:
     outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTEST_ADDOPTS", "YES")  # of the make that runs these tests
     inherited = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(
@@ -303,23 +303,21 @@ def made(makefile: Path, *arguments: str, **environment: str) -> str:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(
-    "code",
-    [
+def test_make_runs_no_code_in_a_variable(makefile: Path, command: str, subtests: pytest.Subtests) -> None:
+    names = (*VARIABLES, "YES", "JSON", "QUICK", "REPORT")
+    for code in (
         "a'; touch pwned; '", 'a"; touch pwned; "', "a; touch pwned", "a & touch pwned", "a\ntouch pwned", "`touch pwned`",
         "$(touch pwned)", "$(shell touch pwned)",
-    ],
-)  # fmt: skip
-def test_no_variable_of_make_is_read_as_code(makefile: Path, command: str, code: str) -> None:
-    names = (*VARIABLES, "YES", "JSON", "QUICK", "REPORT")
-    said = made(makefile, command, *(f"{name}={code}" for name in names)), made(makefile, command, **dict.fromkeys(names, code))
-    assert not (makefile / "pwned").exists()
-    assert all(said)
+    ):  # fmt: skip
+        with subtests.test(code=code):
+            on_command_line = run_make(makefile, command, *(f"{name}={code}" for name in names))
+            in_environment = run_make(makefile, command, **dict.fromkeys(names, code))
+            assert not (makefile / "pwned").exists()
+            assert on_command_line and in_environment
 
 
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
+def test_make_passes_a_variable_as_one_argument(makefile: Path, subtests: pytest.Subtests) -> None:
+    for arguments, expected in (
         (("user", "NAME=o'neil & co"), "<mlstack><user><--name=o'neil & co>"),
         (("restore", "BACKUP=my disk/latest"), "<up.sh><restore><--><my disk/latest>"),
         (("restore", "BACKUP=--yes"), "<up.sh><restore><--><--yes>"),
@@ -331,44 +329,35 @@ def test_no_variable_of_make_is_read_as_code(makefile: Path, command: str, code:
         (("logs", "SERVICE=mlflow"), "<mlstack><logs><--><mlflow>"),
         (("test", "TESTS=tests/unit -k 'a or b'"), "<test.sh>< tests/unit -k 'a or b'>"),
         (("bench", "QUICK=1", "LINES=loop,file"), "<python><-m><benchmarks><--quick><--lines=loop,file>"),
-    ],
-)
-def test_a_variable_of_make_is_one_argument(makefile: Path, arguments: tuple[str, ...], shown: str) -> None:
-    assert made(makefile, *arguments).endswith(shown)
+    ):
+        with subtests.test(arguments=arguments):
+            assert run_make(makefile, *arguments).endswith(expected)
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("command", ["reset", "restore", "rotate", "gc", "user-remove"])
-def test_only_yes_on_makes_command_line_is_an_answer(makefile: Path, command: str) -> None:
+def test_only_yes_on_makes_command_line_answers_a_question(makefile: Path, command: str) -> None:
     for answer in ("1", "y", "yes"):
-        assert "<--yes>" in made(makefile, command, f"YES={answer}")
-        assert "<--yes>" not in made(makefile, command, YES=answer)
-        assert "<--yes>" not in made(makefile, "-e", command, YES=answer)
+        assert "<--yes>" in run_make(makefile, command, f"YES={answer}")
+        assert "<--yes>" not in run_make(makefile, command, YES=answer)
+        assert "<--yes>" not in run_make(makefile, "-e", command, YES=answer)
     for answer in ("0", "n", "no", "", "11", "1 0", "false"):
-        assert "<--yes>" not in made(makefile, command, f"YES={answer}")
+        assert "<--yes>" not in run_make(makefile, command, f"YES={answer}")
 
 
-# ---- backups that somebody made to do harm -------------------------------------------------------------
-
-pytestmark = pytest.mark.timeout(60)
+# ---- malicious backups -------------------------------------------------------------------------------
 
 
-def checked(folder: Path) -> manifest.Backup:
-    found = manifest.read(folder)
-    manifest.check(found, lambda _: None)
-    return found
-
-
-def refuse(folder: Path) -> str:
-    """What is said of a backup that is denied. A pipe that is waited for shows as a timeout of the test."""
-    with pytest.raises(MlstackError) as refused:
-        checked(folder)
-    assert "Nothing was changed" in refused.value.why
-    return refused.value.wrong
+def rejection(folder: Path) -> str:
+    """Why a backup is rejected. If a pipe is waited for, the test times out."""
+    with pytest.raises(MlstackError) as error:
+        manifest.check(manifest.read(folder), lambda _: None)
+    assert "Nothing was changed" in error.value.why
+    return error.value.wrong
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Another manifest, with a checksum that fits it."""
+    """Changes the manifest, and its checksum accordingly."""
     content = json.loads((folder / manifest.MANIFEST).read_text())
     change(content)
     text = json.dumps(content)
@@ -377,12 +366,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def with_line(folder: Path, **changes: Any) -> None:
-    """Another first line of objects.jsonl, and checksums that fit it."""
+    """Changes the first line of objects.jsonl, and the checksums accordingly."""
     first, *rest = (folder / manifest.OBJECTS_LIST).read_text().splitlines(keepends=True)
     (folder / manifest.OBJECTS_LIST).write_text(json.dumps(json.loads(first) | changes) + "\n" + "".join(rest))
-    found = manifest.read_manifest(folder)
-    files = {**found.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder, manifest.OBJECTS_LIST)}
-    manifest.write(folder, replace(found, files=files))
+    content = manifest.read_manifest(folder)
+    files = {**content.files, manifest.OBJECTS_LIST: manifest.sha256_of(folder, manifest.OBJECTS_LIST)}
+    manifest.write(folder, replace(content, files=files))
 
 
 OBJECT = manifest.path_of(hashlib.sha256(b"a model").hexdigest())
@@ -392,14 +381,14 @@ FILES = (manifest.MANIFEST, manifest.CHECKSUM, manifest.DUMP, manifest.OBJECTS_L
 @pytest.mark.refusal
 @pytest.mark.parametrize("name", FILES, ids=["manifest", "checksum", "dump", "list", "object"])
 @pytest.mark.parametrize("kind", ["pipe", "link", "link to a folder's file", "folder", "device"])
-def test_a_backup_with_anything_but_files_is_refused_by_name(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_backup_with_a_link_pipe_folder_or_device_is_rejected(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
     path, kept = folder / name, tmp_path / "kept"
     path.rename(kept)
     match kind:
         case "pipe":
             os.mkfifo(path)
         case "link":
-            path.symlink_to(kept)  # the same content, so that its checksum fits
+            path.symlink_to(kept)  # the same content, so that its checksum is right
         case "link to a folder's file":
             parent = path.parent if path.parent != folder else path
             shutil.rmtree(parent, ignore_errors=True)
@@ -408,60 +397,65 @@ def test_a_backup_with_anything_but_files_is_refused_by_name(folder: Path, tmp_p
             path.mkdir()
         case "device":
             path.symlink_to("/dev/zero")
-    assert name in refuse(folder)
+    assert name in rejection(folder)
+
+
+@pytest.fixture
+def copies(folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """Any number of copies of the backup."""
+    return (shutil.copytree(folder, tmp_path / f"copy{number}" / folder.name) for number in count())
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize(
-    "key",
-    ["../escaped", "a/../../escaped", "/etc/passwd", "a//b", "./a", "a/./b", "..", ".", "", "/", "a\0b", "x" * 1025, "\ud800"],
-)
-def test_a_backup_with_a_key_that_no_bucket_holds_is_refused(folder: Path, key: str) -> None:
-    with_line(folder, key=key)
-    assert manifest.OBJECTS_LIST in refuse(folder)
+def test_backup_with_an_object_key_outside_a_bucket_is_rejected(copies: Iterator[Path], subtests: pytest.Subtests) -> None:
+    for key in (
+        "../escaped", "a/../../escaped", "/etc/passwd", "a//b", "./a", "a/./b", "..", ".", "", "/", "a\0b", "x" * 1025, "\ud800"
+    ):  # fmt: skip
+        with subtests.test(key=key):
+            copy = next(copies)
+            with_line(copy, key=key)
+            assert manifest.OBJECTS_LIST in rejection(copy)
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_backup_with_a_wrong_type_in_its_list_is_rejected(copies: Iterator[Path], subtests: pytest.Subtests) -> None:
+    lines: tuple[dict[str, Any], ...] = (
         {"size": -1}, {"size": "7"}, {"size": 7.0}, {"size": True}, {"size": None}, {"size": 8}, {"key": 1}, {"key": None},
         {"etag": []}, {"version": {}}, {"sha256": "x"}, {"sha256": 5}, {"headers": []}, {"headers": {"content-type": 1}},
         {"headers": {"content-type": "a\r\nx-evil: 1"}}, {"headers": {"x-amz-acl": "public-read"}}, {"more": 1},
         {"key": "run/copy.pkl"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_backup_with_a_line_of_other_types_is_refused(folder: Path, changes: dict[str, Any]) -> None:
-    with_line(folder, **changes)
-    said = refuse(folder)
-    assert manifest.OBJECTS_LIST in said or OBJECT in said
+    )  # fmt: skip
+    for changes in lines:
+        with subtests.test(changes=changes):
+            copy = next(copies)
+            with_line(copy, **changes)
+            reason = rejection(copy)
+            assert manifest.OBJECTS_LIST in reason or OBJECT in reason
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_backup_with_a_wrong_type_in_its_manifest_is_rejected(copies: Iterator[Path], subtests: pytest.Subtests) -> None:
+    manifests: tuple[dict[str, Any], ...] = (
         {"format": "1"}, {"format": 1.0}, {"format": True}, {"format": None}, {"created": 5}, {"created": "yesterday"},
         {"created": "2026-11-24T06:50:00"}, {"bytes": -1}, {"bytes": float("nan")}, {"bytes": "13"}, {"versions": []},
         {"versions": {}}, {"versions": {"mlflow": 3, "postgres": "17"}}, {"bucket": None}, {"bucket": "\x1b[2J"}, {"owners": "x"},
         {"counts": {"runs": "1"}}, {"counts": {"\x1b[2J": 1}}, {"tables": {"public.runs": 1}}, {"files": {}}, {"more": 1},
         {"tables": {"public.runs": {"rows": "1", "checksum": "0"}}}, {"files": {"database.dump": 1, "objects.jsonl": 2}},
         {"format": 2, "versions": "new"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_backup_with_a_manifest_of_other_types_is_refused(folder: Path, changes: dict[str, Any]) -> None:
-    rewritten(folder, lambda content: content.update(changes))
-    said = refuse(folder)
-    assert manifest.MANIFEST in said
-    assert "\x1b" not in said
+    )  # fmt: skip
+    for changes in manifests:
+        with subtests.test(changes=changes):
+            copy = next(copies)
+            rewritten(copy, lambda content, changes=changes: content.update(changes))
+            reason = rejection(copy)
+            assert manifest.MANIFEST in reason
+            assert "\x1b" not in reason
 
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("name", [manifest.MANIFEST, manifest.OBJECTS_LIST])
 @pytest.mark.parametrize("what", ["deep", "deep fields", "large", "no object", "a long number", "no text"])
-def test_a_backup_with_a_manifest_that_no_parser_can_take_is_refused(folder: Path, name: str, what: str) -> None:
+def test_backup_with_a_manifest_that_exhausts_a_parser_is_rejected(folder: Path, name: str, what: str) -> None:
     path = folder / name
     match what:
         case "deep":
@@ -476,12 +470,12 @@ def test_a_backup_with_a_manifest_that_no_parser_can_take_is_refused(folder: Pat
             path.write_text('{"format": ' + "9" * 10_000 + "}")
         case "no text":
             path.write_bytes(b"\xff\xfe\x00")
-    assert name in refuse(folder)
+    assert name in rejection(folder)
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A folder of the user beside the backups, which must keep its file."""
+    """A folder beside the backups, whose file must stay."""
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_text("kept")
@@ -491,18 +485,18 @@ def victim(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.refusal
 @pytest.mark.parametrize("place", ["", "objects", "objects/ab", "database.dump", "journal.jsonl", "manifest.json"])
-def test_an_interrupted_backup_that_came_from_elsewhere_leads_nowhere(tmp_path: Path, victim: Path, place: str) -> None:
-    """As part of a folder of backups that somebody handed over."""
+def test_links_in_an_interrupted_backup_are_removed_and_not_followed(tmp_path: Path, victim: Path, place: str) -> None:
+    """They may be part of a folder of backups from an untrusted source."""
     work = tmp_path / "backups" / backing_up.INCOMPLETE
     path = work / place
     path.parent.mkdir(parents=True)
     path.symlink_to(victim if "." not in place else victim / "file")
     assert backing_up._prepared(tmp_path / "backups") == work
-    assert [found for found in (tmp_path / "backups").rglob("*") if found.is_symlink()] == []
+    assert [path for path in (tmp_path / "backups").rglob("*") if path.is_symlink()] == []
     backing_up._drop_unused(work, [])
 
 
-def test_an_interrupted_backup_keeps_its_journal_and_objects(tmp_path: Path) -> None:
+def test_interrupted_backup_keeps_its_journal_and_objects(tmp_path: Path) -> None:
     work = tmp_path / "backups" / backing_up.INCOMPLETE
     (work / "objects/ab").mkdir(parents=True)
     for name in ("journal.jsonl", "objects/ab/abcd", "database.dump"):

@@ -30,7 +30,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_second_command_is_told_who_is_at_work(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_second_command_is_rejected_and_names_the_running_one(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(MlstackError) as refused, held(tmp_path, "make reset"):
         pass
     at_work = rf"another command is at work on this stack: make up, process {holder.pid}, since \d\d:\d\d:\d\d\."
@@ -38,7 +38,7 @@ def test_a_second_command_is_told_who_is_at_work(holder: subprocess.Popen[str], 
     assert refused.value.why == "make reset would get in its way."
 
 
-def test_refusing_does_not_take_the_lock_from_its_holder(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_rejected_command_leaves_the_lock_to_its_holder(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(MlstackError, match=f"process {holder.pid}"), held(tmp_path, "make reset"):
             pass
@@ -46,7 +46,7 @@ def test_refusing_does_not_take_the_lock_from_its_holder(holder: subprocess.Pope
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.usefixtures("holder")
-def test_the_lock_of_a_killed_holder_is_free(holder: subprocess.Popen[str], tmp_path: Path, end: signal.Signals) -> None:
+def test_lock_of_a_killed_holder_is_free(holder: subprocess.Popen[str], tmp_path: Path, end: signal.Signals) -> None:
     holder.send_signal(end)
     assert holder.wait() == -end
     with held(tmp_path, "make reset"):
@@ -54,20 +54,20 @@ def test_the_lock_of_a_killed_holder_is_free(holder: subprocess.Popen[str], tmp_
     assert (tmp_path / ".lock").read_text() == ""
 
 
-def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), held(tmp_path, "make up"):
         raise ZeroDivisionError
     with held(tmp_path, "make up"):
         assert "make up" in (tmp_path / ".lock").read_text()
 
 
-def test_two_projects_have_two_locks(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_locks_of_two_projects_are_independent(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with held(tmp_path / "other", "make up"):
         assert holder.poll() is None
 
 
-def test_a_lock_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_lock_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(MlstackError, match="the lock cannot be taken") as refused, held(tmp_path, "make up"):
         pass

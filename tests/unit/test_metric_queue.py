@@ -19,7 +19,7 @@ from mlstack.client.metric_queue import FULL, LIMIT, MetricQueue, RejectedError,
 
 
 class Server:
-    """Takes batches while it is open."""
+    """Accepts batches while it is open."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[int]]] = []
@@ -57,7 +57,7 @@ def server() -> Server:
 
 @pytest.fixture
 def queue(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricQueue]:
-    """It has just sent something, and sends nothing more only because time passes."""
+    """It has just sent a batch, so that it sends no other by time alone."""
     monkeypatch.setattr(metric_queue, "PAUSE", 3600)
     queue = MetricQueue(server.take)
     put(queue, "first", points(1))[0].result(10)
@@ -149,9 +149,9 @@ def test_put_waits_when_too_many_points_wait(server: Server, queue: MetricQueue)
 def test_send_may_flush_without_waiting_for_itself() -> None:
     taken: list[int] = []
 
-    def send(_: str, found: Sequence[Metric]) -> None:
+    def send(_: str, points: Sequence[Metric]) -> None:
         queue.flush()
-        taken.append(len(found))
+        taken.append(len(points))
 
     queue = MetricQueue(send)
     put(queue, "a", points(3))
@@ -181,7 +181,7 @@ def test_forked_child_sends_its_own_points_and_not_those_of_its_parent(server: S
     assert server.batches == [("a", list(range(5)))]
 
 
-def test_fork_waits_for_request_on_its_way(server: Server, queue: MetricQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_waits_for_request_in_flight(server: Server, queue: MetricQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the request holds locked (an import) would stay locked in the child."""
     monkeypatch.setattr(metric_queue, "FORK_WAIT", 10)
     server.open.clear()
@@ -241,8 +241,8 @@ def test_process_end_calls_what_is_registered(end: str, code: int) -> None:
 
 def test_process_end_leaves_ignored_signal_ignored() -> None:
     program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PROGRAM
-    ended = program + "os.kill(os.getpid(), signal.SIGHUP); print('goes on', flush=True)"
-    assert subprocess.check_output([sys.executable, "-c", ended], timeout=60) == b"goes on\nfinished"
+    ended = program + "os.kill(os.getpid(), signal.SIGHUP); print('continues', flush=True)"
+    assert subprocess.check_output([sys.executable, "-c", ended], timeout=60) == b"continues\nfinished"
 
 
 def test_process_end_is_not_covered_where_c_code_handles_sigterm() -> None:

@@ -22,7 +22,7 @@ def ready(project: Path) -> Path:
 
 
 @pytest.fixture(params=["127.0.0.1", "0.0.0.0"])  # noqa: S104
-def taken(request: pytest.FixtureRequest) -> Iterator[int]:
+def used_port(request: pytest.FixtureRequest) -> Iterator[int]:
     """A port that this process really listens on."""
     with socket.socket() as listener:
         listener.bind((request.param, 0))
@@ -35,35 +35,40 @@ def checked(project: Path, *, will_build: bool = False) -> list[MlstackError]:
 
 
 @pytest.mark.docker
-def test_a_project_that_could_start_has_no_problem(ready: Path) -> None:
+def test_check_of_a_project_that_can_start_reports_nothing(ready: Path) -> None:
     assert checked(ready) == []
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("name", preflight.PORTS)
-def test_a_taken_port_is_named_with_its_process_and_its_variable(ready: Path, taken: int, name: str) -> None:
-    set_values(ready, **{name: str(taken)})
-    (problem,) = checked(ready)
-    assert problem.wrong == f"port {taken} is used by {psutil.Process().name()} (process {os.getpid()})."
-    assert problem.why == f"{name} needs it."
-    assert f"set {name} in .env" in problem.fix
+def test_check_names_the_process_and_the_variable_of_a_port_in_use(
+    ready: Path, used_port: int, subtests: pytest.Subtests
+) -> None:
+    env = (ready / ".env").read_text()
+    for name in preflight.PORTS:
+        with subtests.test(name=name):
+            (ready / ".env").write_text(env)
+            set_values(ready, **{name: str(used_port)})
+            (problem,) = checked(ready)
+            assert problem.wrong == f"port {used_port} is used by {psutil.Process().name()} (process {os.getpid()})."
+            assert problem.why == f"{name} needs it."
+            assert f"set {name} in .env" in problem.fix
 
 
 @pytest.mark.docker
-def test_a_port_that_was_just_left_is_free(ready: Path) -> None:
+def test_check_accepts_a_port_that_was_just_closed(ready: Path) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listener.accept()[0] as server:
-            server.close()  # first, so that it is this end that waits for the last packets
+            server.close()  # first, so that this end is the one in TIME_WAIT
     set_values(ready, JUPYTER_PORT=str(port))
     assert checked(ready) == []
 
 
 @pytest.mark.docker
-def test_a_port_given_twice_is_named_with_both_variables(ready: Path) -> None:
+def test_check_names_both_variables_of_a_port_that_is_set_twice(ready: Path) -> None:
     (port,) = free_ports(1)
     set_values(ready, MINIO_PORT=str(port), JUPYTER_PORT=str(port))
     (problem,) = checked(ready)
@@ -71,37 +76,35 @@ def test_a_port_given_twice_is_named_with_both_variables(ready: Path) -> None:
 
 
 @pytest.mark.docker
-def test_all_problems_are_found_at_once(ready: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_values(ready, MLFLOW_PORT=str(taken), JUPYTER_PORT=str(taken))
+def test_check_reports_all_problems_at_once(ready: Path, used_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_values(ready, MLFLOW_PORT=str(used_port), JUPYTER_PORT=str(used_port))
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
     monkeypatch.setattr(preflight, "MIN_DISK_GIB", 10**6)
     words = ["is used by", "is used by MLFLOW_PORT too", "too little memory", "too little free disk"]
     assert [word in problem.wrong for word, problem in zip(words, checked(ready), strict=True)] == [True] * 4
 
 
-def test_what_is_wrong_with_the_file_comes_first(ready: Path, taken: int) -> None:
-    set_values(ready, MLFLOW_PORT=str(taken), POSTGRES_PORT="x")
+def test_check_reports_a_wrong_env_file_first(ready: Path, used_port: int) -> None:
+    set_values(ready, MLFLOW_PORT=str(used_port), POSTGRES_PORT="x")
     (problem,) = checked(ready)
     assert problem.wrong == "POSTGRES_PORT=x: expected a port from 1 to 65535."
 
 
-@pytest.mark.parametrize(
-    ("listing", "ports"),
-    [
+def test_ports_in_reads_docker_ps_with_ranges(subtests: pytest.Subtests) -> None:
+    for listing, ports in (
         ("", set()),
         ("5432/tcp", set()),
         ("127.0.0.1:5001->5000/tcp", {5001}),
         ("127.0.0.1:9000-9001->9000-9001/tcp", {9000, 9001}),
         ("0.0.0.0:80->80/tcp, :::80->80/tcp, 443/tcp", {80}),
         ("[::]:7000-7002->7000-7002/tcp\n127.0.0.1:8888->8888/tcp", {7000, 7001, 7002, 8888}),
-    ],
-)
-def test_docker_lists_neighbours_as_a_range(listing: str, ports: set[int]) -> None:
-    assert preflight._ports_in(listing) == ports
+    ):
+        with subtests.test(listing=listing):
+            assert preflight._ports_in(listing) == ports
 
 
 @pytest.mark.docker
-def test_too_little_memory_is_said_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_too_little_memory_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
     (problem,) = checked(ready)
     assert re.fullmatch(r"too little memory for Docker: expected at least 1000000 GiB, found [1-9]\d*\.\d\.", problem.wrong)
@@ -109,16 +112,16 @@ def test_too_little_memory_is_said_with_both_numbers(ready: Path, monkeypatch: p
 
 @pytest.mark.docker
 @pytest.mark.parametrize(("will_build", "limit"), [(True, "MIN_DISK_GIB_TO_BUILD"), (False, "MIN_DISK_GIB")])
-def test_too_little_disk_is_said_with_both_numbers(
+def test_check_reports_too_little_disk_with_both_numbers(
     ready: Path, monkeypatch: pytest.MonkeyPatch, will_build: bool, limit: str
 ) -> None:
     monkeypatch.setattr(preflight, limit, 10**6)
     (problem,) = checked(ready, will_build=will_build)
     assert re.fullmatch(r"too little free disk at /.*: expected at least 1000000 GiB, found \d+\.\d\.", problem.wrong)
-    assert [each.wrong for each in checked(ready, will_build=not will_build)] == []
+    assert [problem.wrong for problem in checked(ready, will_build=not will_build)] == []
 
 
-def test_what_is_probably_not_meant_is_a_warning(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_report_unknown_keys_and_values_of_the_shell(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert preflight.warnings(ready) == []
     with (ready / ".env").open("a") as file:
         file.write("LOG_LEVLE=DEBUG\n")

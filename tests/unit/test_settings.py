@@ -2,6 +2,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -80,25 +81,33 @@ GOOD = [(name, value) for name, (good, _) in VALUES.items() for value in good]
 BAD = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]
 
 
-def test_every_variable_is_in_the_table() -> None:
+def test_table_of_values_has_every_variable() -> None:
     assert VALUES.keys() == VARIABLES.keys()
 
 
-@pytest.mark.parametrize(("name", "value"), GOOD)
-def test_good_values_pass(name: str, value: str) -> None:
-    assert VARIABLES[name].complaint(value) is None
+def test_complaint_accepts_good_values(subtests: pytest.Subtests) -> None:
+    for name, value in GOOD:
+        with subtests.test(name=name, value=value):
+            assert VARIABLES[name].complaint(value) is None
 
 
-@pytest.mark.parametrize(("name", "value"), BAD)
-def test_bad_values_are_named_with_what_is_expected(name: str, value: str) -> None:
-    shown = name if VARIABLES[name].secret else f"{name}={value}"
-    assert (VARIABLES[name].complaint(value) or "").startswith(f"{shown}: expected ")
+def test_complaint_says_what_is_expected_of_a_bad_value(subtests: pytest.Subtests) -> None:
+    for name, value in BAD:
+        with subtests.test(name=name, value=value):
+            shown = name if VARIABLES[name].secret else f"{name}={value}"
+            assert (VARIABLES[name].complaint(value) or "").startswith(f"{shown}: expected ")
 
 
-@pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if not variable.optional])
-def test_required_values_may_not_be_empty(name: str) -> None:
-    for value in (None, ""):
-        assert VARIABLES[name].complaint(value) == f"{name} is missing or empty"
+def test_complaint_rejects_an_empty_required_value(subtests: pytest.Subtests) -> None:
+    for name, value in product((name for name, variable in VARIABLES.items() if not variable.optional), (None, "")):
+        with subtests.test(name=name, value=value):
+            assert VARIABLES[name].complaint(value) == f"{name} is missing or empty"
+
+
+def test_complaint_rejects_a_placeholder(subtests: pytest.Subtests) -> None:
+    for name, placeholder in product(VARIABLES, (settings.GENERATED, settings.DETECTED)):
+        with subtests.test(name=name, placeholder=placeholder):
+            assert f"{name} still holds the placeholder {placeholder}" in (VARIABLES[name].complaint(placeholder) or "")
 
 
 @pytest.mark.parametrize(
@@ -110,123 +119,110 @@ def test_required_values_may_not_be_empty(name: str) -> None:
         ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
     ],
 )
-def test_an_owner_is_not_also_the_account_with_fewer_rights(project: Path, owner: str, other: str) -> None:
+def test_complaints_rejects_one_name_for_an_owner_and_a_lesser_account(project: Path, owner: str, other: str) -> None:
     values = settings.of_project(project) | {owner: "sh4red", other: "sh4red"}
     assert settings.complaints(values) == [f"{owner} and {other} are the same: they need names of their own"]
     assert settings.read(owner, values=values) == {owner: "sh4red"}
 
 
-@pytest.mark.parametrize("name", VARIABLES)
-def test_no_variable_takes_a_placeholder(name: str) -> None:
-    for placeholder in (settings.GENERATED, settings.DETECTED):
-        assert f"{name} still holds the placeholder {placeholder}" in (VARIABLES[name].complaint(placeholder) or "")
-
-
-def test_what_sounds_like_a_secret_is_one() -> None:
-    telling = ("PASSWORD", "TOKEN", "SECRET", "PASSPHRASE", "ACCESS_KEY", "BACKUP_KEY", "ROOT_USER")
-    assert [name for name in VARIABLES if any(word in name for word in telling)] == [
+def test_variables_named_like_a_secret_are_secrets() -> None:
+    secret_words = ("PASSWORD", "TOKEN", "SECRET", "PASSPHRASE", "ACCESS_KEY", "BACKUP_KEY", "ROOT_USER")
+    assert [name for name in VARIABLES if any(word in name for word in secret_words)] == [
         name for name, variable in VARIABLES.items() if variable.secret
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, variable in VARIABLES.items() if variable.secret])
-def test_a_complaint_shows_no_secret(name: str) -> None:
-    with pytest.raises(SettingsError) as refused:
-        settings.read(name, values={name: "#@"})
-    assert "#@" not in f"{refused.value} {refused.value!r} {refused.value.complaints}"
+def test_settings_error_shows_no_secret(subtests: pytest.Subtests) -> None:
+    for name in (name for name, variable in VARIABLES.items() if variable.secret):
+        with subtests.test(name=name):
+            with pytest.raises(SettingsError) as error:
+                settings.read(name, values={name: "#@"})
+            assert "#@" not in f"{error.value} {error.value!r} {error.value.complaints}"
 
 
 @pytest.mark.parametrize(
-    "shown",
+    "credentials",
     [
         Login("user", "s3cr3t-part", "database"),
         Keys("s3cr3t-part", "s3cr3t-part", "bucket"),
         Account("user", "s3cr3t-part", is_admin=False),
     ],
+    ids=lambda credentials: type(credentials).__name__,
 )
-def test_no_secret_is_in_a_repr(shown: object) -> None:
-    assert "s3cr3t" not in f"{shown} {shown!r}"
-    assert repr(shown) != ""
+def test_repr_of_credentials_shows_no_secret(credentials: object) -> None:
+    assert "s3cr3t" not in f"{credentials} {credentials!r}"
 
 
-def test_read_names_everything_that_is_missing_or_wrong_at_once() -> None:
+def test_read_reports_every_missing_or_wrong_value_at_once() -> None:
     values = {"POSTGRES_USER": "mlstack", "POSTGRES_DB": "", "POSTGRES_PORT": "x"}
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as error:
         settings.read("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", values=values)
-    assert refused.value.complaints == (
+    assert error.value.complaints == (
         "POSTGRES_PASSWORD is missing or empty",
         "POSTGRES_DB is missing or empty",
         "POSTGRES_PORT=x: expected a port from 1 to 65535",
     )
-    assert all(complaint in str(refused.value) for complaint in refused.value.complaints)
-    assert ".env" in refused.value.fix
+    assert all(complaint in str(error.value) for complaint in error.value.complaints)
+    assert ".env" in error.value.fix
 
 
-def test_read_takes_the_environment_where_no_values_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_without_values_uses_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_DB", "from_the_environment")
     assert settings.read("POSTGRES_DB") == {"POSTGRES_DB": "from_the_environment"}
 
 
 @pytest.mark.parametrize(
-    ("login", "found"),
-    [
-        (settings.database_owner, ("mlstack", "POSTGRES_PASSWORD", "mlflow")),
-        (settings.tracking_login, ("mlflow", "MLFLOW_DB_PASSWORD", "mlflow")),
-    ],
+    ("login", "user", "password"),
+    [(settings.database_owner, "mlstack", "POSTGRES_PASSWORD"), (settings.tracking_login, "mlflow", "MLFLOW_DB_PASSWORD")],
 )
-def test_logins_come_from_their_own_variables(
-    project: Path, login: Callable[[Mapping[str, str]], Login], found: tuple[str, str, str]
+def test_database_logins_use_their_own_variables(
+    project: Path, login: Callable[[Mapping[str, str]], Login], user: str, password: str
 ) -> None:
     values = settings.of_project(project)
-    user, password, database = found
-    assert replace(login(values), options="") == Login(user, values[password], database)
+    assert replace(login(values), options="") == Login(user, values[password], "mlflow")
 
 
-def test_names_in_the_owners_sessions_lead_to_what_postgres_ships(project: Path) -> None:
+def test_sessions_of_the_database_owner_resolve_names_in_pg_catalog(project: Path) -> None:
     assert settings.database_owner(settings.of_project(project)).options == "-csearch_path=pg_catalog"
 
 
 @pytest.mark.parametrize(("keys", "prefix"), [(settings.storage_owner, "MINIO_ROOT"), (settings.tracking_keys, "MLFLOW_S3")])
-def test_keys_come_from_their_own_variables(project: Path, keys: Callable[[Mapping[str, str]], Keys], prefix: str) -> None:
+def test_s3_keys_use_their_own_variables(project: Path, keys: Callable[[Mapping[str, str]], Keys], prefix: str) -> None:
     values = settings.of_project(project)
-    mine = [value for name, value in values.items() if name.startswith(prefix)]
-    assert keys(values) == Keys(mine[0], mine[1], "mlflow")
+    key_id, secret = (value for name, value in values.items() if name.startswith(prefix))
+    assert keys(values) == Keys(key_id, secret, "mlflow")
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"MLFLOW_PORT": "6001"},
-        {"MLFLOW_TRACKING_URI": "http://elsewhere:1"},
-        {"JUPYTER_TOKEN": "from # the $shell"},
-        {"POSTGRES_IMAGE": "postgres:17"},
-        {"LOG_LEVEL": ""},
-        {"MLFLOW_PORT": ""},
-    ],
-    ids=str,
-)
-def test_the_shell_wins_over_the_file_as_in_compose(
-    project: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]
-) -> None:
-    for name, value in changes.items():
-        monkeypatch.setenv(name, value)
-    found = settings.of_project(project)
-    assert found.items() >= changes.items()
-    assert as_compose_reads(project, *VARIABLES) == found
+def test_shell_overrides_env_file_as_in_compose(project: Path, subtests: pytest.Subtests) -> None:
+    compose_file = (project / "docker-compose.yml").read_text()
+    for name, value in (
+        ("MLFLOW_PORT", "6001"),
+        ("MLFLOW_TRACKING_URI", "http://elsewhere:1"),
+        ("JUPYTER_TOKEN", "from # the $shell"),
+        ("POSTGRES_IMAGE", "postgres:17"),
+        ("LOG_LEVEL", ""),
+        ("MLFLOW_PORT", ""),
+    ):
+        with subtests.test(name=name, value=value), pytest.MonkeyPatch.context() as shell:
+            shell.setenv(name, value)
+            values = settings.of_project(project)
+            assert values[name] == value
+            assert as_compose_reads(project, *VARIABLES) == values
+        (project / "docker-compose.yml").write_text(compose_file)
 
 
-def test_a_reference_follows_the_shell(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_in_env_file_follows_the_shell(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_PORT", "6001")
     assert settings.of_project(project)["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:6001"
 
 
-def test_without_a_file_the_shell_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_without_env_file_come_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "DEBUG")
     assert settings.of_project(tmp_path) == {"LOG_LEVEL": "DEBUG"}
 
 
-def test_shadowed_names_what_the_shell_sets_differently(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shadowed_lists_what_the_shell_sets_differently(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", settings.of_project(project)["LOG_LEVEL"])
     assert settings.shadowed(project) == []
     monkeypatch.setenv("MLFLOW_PORT", "6001")
@@ -234,18 +230,17 @@ def test_shadowed_names_what_the_shell_sets_differently(project: Path, monkeypat
     assert settings.shadowed(project) == ["POSTGRES_DB", "MLFLOW_PORT"]
 
 
-@pytest.mark.parametrize("level", ["info", "INFO", "Info"])
-def test_a_log_level_is_known_in_any_case(level: str) -> None:
-    assert settings.log_level(level) == "INFO"
+def test_log_level_ignores_case() -> None:
+    assert {settings.log_level(level) for level in ("info", "INFO", "Info")} == {"INFO"}
 
 
-def test_an_unknown_log_level_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(SettingsError) as refused:
+def test_unknown_log_level_is_rejected_with_the_known_levels() -> None:
+    with pytest.raises(SettingsError) as error:
         settings.log_level("LOUD")
-    assert refused.value.wrong == "LOG_LEVEL=LOUD: expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL"
+    assert error.value.wrong == "LOG_LEVEL=LOUD: expected one of DEBUG, INFO, WARNING, ERROR, CRITICAL"
 
 
-def test_a_relative_log_dir_is_relative_to_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_log_dir_is_relative_to_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert settings.log_dir("logs/deep") == PROJECT / "logs" / "deep"
     assert settings.log_dir("/var/log/x") == Path("/var/log/x")
@@ -253,12 +248,16 @@ def test_a_relative_log_dir_is_relative_to_the_project(tmp_path: Path, monkeypat
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("folder", ["logs", "./logs", "deep/logs", "/var/log/mlstack", "~/logs", "my logs"])
-def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_log_dir_is_the_folder_that_compose_mounts(
+    project: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
     monkeypatch.setattr(settings, "PROJECT", project)
-    set_values(project, LOG_DIR=folder)
-    mounts = compose_config(project)["services"]["jupyter"]["volumes"]
-    assert {mount["source"] for mount in mounts if mount["target"] == "/logs"} == {str(settings.log_dir(folder) / "jupyter")}
+    for folder in ("logs", "./logs", "deep/logs", "/var/log/mlstack", "~/logs", "my logs"):
+        with subtests.test(folder=folder):
+            set_values(project, LOG_DIR=folder)
+            mounts = compose_config(project)["services"]["jupyter"]["volumes"]
+            sources = [mount["source"] for mount in mounts if mount["target"] == "/logs"]
+            assert sources == [str(settings.log_dir(folder) / "jupyter")]
 
 
 @pytest.mark.parametrize(
@@ -269,14 +268,14 @@ def test_a_log_dir_is_the_folder_that_compose_mounts(project: Path, monkeypatch:
         (b"LOG_DIR=elsewhere\nLOG_LEVEL=LOUD\n", "elsewhere LOUD"),
     ],
 )
-def test_importing_never_fails_and_says_nothing(project: Path, content: bytes, defaults: str) -> None:
+def test_import_with_a_broken_env_file_succeeds_silently(project: Path, content: bytes, defaults: str) -> None:
     (project / ".env").write_bytes(content)
     code = "from mlstack import settings; print(settings.PROJECT, settings.LOG_DIR, settings.LOG_LEVEL)"
     done = subprocess.run(python(code), env=with_package(project), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{project} {defaults}\n", "")
 
 
-def test_secrets_for_the_logger_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_values_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings.secret_values()
     for name in (name for name, variable in VARIABLES.items() if variable.secret):
         monkeypatch.setenv(name, f"value-of-{name}")
@@ -287,7 +286,7 @@ def test_secrets_for_the_logger_are_those_of_the_environment(monkeypatch: pytest
     assert settings.secret_values() - before == secrets | {"value-of-AWS"}
 
 
-def test_a_secret_in_a_file_is_read_published_and_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_in_a_file_is_read_published_and_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("POSTGRES_PASSWORD", "of-the-owner"), ("AWS_SECRET_ACCESS_KEY", "of-the-server")):
         (tmp_path / name).write_text(value)
         monkeypatch.setenv(name, "")  # so that it is removed at the end
@@ -295,20 +294,21 @@ def test_a_secret_in_a_file_is_read_published_and_hidden(tmp_path: Path, monkeyp
         monkeypatch.setenv(f"{name}_FILE", str(tmp_path / name))
     assert settings.read("POSTGRES_PASSWORD") == {"POSTGRES_PASSWORD": "of-the-owner"}
     assert {"of-the-owner", "of-the-server"} <= settings.secret_values()
-    assert str(tmp_path / "POSTGRES_PASSWORD") not in settings.secret_values()  # where it is may be logged
+    assert str(tmp_path / "POSTGRES_PASSWORD") not in settings.secret_values()  # its path may be logged
     assert "AWS_SECRET_ACCESS_KEY" not in os.environ
     settings.publish_secrets()
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == "of-the-server"
 
 
-def test_a_secret_whose_file_cannot_be_read_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_whose_file_cannot_be_read_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POSTGRES_PASSWORD", raising=False)
     monkeypatch.setenv("POSTGRES_PASSWORD_FILE", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match="POSTGRES_PASSWORD is missing or empty"):
         settings.read("POSTGRES_PASSWORD")
 
 
-@pytest.mark.parametrize(("text", "size"), [("", 0), ("500m", 500 * 1024**2), ("2g", 2 * 1024**3), ("1t", 1024**4)])
-def test_a_quota_is_a_number_of_bytes(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIO_BUCKET_QUOTA", text)
-    assert settings.bucket_quota() == size
+def test_bucket_quota_is_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests) -> None:
+    for text, size in (("", 0), ("500m", 500 * 1024**2), ("2g", 2 * 1024**3), ("1t", 1024**4)):
+        with subtests.test(text=text):
+            monkeypatch.setenv("MINIO_BUCKET_QUOTA", text)
+            assert settings.bucket_quota() == size

@@ -31,7 +31,7 @@ def private(source: str) -> Iterator[str]:
 def test_private_names_are_imported_by_upstream_alone(room: str) -> None:
     files = [file for file in Path(ROOT, "src", "mlstack", room).glob("*.py") if file.name != "upstream.py"]
     assert files
-    assert {file.name: found for file in files if (found := sorted(private(file.read_text())))} == {}
+    assert {file.name: names for file in files if (names := sorted(private(file.read_text())))} == {}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The error of MLflow's own calls where mlstack does their work."""
+"""The error that mlstack raises from MLflow's own calls."""
 
 from mlflow.exceptions import MlflowException
 
@@ -6,4 +6,4 @@ from mlstack.errors import MlstackError
 
 
 class ClientError(MlstackError, MlflowException):
-    """An MlstackError that `except MlflowException` catches, as programs that are written for MLflow do."""
+    """An MlstackError that programs written for MLflow catch with `except MlflowException`."""

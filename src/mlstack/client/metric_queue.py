@@ -1,8 +1,8 @@
-"""Metric points of this process on their way to the server: many calls, one request.
+"""The queue of metric points that this process has not sent yet: many calls, one request.
 
 MLflow 3.17's own queue keeps an event and a future for each call, reports only one call of a failed batch, and can no longer send
 when a script ends without ending its run, because Python does not start threads then. Here one thread, started with the first
-point, sends the points of a run together, and everything before the process ends (process_end.py).
+point, sends the points of a run in batches, and the rest before the process ends (process_end.py).
 """
 
 import logging
@@ -19,21 +19,21 @@ from mlflow.entities import Metric
 from mlstack.client import process_end
 
 log = logging.getLogger(__name__)
-# Points that may wait to be stored: a killed process loses no more than these. Logging waits for room beyond.
+# Points that may wait in the queue: a killed process loses no more than these. Beyond that, logging waits for room.
 LIMIT = 100_000
 # Points of a batch: as many as MLflow's server takes at once.
 FULL = 1_000
-# Seconds between two batches of a run that are not full. The first one leaves at once: other readers see that it began.
+# Seconds between two batches of a run that are not full. The first is sent at once, so that the run is visible to readers.
 PAUSE = 1.0
-# Seconds that a fork waits for the request on its way: what that request holds locked, imports above all, would stay locked
-# in the child. They come first; a request that takes longer waits for its answer and holds nothing.
+# Seconds that a fork waits for the request in flight: locks that it holds, above all of imports, would stay locked in the
+# child. Imports come first; a request that takes longer waits for its answer and holds no lock.
 FORK_WAIT = 1.0
-# Seconds that the end of a process waits for the server: long enough for any restart of it, and then the process does end.
+# Seconds that the end of a process waits for the server: long enough for any restart of it; then the process ends anyway.
 LAST_WAIT = 120.0
 
 
 class RejectedError(Exception):
-    """The server does not take this batch for what is in it, and may take its points one by one."""
+    """The server rejects this batch for its content; it may accept some of its points one by one."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Sent:
         return self.batch.sent.is_set()
 
     def result(self, timeout: float | None = None) -> None:
-        """Returns when the points are stored. Raises the reason when one was not, TimeoutError when it takes longer."""
+        """Returns when the points are stored. Raises the reason if one was not, TimeoutError if it takes longer."""
         if not self.batch.sent.wait(timeout):
             raise TimeoutError
         for number, reason in self.batch.failures.items():
@@ -75,15 +75,15 @@ class Loss:
 
 
 class MetricQueue:
-    """`send` stores points of a run, or raises; RejectedError makes it be called again for each of them alone."""
+    """`send` stores points of a run, or raises; after RejectedError it is called again for each point alone."""
 
     def __init__(self, send: Callable[[str, Sequence[Metric]], None]) -> None:
         self._send = send
         self._reset()
-        # What waits is the parent's to send.
+        # Points that wait are sent by the parent.
         os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._reset)
         process_end.call(self.close)
-        process_end.is_covered()  # in the main thread, mostly: only it may handle signals
+        process_end.is_covered()  # usually in the main thread: only it may handle signals
 
     def _reset(self) -> None:
         self._change = threading.Condition()
@@ -92,16 +92,16 @@ class MetricQueue:
         self._full: deque[Batch] = deque()
         self._open: dict[str, Batch] = {}
         self._accepted = self._done = 0
-        self._wanted = 0  # of the accepted ones, those that a caller waits for
+        self._wanted = 0  # how many of the accepted points a caller waits for
         self._losses: dict[str, Loss] = {}  # by run
         self._last = -math.inf  # when batches that were not full were last sent
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def put(self, run: str, points: Sequence[Metric]) -> list[Sent] | None:
-        """The points of this call, to wait for. None where nothing could send them later: the caller then has to.
+        """The points of this call, as futures. None if no thread could send them later: then the caller has to.
 
-        Waits while LIMIT points are on their way.
+        Waits while LIMIT points are in the queue.
         """
         if not process_end.is_covered() or not self._is_working():
             return None
@@ -127,12 +127,12 @@ class MetricQueue:
 
     @property
     def waiting(self) -> int:
-        """How many points are not stored yet."""
+        """The number of points that are not stored yet."""
         return self._accepted - self._done
 
     def flush(self, timeout: float | None = None) -> None:
-        """Returns when everything that was put in before is stored or given up, or the time is over."""
-        if threading.current_thread() is self._thread:  # sending asks the server for more than to store
+        """Returns when every point accepted before is stored or given up, or after `timeout` seconds."""
+        if threading.current_thread() is self._thread:  # `send` may make other calls, which flush
             return
         with self._change:
             goal = self._wanted = self._accepted
@@ -140,18 +140,18 @@ class MetricQueue:
             self._change.wait_for(lambda: self._done >= goal, timeout)
 
     def close(self) -> None:
-        """Sends what waits, before the process ends. No point is taken after that."""
+        """Sends the remaining points before the process ends. No point is accepted after that."""
         self._is_closed = True
         self.flush(LAST_WAIT)
         if self.waiting:
             log.error("%d metric points are lost: the process ended before the server answered.", self.waiting)
 
     def losses(self, run: str | None = None) -> dict[str, Loss]:
-        """What was given up of this run, or of all, since this was last asked."""
+        """The losses of this run, or of all runs, since the last call."""
         with self._change:
             lost = dict(self._losses) if run is None else {run: self._losses[run]} if run in self._losses else {}
-            for each in lost:
-                del self._losses[each]
+            for run_id in lost:
+                del self._losses[run_id]
         return lost
 
     def _before_fork(self) -> None:
@@ -163,7 +163,7 @@ class MetricQueue:
             self._sending.release()
 
     def _is_working(self) -> bool:
-        """Whether there is a thread that sends: not when Python is ending already."""
+        """Whether a thread sends: none can be started once Python is ending."""
         if self._thread is None:
             with self._change:
                 if self._thread is None:
@@ -200,7 +200,7 @@ class MetricQueue:
             self._send(batch.run, batch.points)
         except RejectedError as rejected:
             batch.failures = self._one_by_one(batch) if len(batch.points) > 1 else {0: _cause(rejected)}
-        except Exception as error:  # noqa: BLE001  (reported to those that wait for it)
+        except Exception as error:  # noqa: BLE001  (reported to the callers that wait)
             batch.failures = dict.fromkeys(range(len(batch.points)), error)
         if batch.failures:
             reason = batch.failures[max(batch.failures)]
@@ -224,6 +224,6 @@ class MetricQueue:
 
 
 def _cause(error: Exception) -> Exception:
-    """What the server said, where it rejected the points."""
+    """The server's error, if it rejected the points."""
     cause = error.__cause__ if isinstance(error, RejectedError) else None
     return cause if isinstance(cause, Exception) else error

@@ -1,4 +1,4 @@
-"""Calls a function before this process ends: at its exit, through os._exit, or by SIGTERM or SIGHUP.
+"""Calls a function before this process ends: normally, through os._exit, or by SIGTERM or SIGHUP.
 
 `atexit` is not enough. Children of multiprocessing end through os._exit (and forget what their parent had registered), and the
 workers of a Pool are ended by SIGTERM. A forked child inherits what is registered here.
@@ -17,23 +17,23 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 _finishes: list[Callable[[], None]] = []
 _registered_in: int | None = None  # process id: multiprocessing clears atexit in a forked child
-_covered: tuple[int | None, ...] = ()  # this process id, and what was in place for each signal, when it was last covered
+_covered: tuple[int | None, ...] = ()  # this process id, and each signal's handler, when this process was last covered
 _end_now = os._exit
-# What the operating system calls for a signal. Python does not know when C code (PyTorch's data loader) replaces it.
+# The operating system's handler of a signal. Python does not notice when C code (PyTorch's data loader) replaces it.
 _in_place = ctypes.pythonapi.PyOS_getsig
 _in_place.restype, _in_place.argtypes = ctypes.c_void_p, [ctypes.c_int]
-_of_python: int | None = None  # the same, of every handler that is written in Python
+_of_python: int | None = None  # the same for any handler that is written in Python
 
 
 def call(finish: Callable[[], None]) -> None:
-    """Registers a function. It must return in reasonable time: the process waits for it."""
+    """Registers a function. The process waits for it before it ends."""
     _finishes.append(finish)
 
 
 def is_covered() -> bool:
-    """Whether every end but one by SIGKILL or a crash calls what is registered; from now on, where that can be arranged.
+    """Whether the registered functions are called at any end except SIGKILL or a crash; arranges it if possible.
 
-    Not so in a thread before the main thread has asked once (only it may handle signals), and not where C code ends the process.
+    Not in a thread before the main thread has called this (only it may handle signals), and not if C code handles the signals.
     """
     global _registered_in, _covered  # noqa: PLW0603
     if _covered == _ends():
@@ -60,7 +60,7 @@ def _is_handled(number: signal.Signals) -> bool:
     if handler is signal.SIG_DFL and in_place is None and threading.current_thread() is threading.main_thread():
         signal.signal(number, _finish_and_die)
         handler, in_place = _finish_and_die, _in_place(number)
-    if callable(handler):  # one of the program's own ends it by an exception, an exit or os._exit
+    if callable(handler):  # the program's own handler ends it by an exception, an exit or os._exit
         _of_python = _of_python or in_place
         return bool(in_place == _of_python)
     return handler is signal.SIG_IGN

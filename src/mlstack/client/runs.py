@@ -1,10 +1,10 @@
-"""Runs as tables, thousands at once: what mlflow.search_runs gives, and whole metric histories, in a fraction of its time.
+"""Runs as tables, thousands at once: the result of mlflow.search_runs, and whole metric histories, in a fraction of the time.
 
     from mlstack.client import runs
     runs.dataframe(["flights"], filter_string="metrics.test_log_loss < 0.5")
 
-Experiments, filters and orders are those of mlflow.search_runs, and so is the answer: the same rows and values, all of them. What
-cannot be answered so is refused: an experiment that does not exist or that this account may not read, another MLflow server.
+Experiments, filters and orders are those of mlflow.search_runs, and so is the result: the same rows and values, all of them.
+Rejected is what cannot be answered exactly: an experiment that does not exist or is not readable, another MLflow server.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ KINDS = ("metrics", "params", "tags")
 
 
 def dataframe(experiment_names: Sequence[str] = (), **search: Any) -> "pd.DataFrame":
-    """All runs that match, with the last value of each metric: what mlflow.search_runs returns, cell by cell.
+    """All runs that match, with the last value of each metric: equal to mlflow.search_runs, cell by cell.
 
     `search` may have experiment_ids, filter_string, order_by and view ("ACTIVE_ONLY", "DELETED_ONLY" or "ALL").
     Columns: run_id, experiment_id, status, artifact_uri, start_time, end_time, then metrics.*, params.*, tags.* by name.
-    Raises MlstackError when it cannot be answered exactly.
+    Raises MlstackError if it cannot be answered exactly.
     """
     return table(experiment_names, **search).to_pandas()
 
@@ -37,8 +37,8 @@ def table(experiment_names: Sequence[str] = (), **search: Any) -> "pa.Table":
     import numpy as np
     import pyarrow as pa
 
-    runs, held = _answer(experiment_names, search)
-    values = _csv(held, n=pa.int32(), kind=pa.string(), key=pa.string(), value=pa.string())
+    runs, stream = _answer(experiment_names, search)
+    values = _csv(stream, n=pa.int32(), kind=pa.string(), key=pa.string(), value=pa.string())
     columns = {name: runs[name] for name in runs.column_names}
     for kind, key, rows in _groups(values):
         place = np.full(len(runs), -1)
@@ -55,25 +55,25 @@ def history(experiment_names: Sequence[str] = (), *, metrics: Sequence[str] = ()
     """
     import pyarrow as pa
 
-    runs, held = _answer(experiment_names, search | {"history": True, "metrics": [*metrics]})
-    points = _csv(held, n=pa.int32(), key=pa.string(), step=pa.int64(), timestamp=pa.timestamp("us", "UTC"), value=pa.float64())
+    runs, stream = _answer(experiment_names, search | {"history": True, "metrics": [*metrics]})
+    points = _csv(stream, n=pa.int32(), key=pa.string(), step=pa.int64(), timestamp=pa.timestamp("us", "UTC"), value=pa.float64())
     return points.set_column(0, "run_id", runs["run_id"].take(points["n"])).to_pandas()
 
 
 def _answer(experiment_names: Sequence[str], search: dict[str, Any]) -> tuple["pa.Table", Any]:
-    """The chosen runs, and the stream of what they hold."""
+    """The matching runs, and the stream of their values."""
     import mlflow
     import pyarrow as pa
 
     from mlstack.client.upstream import get_default_host_creds, http_request
 
     names = [experiment_names] if isinstance(experiment_names, str) else [*experiment_names]
-    question = {"experiment_names": names, "filter": search.pop("filter_string", None) or "", **search}
+    request = {"experiment_names": names, "filter": search.pop("filter_string", None) or "", **search}
     server = mlflow.get_tracking_uri()
-    mlflow.flush_async_logging()  # this process sees what it logged
-    response = http_request(get_default_host_creds(server), PATH, "POST", json=question, stream=True)
+    mlflow.flush_async_logging()  # this process reads what it logged
+    response = http_request(get_default_host_creds(server), PATH, "POST", json=request, stream=True)
     if response.status_code != HTTPStatus.OK:
-        raise _refusal(server, response)
+        raise _rejection(server, response)
     length = int(response.raw.readline())
     runs = _csv(
         pa.BufferReader(response.raw.read(length)),
@@ -87,26 +87,26 @@ def _answer(experiment_names: Sequence[str], search: dict[str, Any]) -> tuple["p
     return runs, response.raw
 
 
-def _refusal(server: str, response: Any) -> MlstackError:
+def _rejection(server: str, response: Any) -> MlstackError:
     if response.status_code == HTTPStatus.NOT_FOUND and "error_code" not in response.text:
         return MlstackError(
-            f"the MLflow server at {server} does not know how to give runs as a table.",
-            "It is not the server of an mlstack, or of one that is older than this client.",
+            f"the MLflow server at {server} has no route for runs as a table.",
+            "It is not the server of an mlstack, or it is older than this client.",
             "make upgrade, or use mlflow.search_runs",
         )
     return MlstackError(
         f"the runs cannot be read: {response.text}",
-        "Nothing but an exact answer is given.",
+        "Only an exact answer is given.",
         "correct the arguments, which are those of mlflow.search_runs",
     )
 
 
 def _csv(stream: Any, **types: Any) -> "pa.Table":
-    """A table of Postgres' COPY, in which an absent value is not the empty one and times are milliseconds."""
+    """A table in the format of Postgres' COPY, where NULL differs from an empty string and times are milliseconds."""
     import pyarrow as pa
     from pyarrow import csv
 
-    found = csv.read_csv(
+    table = csv.read_csv(
         stream,
         csv.ReadOptions(block_size=1 << 22),
         csv.ParseOptions(newlines_in_values=True),
@@ -119,21 +119,21 @@ def _csv(stream: Any, **types: Any) -> "pa.Table":
     )
     for name, kind in types.items():
         if pa.types.is_timestamp(kind):
-            times = found[name].cast(pa.timestamp("ms", "UTC")).cast(kind)
-            found = found.set_column(found.column_names.index(name), name, times)
-    return found.combine_chunks()
+            times = table[name].cast(pa.timestamp("ms", "UTC")).cast(kind)
+            table = table.set_column(table.column_names.index(name), name, times)
+    return table.combine_chunks()
 
 
 def _groups(values: "pa.Table") -> "list[tuple[str, str, np.ndarray[Any, Any]]]":
-    """For each kind and key, in this order, which rows of the table have it."""
+    """The rows of the table with each kind and key, sorted by both."""
     import numpy as np
 
     kinds, keys = (values[name].combine_chunks().dictionary_encode() for name in ("kind", "key"))
     names = keys.dictionary.to_pylist()
-    found = []
+    groups = []
     codes = keys.indices.to_numpy() + len(names) * kinds.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
     for code, rows in zip(present.tolist(), np.split(order, starts)[1:], strict=True):
-        found.append((kinds.dictionary[code // len(names)].as_py(), names[code % len(names)], rows))
-    return sorted(found, key=lambda group: (KINDS.index(group[0]), group[1]))
+        groups.append((kinds.dictionary[code // len(names)].as_py(), names[code % len(names)], rows))
+    return sorted(groups, key=lambda group: (KINDS.index(group[0]), group[1]))

@@ -1,9 +1,9 @@
-"""MLflow's client: metrics are logged without waiting for the server, and only the clock shows it.
+"""MLflow's client, except that metrics are logged without waiting for the server.
 
 Registered for `http` and `https` through MLflow's entry point, in the notebook image and in the project's own environment. There
-log_metric returns at once and its points leave within a second. Whatever else this process asks of the server comes after them: a
-program reads what it logged. Parameters and tags are stored before their call returns. A metric that is not plainly right is
-logged by MLflow's own synchronous call, which raises what it raises. With MLFLOW_ENABLE_ASYNC_LOGGING=false every metric is.
+log_metric returns at once and its points are sent within a second. All other calls of this process wait for them first: a
+program reads what it logged. Parameters and tags are stored before their call returns. A metric that may be invalid is logged
+by MLflow's own synchronous call, which raises its own error. With MLFLOW_ENABLE_ASYNC_LOGGING=false every metric is.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ from mlstack.client.upstream import (
     skip_databricks,
 )
 
-# Calls that neither read what was logged nor end anything.
+# Calls that neither read what was logged nor end a run.
 _PLAIN_WRITES = (LogBatch, LogMetric, LogParam, SetTag)
-# Answers that say nothing of the metrics themselves.
+# Errors that do not concern the metrics themselves.
 _UNRELATED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -56,19 +56,19 @@ class Store(RestStore):
         return RunOperations(sent)
 
     def log_batch_async(self, run_id: str, metrics: Sequence[Metric], params: list[Param], tags: list[RunTag]) -> RunOperations:
-        """As MLflow's own. Raises as log_batch does for what is wrong, and then stores nothing of it."""
+        """As MLflow's own. Raises as log_batch does for a wrong argument, and then stores nothing of the call."""
         sent = None if params or tags else self._put(run_id, metrics)
         if sent is None:
             self.log_batch(run_id, metrics, params, tags)
         return RunOperations(sent)
 
     def _put(self, run_id: str, metrics: Sequence[Metric]) -> list[Sent] | None:
-        """None where it is left to MLflow."""
+        """None if MLflow's own call has to log them."""
         is_off = MLFLOW_ENABLE_ASYNC_LOGGING.is_set() and not MLFLOW_ENABLE_ASYNC_LOGGING.get()
         return self._queue.put(run_id, metrics) if not is_off and all(map(_is_plain, metrics)) else None
 
     def flush_async_logging(self) -> None:
-        """Returns when everything that was logged is stored. Raises ClientError when something could not be."""
+        """Returns when everything that was logged is stored. Raises ClientError if something could not be."""
         self._queue.flush()
         self._raise(self._queue.losses())
 
@@ -99,7 +99,7 @@ class Store(RestStore):
 
     def _call_endpoint(self, api: Any, *arguments: Any, **named: Any) -> Any:
         if api not in _PLAIN_WRITES and self._queue.waiting:
-            self._queue.flush()  # what could not be stored is reported at the end of its run, not by whatever call comes next
+            self._queue.flush()  # losses are reported at the end of their run, not by the next call
         return super()._call_endpoint(api, *arguments, **named)
 
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
@@ -113,7 +113,7 @@ class Store(RestStore):
             raise
 
     def _is_active(self, run_id: str) -> bool:
-        """Whether a run takes metrics: where not, none of its points needs another request."""
+        """Whether a run accepts metrics: if not, its points are not sent again."""
         try:
             return bool(self.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
         except MlflowException:
@@ -121,7 +121,7 @@ class Store(RestStore):
 
 
 def _is_plain(metric: Metric) -> bool:
-    """Whether no part of MLflow has a reason to reject this metric for what it is."""
+    """Whether this metric is certainly valid for all of MLflow."""
     return (
         type(metric.key) is str
         and isinstance(metric.value, float)
@@ -133,5 +133,5 @@ def _is_plain(metric: Metric) -> bool:
 
 
 def _is_long(number: Any) -> bool:
-    """Whether it is an integer of 64 bits, also one of NumPy."""
+    """Whether it is a 64-bit integer, of Python or NumPy."""
     return isinstance(number, Integral) and not isinstance(number, bool) and -(2**63) <= int(number) < 2**63

@@ -1,4 +1,4 @@
-"""Every name of MLflow that is not part of its public API and that the client uses: to be read again at each of its upgrades."""
+"""Every private name of MLflow that the client uses: read each again when MLflow is upgraded."""
 
 import inspect
 import os
@@ -57,7 +57,7 @@ __all__ = [
 
 @lru_cache(maxsize=10_000)
 def is_metric_name(name: str) -> bool:
-    """Whether MLflow's server takes this name for a metric."""
+    """Whether MLflow's server accepts this name for a metric."""
     try:
         _validate_metric(name, 0.0, 0, 0)
     except MlflowException:
@@ -70,7 +70,7 @@ def log_metrics_asynchronously() -> None:
     """Makes `synchronous=False` the default of MLflow's calls that log metrics, and of no other.
 
     MLFLOW_ENABLE_ASYNC_LOGGING would do it for parameters and tags too, whose calls then return an operation and not the value.
-    What is returned is an operation here as well: notebooks do not display it below a cell.
+    The calls that log metrics return an operation too: notebooks do not display it below a cell.
     """
     from mlflow import MlflowClient, log_metric, log_metrics
 
@@ -83,7 +83,7 @@ def log_metrics_asynchronously() -> None:
 def skip_databricks() -> None:
     """Stops MLflow from searching the disk for Databricks' packages at each call (docs/adr/0018: what it costs).
 
-    Spark can have no session while it is not imported, and without Databricks' runtime no request carries its headers.
+    Spark has no session while it is not imported, and without Databricks' runtime no request has its headers.
     """
     from mlflow.tracking._model_registry import utils as model_registry
     from mlflow.tracking.request_header import registry as headers
@@ -92,10 +92,10 @@ def skip_databricks() -> None:
     model_registry._get_registry_uri_from_spark_session = lambda: of_session() if "pyspark" in sys.modules else None
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
         providers = headers._request_header_provider_registry._registry
-        providers[:] = [each for each in providers if not isinstance(each, DatabricksRequestHeaderProvider)]
+        providers[:] = [provider for provider in providers if not isinstance(provider, DatabricksRequestHeaderProvider)]
 
 
 def _set_default(function: Callable[..., Any], name: str, value: Any) -> None:
     parameters = inspect.signature(function).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    defaults = {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
     function.__defaults__ = tuple((defaults | {name: value}).values())

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 
 # What a command alone needs, it imports itself: `make status` has no time for the others' libraries.
@@ -39,8 +39,16 @@ Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, ju
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlstack {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def own_stack_only() -> None:
+def own_stack_only(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")] = False,
+) -> None:
     """A local machine-learning platform: the commands behind make."""
     from mlstack.host import ownership
 
@@ -378,7 +386,7 @@ def _show_backups() -> None:
     from mlstack.host.commands import backup as backing_up
 
     backups = settings.backup_dir(PROJECT)
-    table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
+    table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
             found = manifest.read_manifest(folder)
@@ -386,7 +394,8 @@ def _show_backups() -> None:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, escape(found.versions["mlflow"] or "?"))
+        versions = (escape(found.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
+        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return

@@ -123,7 +123,10 @@ def status(project: Path) -> Status:
     answers = _ask(_questions(docker, values, running, containers))
     volumes = {mount.volume: mount for container in containers for mount in container.mounts}
     schema, made_by, server = answers.get("database") or (None, None, None)
-    versions = {**{service: answers.get(f"version {service}") for service in ADDRESSES}, "postgres": server}
+    # Each service says its own version, except MinIO: asking it takes longer than a moment, and its image says it.
+    of_image = {container.service: container.version.partition("T")[0] for container in containers}
+    versions = {service: answers.get(f"version {service}") for service in ADDRESSES}
+    versions |= {"postgres": server, "minio": of_image.get("minio")}
     return Status(
         project=name,
         problem=None,
@@ -282,7 +285,6 @@ def _service(
         uptime=uptime,
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,
-        # What the service says, or, where asking takes longer than a moment (MinIO), what its image says.
-        version=quoted(versions.get(container.service) or "") or container.version.partition("T")[0] or None,
+        version=quoted(versions.get(container.service) or "") or None,
         url=ADDRESSES[container.service].format_map(values) if is_long_running and container.is_running else None,
     )

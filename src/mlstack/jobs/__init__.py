@@ -1,1 +1,1 @@
-"""What runs in one-shot containers, with the owners' credentials."""
+"""Code of the one-shot containers, which have the owners' credentials."""

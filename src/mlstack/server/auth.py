@@ -94,12 +94,12 @@ def set_caller(found: Caller | None) -> None:
     _caller.set(found)
 
 
-async def asker() -> Caller | None:  # async: FastAPI would start a thread for it
+async def caller_or_none() -> Caller | None:  # async: FastAPI would start a thread for it
     """Whose request it is, for the routes of this project; None where nobody is asked (MLFLOW_AUTH=off)."""
     return caller() if settings.accounts_are_on() else None
 
 
-Asker = Annotated[Caller | None, Depends(asker)]
+CallerOrNone = Annotated[Caller | None, Depends(caller_or_none)]
 
 
 def is_public(path: str) -> bool:

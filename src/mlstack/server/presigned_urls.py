@@ -101,7 +101,7 @@ class LinksToRead(BaseModel):
 
 
 @router.post("/links-to-write")
-def write(wanted: ToWrite, request: Request, caller: auth.Asker) -> LinksToWrite:
+def write(wanted: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
     """A URL for each file. Raises HTTPException 401, 403, or 404 where only MLflow's own route can serve the client."""
     host, root = _host(request), _allowed(caller, wanted.root, "update")
     signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
@@ -109,7 +109,7 @@ def write(wanted: ToWrite, request: Request, caller: auth.Asker) -> LinksToWrite
 
 
 @router.post("/links-to-read")
-def read(wanted: ToRead, request: Request, caller: auth.Asker) -> LinksToRead:
+def read(wanted: ToRead, request: Request, caller: auth.CallerOrNone) -> LinksToRead:
     """A URL for each file that is there. Raises as `write` does, and 503 when MinIO does not answer."""
     signer, root = _reader(_host(request)), _allowed(caller, wanted.root, "read")
     path = _key(root, wanted.path) if wanted.path else root

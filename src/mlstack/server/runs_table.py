@@ -67,7 +67,7 @@ class Question(BaseModel, extra="forbid"):
 
 
 @router.post("/api/2.0/mlstack/runs/search")
-def search(question: Question, caller: auth.Asker) -> StreamingResponse:
+def search(question: Question, caller: auth.CallerOrNone) -> StreamingResponse:
     """Two CSV tables: the length of the first in bytes and a line's end, the runs in order, what they hold.
 
     Raises HTTPException 429 or 503 when too many answers are still being read, MlflowException for what cannot be answered.

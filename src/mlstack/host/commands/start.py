@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
 from mlstack.host import env_file, folders, networks, preflight, recovery
 from mlstack.host.backup import stack, swap
@@ -131,9 +131,8 @@ def _run_build(project: Path, services: list[str], sources: Mapping[str, str], t
     """Builds into a transcript, with a sign of life now and then."""
     command = ["docker", "compose", "--progress", "plain", "build", *services]
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=project, env=settings.for_commands(**sources), stdout=transcript, stderr=subprocess.STDOUT
-    )
+    environment = settings.for_commands(**sources, MLSTACK_VERSION=__version__)
+    process = subprocess.Popen(command, cwd=project, env=environment, stdout=transcript, stderr=subprocess.STDOUT)
     while True:
         try:
             return process.wait(timeout=HEARTBEAT)

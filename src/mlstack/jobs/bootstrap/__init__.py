@@ -1,4 +1,4 @@
-"""Brings empty or old services to the wanted state. Every step may be repeated; repeated steps change nothing."""
+"""Sets up empty services and updates older ones. Every step can be repeated, and then changes nothing."""
 
 from enum import Enum
 
@@ -8,7 +8,7 @@ log = get_logger("mlstack.bootstrap")
 
 
 class Outcome(Enum):
-    """What an `ensure_*` step found."""
+    """What an `ensure_*` step did."""
 
     CREATED = "created"
     CHANGED = "changed"

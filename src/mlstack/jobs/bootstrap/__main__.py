@@ -38,13 +38,13 @@ def main(step: str) -> int:
                 quota=settings.bucket_quota(),
             )
         elif step == "rekey":
-            from mlstack.jobs.bootstrap import encryption  # needs packages that only the image has
+            from mlstack.jobs.bootstrap import encryption  # its packages are only in the image
 
             with turn(settings.tracking_login()) as rows:
                 encryption.rekey(rows, *settings.encryption())
         else:
-            settings.publish_secrets()  # libpq looks in the environment
-            from mlstack.jobs.bootstrap import mlflow  # needs packages that only the image has
+            settings.publish_secrets()  # libpq reads the environment
+            from mlstack.jobs.bootstrap import mlflow  # its packages are only in the image
 
             with turn(settings.tracking_login()) as rows, connected(settings.accounts_login()) as accounts:
                 mlflow.bootstrap(rows, accounts, settings.admin_account(), settings.notebook_account(), settings.reader_name())

@@ -1,4 +1,4 @@
-"""What MLflow's server stored encrypted, encrypted with other keys. Row by row; a second time there is nothing to do."""
+"""Encrypts with new keys what MLflow's server has stored encrypted, row by row. A second time it changes nothing."""
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from psycopg2.extensions import connection as Connection  # noqa: N812
@@ -8,24 +8,24 @@ from mlstack.settings import Encryption
 
 
 def rekey(connection: Connection, old: Encryption, new: Encryption) -> None:
-    """Makes everything that the old keys read readable with the new ones."""
+    """Encrypts again, with the new keys, everything that the old keys decrypt."""
     report("secrets of webhooks", ensure_webhooks(connection, old.webhook_key, new.webhook_key))
     report("keys of model providers", ensure_providers(connection, old.passphrase, new.passphrase))
 
 
 def ensure_webhooks(connection: Connection, old: str, new: str) -> Outcome:
     """Every webhook's secret is encrypted with `new`."""
-    either, wanted = MultiFernet([Fernet(new), Fernet(old)]), Fernet(new)
+    both, current = MultiFernet([Fernet(new), Fernet(old)]), Fernet(new)
     outcome = Outcome.ALREADY_THERE
     with connection.cursor() as cursor:
         cursor.execute("SELECT webhook_id, name, secret FROM webhooks WHERE secret IS NOT NULL")
         for webhook, name, secret in cursor.fetchall():
-            if _reads(wanted, secret):
+            if _decrypts(current, secret):
                 continue
             try:
-                rotated = either.rotate(secret).decode()
+                rotated = both.rotate(secret).decode()
             except InvalidToken:
-                _unreadable(f"the secret of webhook {name}")
+                _warn_unreadable(f"the secret of webhook {name}")
                 continue
             cursor.execute("UPDATE webhooks SET secret = %s WHERE webhook_id = %s", (rotated, webhook))
             outcome = Outcome.CHANGED
@@ -33,7 +33,7 @@ def ensure_webhooks(connection: Connection, old: str, new: str) -> Outcome:
 
 
 def ensure_providers(connection: Connection, old: str, new: str) -> Outcome:
-    """Every provider key's own key is wrapped with one derived from `new`."""
+    """Every provider key's data key is wrapped with a key derived from `new`."""
     outcome = Outcome.ALREADY_THERE
     with connection.cursor() as cursor:
         cursor.execute("SELECT secret_id, secret_name, wrapped_dek, kek_version FROM secrets")
@@ -51,14 +51,14 @@ def ensure_providers(connection: Connection, old: str, new: str) -> Outcome:
                 try:
                     rewrapped = wrap_dek(unwrap_dek(bytes(wrapped), before), after)
                 except MlflowException:
-                    _unreadable(f"the provider key {name}")
+                    _warn_unreadable(f"the provider key {name}")
                     continue
                 cursor.execute("UPDATE secrets SET wrapped_dek = %s WHERE secret_id = %s", (rewrapped, secret))
                 outcome = Outcome.CHANGED
     return outcome
 
 
-def _reads(cipher: Fernet, secret: str) -> bool:
+def _decrypts(cipher: Fernet, secret: str) -> bool:
     try:
         cipher.decrypt(secret)
     except InvalidToken:
@@ -66,5 +66,5 @@ def _reads(cipher: Fernet, secret: str) -> bool:
     return True
 
 
-def _unreadable(what: str) -> None:
-    log.warning("%s was encrypted with a key that .env does not have: set it again in MLflow", what)
+def _warn_unreadable(secret: str) -> None:
+    log.warning("%s was encrypted with a key that .env does not have: set it again in MLflow", secret)

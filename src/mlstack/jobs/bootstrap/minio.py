@@ -1,4 +1,4 @@
-"""MinIO: the bucket, MLflow's user and the console's, each with a policy for the bucket and nothing else."""
+"""MinIO: the bucket, and the users of MLflow and the console, each with a policy for that bucket only."""
 
 import json
 from typing import Any
@@ -18,13 +18,13 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys
 
 DEADLINE = 120  # seconds
-_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
+_DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
 
 
 def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadline: float = DEADLINE) -> None:
-    """Brings the storage to the wanted state. `quota` is what the bucket may hold, in bytes, 0 for no limit.
+    """Sets up MinIO. `quota` limits the bucket, in bytes; 0 is no limit.
 
-    Raises MlstackError when it does not answer within `deadline` seconds, or refuses the owner's keys.
+    Raises MlstackError when MinIO does not answer within `deadline` seconds, or rejects the owner's keys.
     """
     client, admin = client_for(owner), _admin_for(owner)
     _wait(client, owner, deadline)
@@ -33,9 +33,9 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadlin
     report(f"versioning of bucket {owner.bucket}", ensure_versioning(client, owner.bucket))
     report(f"quota of bucket {owner.bucket}", ensure_quota(admin, owner.bucket, quota))
     report(f"policy {policy}", ensure_policy(admin, policy, policy_for(owner.bucket)))
-    report("storage user of MLflow", ensure_user(admin, user))
+    report("MinIO user of MLflow", ensure_user(admin, user))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
-    report("former storage users of MLflow", ensure_no_other(admin, policy, user.access_key))
+    report("former MinIO users of MLflow", ensure_no_other(admin, policy, user.access_key))
     policy = f"console-{owner.bucket}"
     report(f"policy {policy}", ensure_policy(admin, policy, console_policy_for(owner.bucket)))
     report("user of MinIO's console", ensure_user(admin, console))
@@ -43,7 +43,7 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadlin
     report("former users of MinIO's console", ensure_no_other(admin, policy, console.access_key))
 
 
-# A user may change its own password and make service accounts, which outlive a rotation, unless that is denied.
+# Unless denied, a user may change its own password and create service accounts, which survive a rotation.
 _NO_ADMINISTRATION = {"Effect": "Deny", "Action": ["admin:*"]}
 
 
@@ -65,7 +65,7 @@ def console_policy_for(bucket: str) -> dict[str, Any]:
 
 
 def policy_for(bucket: str) -> dict[str, Any]:
-    """What MLflow needs in its bucket, and no way to remove a version: what it deletes or overwrites stays recoverable."""
+    """What MLflow needs in its bucket, without removing versions: what it deletes or overwrites remains recoverable."""
     name = f"arn:aws:s3:::{bucket}"
     return {
         "Version": "2012-10-17",
@@ -86,9 +86,9 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 ],
                 "Resource": [f"{name}/*"],
             },
-            # Not granting it is not enough: MinIO takes DeleteObject for both, and only minds an explicit refusal.
+            # Not granting it is not enough: in MinIO DeleteObject covers both, and only an explicit denial excludes it.
             {"Effect": "Deny", "Action": ["s3:DeleteObjectVersion"], "Resource": [f"{name}/*"]},
-            # CVE-2026-41145: such a write is stored without a check of its signature. No client of ours sends one.
+            # CVE-2026-41145: such a write is stored without checking its signature. No client of the stack sends one.
             {
                 "Effect": "Deny",
                 "Action": ["s3:PutObject"],
@@ -112,7 +112,7 @@ def policy_for(bucket: str) -> dict[str, Any]:
 
 
 def ensure_bucket(client: Minio, bucket: str) -> Outcome:
-    """The bucket exists and is ours."""
+    """The bucket exists and belongs to this MinIO."""
     if client.bucket_exists(bucket):
         return Outcome.ALREADY_THERE
     try:
@@ -133,30 +133,30 @@ def ensure_versioning(client: Minio, bucket: str) -> Outcome:
 
 
 def ensure_quota(admin: MinioAdmin, bucket: str, size: int) -> Outcome:
-    """The bucket takes no more than this many bytes; 0 is no limit."""
-    found = json.loads(admin.bucket_quota_get(bucket)).get("quota", 0)
-    if found == size:
+    """The bucket holds at most this many bytes; 0 is no limit."""
+    current = json.loads(admin.bucket_quota_get(bucket)).get("quota", 0)
+    if current == size:
         return Outcome.ALREADY_THERE
     admin.bucket_quota_set(bucket, size)
-    return Outcome.CHANGED if found else Outcome.CREATED
+    return Outcome.CHANGED if current else Outcome.CREATED
 
 
 def ensure_policy(admin: MinioAdmin, name: str, document: dict[str, Any]) -> Outcome:
-    """The policy says exactly this."""
-    found = json.loads(admin.policy_list()).get(name)
-    if found is not None and _normalised(found) == _normalised(document):
+    """The policy is exactly this document."""
+    current = json.loads(admin.policy_list()).get(name)
+    if current is not None and _normalised(current) == _normalised(document):
         return Outcome.ALREADY_THERE
     admin.policy_add(name, policy=document)
-    return Outcome.CREATED if found is None else Outcome.CHANGED
+    return Outcome.CREATED if current is None else Outcome.CHANGED
 
 
 def ensure_user(admin: MinioAdmin, user: Keys) -> Outcome:
     """A user with these keys."""
-    found = user.access_key in json.loads(admin.user_list())
-    if found and _accepts(user):
+    exists = user.access_key in json.loads(admin.user_list())
+    if exists and _accepts(user):
         return Outcome.ALREADY_THERE
     admin.user_add(user.access_key, user.secret_key)
-    return Outcome.CHANGED if found else Outcome.CREATED
+    return Outcome.CHANGED if exists else Outcome.CREATED
 
 
 def ensure_attached(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
@@ -172,7 +172,7 @@ def ensure_attached(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
 
 
 def ensure_no_other(admin: MinioAdmin, policy: str, access_key: str) -> Outcome:
-    """Nobody else has the policy: keys that .env no longer has open nothing."""
+    """No other user has the policy: keys that are no longer in .env are removed."""
     users: dict[str, dict[str, str]] = json.loads(admin.user_list())
     former = [name for name, user in users.items() if name != access_key and policy in user.get("policyName", "").split(",")]
     for name in former:
@@ -185,7 +185,7 @@ def _admin_for(keys: Keys) -> MinioAdmin:
 
 
 def _accepts(user: Keys) -> bool:
-    """Whether the storage knows these keys; what they may do is the policy's matter."""
+    """Whether MinIO knows these keys, whatever their policy allows."""
     try:
         client_for(user).bucket_exists(user.bucket)
     except S3Error as error:
@@ -194,7 +194,7 @@ def _accepts(user: Keys) -> bool:
 
 
 def _normalised(document: dict[str, Any]) -> list[str]:
-    """Statements in an order of their own: MinIO gives lists back in another one."""
+    """The statements sorted: MinIO returns lists in another order."""
 
     def ordered(value: Any) -> Any:
         if isinstance(value, dict):
@@ -208,7 +208,7 @@ def _normalised(document: dict[str, Any]) -> list[str]:
 
 def _wait(client: Minio, owner: Keys, deadline: float) -> None:
     retrying = Retrying(
-        retry=retry_if_exception(lambda error: not (isinstance(error, S3Error) and error.code in _REFUSED)),
+        retry=retry_if_exception(lambda error: not (isinstance(error, S3Error) and error.code in _DENIED)),
         stop=stop_after_delay(deadline),
         wait=wait_fixed(1),
         reraise=True,
@@ -216,18 +216,18 @@ def _wait(client: Minio, owner: Keys, deadline: float) -> None:
     try:
         retrying(client.list_buckets)
     except S3Error as error:
-        if error.code not in _REFUSED:
-            raise _silence(owner, deadline, error) from error
+        if error.code not in _DENIED:
+            raise _no_answer(owner, deadline, error) from error
         raise MlstackError(
-            f"MinIO refuses MINIO_ROOT_USER and MINIO_ROOT_PASSWORD ({error.code}).",
+            f"MinIO rejects MINIO_ROOT_USER and MINIO_ROOT_PASSWORD ({error.code}).",
             "The running MinIO was started with other values; nothing was changed or lost.",
             "make up again starts MinIO with the values of .env",
         ) from error
     except (urllib3.exceptions.HTTPError, MinioAdminException) as error:
-        raise _silence(owner, deadline, error) from error
+        raise _no_answer(owner, deadline, error) from error
 
 
-def _silence(owner: Keys, deadline: float, error: Exception) -> MlstackError:
+def _no_answer(owner: Keys, deadline: float, error: Exception) -> MlstackError:
     return MlstackError(
         f"MinIO at {owner.endpoint} did not answer within {deadline:g} s: {error}",
         "MLflow keeps artifacts there.",

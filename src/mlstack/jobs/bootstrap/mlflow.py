@@ -16,13 +16,13 @@ from mlstack.settings import Account
 if TYPE_CHECKING:
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
-# libpq takes host, user, database and password from PG* variables: no secret in a URI.
-# psycopg2 by name: SQLAlchemy 2.1 reads plain postgresql:// as psycopg 3.
+# libpq reads host, user, database and password from PG* variables: no secret is in a URI.
+# psycopg2 is named: SQLAlchemy 2.1 takes plain postgresql:// for psycopg 3.
 URI = "postgresql+psycopg2://"
 # The login of the accounts: user and password are in a service file (docker/python/with-logins), the rest in PG*.
 ACCOUNTS_URI = "postgresql+psycopg2:///?service=accounts"
 DEFAULT_EXPERIMENT = "0"
-# What the reader sees. Not among them: encrypted secrets of webhooks and endpoints.
+# Tables that the reader may read: not those with encrypted secrets of webhooks and endpoints.
 READABLE = (
     "alembic_version",
     "assessments",
@@ -58,15 +58,15 @@ READABLE = (
 
 
 # Indexes that MLflow's schema lacks: without this one, opening an experiment reads and sorts every run of all of them
-# (docs/performance.md has the plans). Its price: one more entry for each run.
+# (docs/performance.md has the plans). Its cost: one more entry for each run.
 INDEXES = {"mlstack_runs_of_experiment": "runs (experiment_id, lifecycle_stage, start_time DESC, run_uuid)"}
 
 
 def bootstrap(rows: Connection, accounts: Connection, admin: Account, notebook: Account, reader: str) -> None:
-    """Brings MLflow's database to the wanted state: `rows` and `accounts` are the connections of the two roles that own it."""
+    """Sets up MLflow's database. `rows` and `accounts` are the connections of the two roles that own it."""
     report("MLflow's tables", ensure_schema(rows, accounts))
     report("indexes", ensure_indexes(rows))
-    report(f"what {reader} may read", ensure_readable(rows, reader))
+    report(f"read permissions of {reader}", ensure_readable(rows, reader))
     for account in (admin, notebook):
         report(f"MLflow account {account.username}", ensure_account(accounts, account))
     report(f"{notebook.username} manages the default experiment", ensure_manages_default_experiment(accounts, notebook))
@@ -74,37 +74,37 @@ def bootstrap(rows: Connection, accounts: Connection, admin: Account, notebook: 
 
 def ensure_schema(rows: Connection, accounts: Connection) -> Outcome:
     """MLflow's tables and those of its accounts are those of the installed MLflow."""
-    wanted = f"migrated by MLflow {version('mlflow')}"
+    marker = f"migrated by MLflow {version('mlflow')}"
     with rows.cursor() as cursor, accounts.cursor() as accounts_cursor:
         accounts_cursor.execute("SELECT to_regclass('alembic_version_auth') IS NOT NULL")
         cursor.execute("SELECT to_regclass('alembic_version'), obj_description(to_regclass('alembic_version'), 'pg_class')")
-        tracking, mark = cursor.fetchone() or (None, None)
-        if tracking and mark == wanted and accounts_cursor.fetchone() == (True,):
+        tracking, comment = cursor.fetchone() or (None, None)
+        if tracking and comment == marker and accounts_cursor.fetchone() == (True,):
             return Outcome.ALREADY_THERE
         from mlflow.db import upgrade
 
         # What `mlflow db upgrade` runs: fills an empty database, migrates an old one.
         upgrade.main([URI], standalone_mode=False)
         _accounts_store()
-        # Marked last: an interrupted migration is taken up again.
-        cursor.execute(sql.SQL("COMMENT ON TABLE alembic_version IS {}").format(sql.Literal(wanted)))
+        # Marked last: an interrupted migration is resumed.
+        cursor.execute(sql.SQL("COMMENT ON TABLE alembic_version IS {}").format(sql.Literal(marker)))
     return Outcome.CHANGED if tracking else Outcome.CREATED
 
 
 def ensure_indexes(rows: Connection) -> Outcome:
-    """The indexes that our use needs are there, made while others write."""
+    """The indexes of INDEXES exist; they are created without blocking writes."""
     with rows.cursor() as cursor:
         cursor.execute("SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid WHERE indisvalid")
         missing = INDEXES.keys() - {row[0] for row in cursor.fetchall()}
         for name in sorted(missing):
-            # One that was interrupted is there, invalid, and in the way.
+            # An interrupted creation leaves an invalid index of that name.
             cursor.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(name)))
             cursor.execute(sql.SQL("CREATE INDEX CONCURRENTLY {} ON " + INDEXES[name]).format(sql.Identifier(name)))
     return Outcome.CREATED if missing else Outcome.ALREADY_THERE
 
 
 def ensure_readable(rows: Connection, reader: str) -> Outcome:
-    """The reader may read the tracking tables, and no other."""
+    """The reader may read the tables of READABLE, and no other."""
     with rows.cursor() as cursor:
         cursor.execute(
             "SELECT relname, relname = ANY(%s) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
@@ -119,14 +119,14 @@ def ensure_readable(rows: Connection, reader: str) -> Outcome:
 
 
 def ensure_account(connection: Connection, account: Account) -> Outcome:
-    """An account with this password and this rank."""
+    """An account with this password, which is an admin or not."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT password_hash, is_admin FROM users WHERE username = %s", (account.username,))
-        found = cursor.fetchone()
-    if found and check_password_hash(found[0], account.password) and found[1] == account.is_admin:
+        row = cursor.fetchone()
+    if row and check_password_hash(row[0], account.password) and row[1] == account.is_admin:
         return Outcome.ALREADY_THERE
     store = _accounts_store()
-    if found:
+    if row:
         store.update_user(account.username, account.password, account.is_admin)
         return Outcome.CHANGED
     store.create_user(account.username, account.password, account.is_admin)
@@ -134,22 +134,22 @@ def ensure_account(connection: Connection, account: Account) -> Outcome:
 
 
 def ensure_manages_default_experiment(connection: Connection, account: Account) -> Outcome:
-    """Nobody made the default experiment, so nobody but the admin could delete a run in it."""
+    """The default experiment has no owner, so only the admin could delete a run in it."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT permission FROM role_permissions JOIN user_role_assignments USING (role_id) JOIN users ON users.id = user_id"
             " WHERE username = %s AND resource_type = 'experiment' AND resource_pattern = %s",
             (account.username, DEFAULT_EXPERIMENT),
         )
-        found = cursor.fetchone()
-    if found:
+        is_granted = cursor.fetchone() is not None
+    if is_granted:
         return Outcome.ALREADY_THERE
     _accounts_store().create_experiment_permission(DEFAULT_EXPERIMENT, account.username, "MANAGE")
     return Outcome.CREATED
 
 
 def _accounts_store() -> "SqlAlchemyStore":
-    """MLflow's own access to its accounts' tables, which it also migrates."""
+    """MLflow's own store of accounts, which also migrates their tables."""
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore()

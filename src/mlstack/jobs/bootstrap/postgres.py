@@ -1,4 +1,4 @@
-"""Postgres: MLflow's roles and database, and nothing open to the public."""
+"""Postgres: roles and the database, with no privileges for PUBLIC."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +10,9 @@ from mlstack.jobs.bootstrap import Outcome, report
 from mlstack.postgres import ACCOUNTS_SCHEMA, accepts, connected
 from mlstack.settings import Login, Roles
 
-# A role that can log in and nothing more.
+# A role that can only log in.
 _ATTRIBUTES = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
-# What MLflow's server for accounts makes; up to MLflow 3.5 and mlstack 0.1 they lay between the tracking tables.
+# The tables of MLflow's accounts; up to MLflow 3.5 and mlstack 0.1 they were in the schema of the tracking tables.
 ACCOUNTS_TABLES = (
     "alembic_version_auth",
     "experiment_permissions",
@@ -27,7 +27,7 @@ ACCOUNTS_TABLES = (
     "users",
     "workspace_permissions",
 )
-# The settings that a role starts its sessions with. A forgotten transaction holds rows and locks that others need.
+# Session settings of each role. A forgotten transaction holds rows and locks that others need.
 TRACKING_SESSION = {"idle_in_transaction_session_timeout": "10min"}
 ACCOUNTS_SESSION = {"search_path": ACCOUNTS_SCHEMA, "idle_in_transaction_session_timeout": "10min"}
 READER_SESSION = {
@@ -35,36 +35,36 @@ READER_SESSION = {
     "statement_timeout": "10min",
     "idle_in_transaction_session_timeout": "1min",
 }
-# Together less than max_connections in docker-compose.yml, so that no role keeps another out. MLflow's pools can take
-# 2 workers × (tracking, registry) × 30 and 2 × 30 for accounts; one-shots, backups and the doctor need a few more.
+# Together less than max_connections in docker-compose.yml, so that no role can use up the connections of another. MLflow's pools
+# can take 2 workers × (tracking, registry) × 30 and 2 × 30 for accounts; one-shots, backups and the doctor need a few more.
 TRACKING_CONNECTIONS, ACCOUNTS_CONNECTIONS, READER_CONNECTIONS = 130, 65, 40
-# Functions that Postgres lets every role call: large objects fill the disk, and whoever holds the migration's advisory
-# lock stops it.
+# Functions that Postgres lets every role call: large objects fill the disk, and a session that holds the migration's advisory
+# lock blocks it.
 _LARGE_OBJECTS, _ADVISORY_LOCKS = "^(lo_.+|loread|lowrite)$", "^pg_(try_)?advisory_(xact_)?lock"
 
 
 def bootstrap(connection: Connection, owner: Login, roles: Roles) -> None:
-    """Brings the server to the wanted state, through its owner's connection to any database."""
+    """Sets up the server, through its owner's connection to any database."""
     tracking, accounts, reader = roles.tracking, roles.accounts, roles.reader
     report(f"database role {tracking.user}", ensure_role(connection, tracking, TRACKING_CONNECTIONS, TRACKING_SESSION))
     report(f"database role {accounts.user}", ensure_role(connection, accounts, ACCOUNTS_CONNECTIONS, ACCOUNTS_SESSION))
     report(f"database role {reader.user}", ensure_role(connection, reader, READER_CONNECTIONS, READER_SESSION))
     report(f"database {tracking.database}", ensure_database(connection, tracking.database, owner.user))
-    report("database privileges", ensure_closed_to_the_public(connection))
+    report("database privileges", ensure_public_cannot_connect(connection))
     names = (tracking.user, accounts.user, reader.user)
-    report("entry of the other roles", ensure_entry(connection, tracking.database, *names))
+    report("connect privileges of the other roles", ensure_can_connect(connection, tracking.database, *names))
     with connected(replace(owner, database=tracking.database)) as inside:
-        report("schema privileges", ensure_schema_is_closed(inside, tracking.user, reader.user))
+        report("schema privileges", ensure_schema_privileges(inside, tracking.user, reader.user))
         report(f"schema {ACCOUNTS_SCHEMA}", ensure_accounts_schema(inside, accounts.user))
-        report("large objects and advisory locks", ensure_functions_are_closed(inside, tracking.user))
+        report("large objects and advisory locks", ensure_function_privileges(inside, tracking.user))
 
 
 def ensure_role(connection: Connection, role: Login, connections: int, session: Mapping[str, str]) -> Outcome:
-    """A role that can log in with this password, this many times at once, starts with these settings, and has no other right.
+    """A role with this password, connection limit and session settings, and no other right.
 
-    A role may change its own password and settings, and nothing in Postgres forbids it: what it changed is undone here.
+    Postgres lets every role change its own password and settings: such changes are undone here.
     """
-    wanted = {f"{name}={value}" for name, value in session.items()}
+    configuration = {f"{name}={value}" for name, value in session.items()}
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT rolcanlogin AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
@@ -74,14 +74,14 @@ def ensure_role(connection: Connection, role: Login, connections: int, session: 
             " FROM pg_roles r WHERE rolname = %s",
             (connections, role.user),
         )
-        found = cursor.fetchone()
-        is_plain, settings, databases, groups = found or (False, None, [], [])
-        is_wanted = is_plain and set(settings or ()) == wanted and not databases and not groups
+        row = cursor.fetchone()
+        is_plain, settings, databases, groups = row or (False, None, [], [])
+        is_wanted = is_plain and set(settings or ()) == configuration and not databases and not groups
         if is_wanted and accepts(_at(connection, role)):
             return Outcome.ALREADY_THERE
         name = sql.Identifier(role.user)
         cursor.execute(
-            sql.SQL(f"{'ALTER' if found else 'CREATE'} ROLE {{}} {_ATTRIBUTES} CONNECTION LIMIT {{}} PASSWORD {{}}").format(
+            sql.SQL(f"{'ALTER' if row else 'CREATE'} ROLE {{}} {_ATTRIBUTES} CONNECTION LIMIT {{}} PASSWORD {{}}").format(
                 name, sql.Literal(connections), sql.Literal(role.password)
             )
         )
@@ -92,28 +92,30 @@ def ensure_role(connection: Connection, role: Login, connections: int, session: 
         cursor.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(name))
         for setting, value in session.items():
             cursor.execute(sql.SQL("ALTER ROLE {} SET {} = {}").format(name, sql.Identifier(setting), sql.Literal(value)))
-    return Outcome.CHANGED if found else Outcome.CREATED
+    return Outcome.CHANGED if row else Outcome.CREATED
 
 
 def ensure_database(connection: Connection, name: str, owner: str) -> Outcome:
     """A database of this name that belongs to the server's owner.
 
-    It used to be MLflow's, which could give it settings for the next session of every role: they are reset.
+    Once it was MLflow's, whose role could set defaults for the sessions of every role: they are reset.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", (name,))
-        found = cursor.fetchone()
-        if found == (owner,):
+        current_owner = cursor.fetchone()
+        if current_owner == (owner,):
             return Outcome.ALREADY_THERE
-        statement = "ALTER DATABASE {0} OWNER TO {1}; ALTER DATABASE {0} RESET ALL" if found else "CREATE DATABASE {0} OWNER {1}"
+        statement = (
+            "ALTER DATABASE {0} OWNER TO {1}; ALTER DATABASE {0} RESET ALL" if current_owner else "CREATE DATABASE {0} OWNER {1}"
+        )
         cursor.execute(sql.SQL(statement).format(sql.Identifier(name), sql.Identifier(owner)))
-    return Outcome.CHANGED if found else Outcome.CREATED
+    return Outcome.CHANGED if current_owner else Outcome.CREATED
 
 
-def ensure_closed_to_the_public(connection: Connection) -> Outcome:
-    """No database lets in a role that was not granted it: Postgres lets everybody connect to each by default."""
+def ensure_public_cannot_connect(connection: Connection) -> Outcome:
+    """Only roles with a grant can connect to a database: by default Postgres lets every role connect to all."""
     with connection.cursor() as cursor:
-        # No ACL at all stands for the default, which is open.
+        # Without an ACL the default applies: every role may connect.
         cursor.execute(
             "SELECT datname FROM pg_database WHERE datallowconn AND"
             " (datacl IS NULL OR EXISTS (SELECT FROM aclexplode(datacl) WHERE grantee = 0)) ORDER BY datname"
@@ -124,7 +126,7 @@ def ensure_closed_to_the_public(connection: Connection) -> Outcome:
     return Outcome.CHANGED if names else Outcome.ALREADY_THERE
 
 
-def ensure_entry(connection: Connection, database: str, *roles: str) -> Outcome:
+def ensure_can_connect(connection: Connection, database: str, *roles: str) -> Outcome:
     """These roles may connect to the database and create nothing in it: no schema, no extension, no temporary table."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -143,8 +145,8 @@ def ensure_entry(connection: Connection, database: str, *roles: str) -> Outcome:
     return Outcome.CREATED if wrong else Outcome.ALREADY_THERE
 
 
-def ensure_schema_is_closed(connection: Connection, tracking: str, reader: str) -> Outcome:
-    """The schema of the tracking tables is the database owner's: MLflow makes tables in it, the reader only looks."""
+def ensure_schema_privileges(connection: Connection, tracking: str, reader: str) -> Outcome:
+    """The schema of the tracking tables is the database owner's: MLflow creates tables in it, the reader only reads."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_get_userbyid(nspowner) = 'pg_database_owner'"
@@ -166,33 +168,33 @@ def ensure_schema_is_closed(connection: Connection, tracking: str, reader: str) 
 
 
 def ensure_accounts_schema(connection: Connection, owner: str) -> Outcome:
-    """MLflow's accounts are in a schema of their own, which its other role cannot read; older stacks' are moved there.
+    """MLflow's accounts are in a schema that its tracking role cannot read; those of older stacks are moved there.
 
-    Only once: a table of such a name that MLflow's role makes later stays where it is.
+    Only once: a table of such a name that MLflow's role creates later is not moved.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s", (ACCOUNTS_SCHEMA,))
-        found = cursor.fetchone()
+        current_owner = cursor.fetchone()
         cursor.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename = ANY(%s)"
             " AND NOT EXISTS (SELECT FROM pg_tables WHERE schemaname = %s AND tablename = 'alembic_version_auth')",
             (list(ACCOUNTS_TABLES), ACCOUNTS_SCHEMA),
         )
-        astray = [row[0] for row in cursor.fetchall()]
-        if found == (owner,) and not astray:
+        misplaced = [row[0] for row in cursor.fetchall()]
+        if current_owner == (owner,) and not misplaced:
             return Outcome.ALREADY_THERE
         schema, role = sql.Identifier(ACCOUNTS_SCHEMA), sql.Identifier(owner)
-        create = "ALTER SCHEMA {} OWNER TO {}" if found else "CREATE SCHEMA {} AUTHORIZATION {}"
+        create = "ALTER SCHEMA {} OWNER TO {}" if current_owner else "CREATE SCHEMA {} AUTHORIZATION {}"
         steps = [sql.SQL(create).format(schema, role)]
-        for table in map(sql.Identifier, astray):
+        for table in map(sql.Identifier, misplaced):
             steps.append(sql.SQL("ALTER TABLE public.{} SET SCHEMA {}").format(table, schema))
             steps.append(sql.SQL("ALTER TABLE {}.{} OWNER TO {}").format(schema, table, role))
         cursor.execute(sql.SQL(";").join(steps))  # one message is one transaction
-    return Outcome.CHANGED if found or astray else Outcome.CREATED
+    return Outcome.CHANGED if current_owner or misplaced else Outcome.CREATED
 
 
-def ensure_functions_are_closed(connection: Connection, tracking: str) -> Outcome:
-    """Nobody makes large objects; advisory locks are for MLflow's role, whose migration takes one."""
+def ensure_function_privileges(connection: Connection, tracking: str) -> Outcome:
+    """No role creates large objects; only MLflow's role, whose migration needs one, takes advisory locks."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT oid::regprocedure::text, proname ~ %(locks)s,"

@@ -1,4 +1,4 @@
-"""What is deleted for good, each part where the credentials for it already are: in a one-shot of its service.
+"""Permanent deletion, in the one-shots that already have the credentials for it.
 
-`bootstrap` has the storage owner's keys, which alone may remove old versions; `migration` has MLflow's database and admin.
+`bootstrap` has the keys of MinIO's owner, which alone may remove old versions; `migration` has MLflow's database and admin.
 """

@@ -1,4 +1,4 @@
-"""The part of a one-shot: `python3 -m mlstack.jobs.gc ACTION`, a request as JSON on stdin, the answer as JSON on stdout."""
+"""Runs in a one-shot: `python3 -m mlstack.jobs.gc ACTION`, with a request as JSON on stdin and the answer on stdout."""
 
 import json
 import sys
@@ -18,36 +18,36 @@ log = get_logger("mlstack.gc")
 
 
 def purge(request: Mapping[str, Any]) -> dict[str, int]:
-    """Whatever is and was under these prefixes."""
+    """Removes all versions of all objects under these prefixes."""
     owner = settings.storage_owner()
     return {"removed": sum(versions.purge(client_for(owner), owner.bucket, prefix) for prefix in request["prefixes"])}
 
 
 def survey(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What is in the bucket, by folder."""
+    """The content of the bucket, by folder."""
     owner = settings.storage_owner()
     age, changed = timedelta(seconds=request["age"]), frozenset(request["changed"])
     return [asdict(folder) for folder in versions.survey(client_for(owner), owner.bucket, age, changed)]
 
 
 def aged(request: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and id of versions that were replaced or deleted long enough ago, as their dates say."""
+    """Name and id of the versions that were replaced or deleted longer ago than `age`, by their dates."""
     owner = settings.storage_owner()
-    found = versions.aged(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))
-    return [(version.name, version.id) for version in found]
+    aged_versions = versions.aged(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))
+    return [(version.name, version.id) for version in aged_versions]
 
 
 def remove(request: Mapping[str, Any]) -> dict[str, int]:
-    """These versions, by name and id."""
+    """Removes these versions, given by name and id."""
     owner = settings.storage_owner()
     return {"removed": versions.remove(client_for(owner), owner.bucket, request["versions"])}
 
 
 def runs(request: Mapping[str, Any]) -> dict[str, int]:
-    """These runs, models and experiments of MLflow's trash."""
+    """Deletes these runs, models and experiments from MLflow's trash."""
     from mlstack.jobs.gc import runs as trash
 
-    with redirect_stdout(sys.stderr):  # MLflow names each one
+    with redirect_stdout(sys.stderr):  # MLflow prints a line for each
         trash.delete(request["runs"], request.get("models", []), request.get("experiments", []))
     return {"removed": len(request["runs"])}
 
@@ -65,7 +65,7 @@ def main(action: str) -> int:
     try:
         answer = ACTIONS[action](json.load(sys.stdin))
     except MlstackError as error:
-        log.error("%s %s Fix: %s", error.wrong, error.why, error.fix)  # noqa: TRY400 # a user's error has no traceback
+        log.error("%s %s Fix: %s", error.wrong, error.why, error.fix)  # noqa: TRY400 # no traceback for a user's error
         return 1
     json.dump(answer, sys.stdout)
     return 0

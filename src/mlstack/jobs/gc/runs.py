@@ -1,4 +1,4 @@
-"""Deleting runs, models and experiments for good: MLflow's own `mlflow gc`, for exactly what was agreed to."""
+"""Deletes runs, models and experiments permanently: MLflow's own `mlflow gc`, for exactly what was confirmed."""
 
 import os
 
@@ -6,11 +6,11 @@ from mlstack import settings
 
 
 def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
-    """Removes rows and artifacts of what is already in MLflow's trash. Raises MlflowException for anything that is not.
+    """Removes rows and artifacts of what is already in MLflow's trash. Raises MlflowException for anything else.
 
     `mlflow gc` on a command line takes an empty list for "all of them", so its function is called, which does not.
     """
-    settings.publish_secrets()  # libpq looks in the environment
+    settings.publish_secrets()  # libpq reads the environment
     account = settings.admin_account()
     settings.publish({"MLFLOW_TRACKING_USERNAME": account.username, "MLFLOW_TRACKING_PASSWORD": account.password})
     import mlflow
@@ -20,7 +20,7 @@ def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
     from mlstack.jobs.bootstrap.mlflow import URI
 
     store = _get_tracking_store(URI, os.curdir)
-    mlflow.set_tracking_uri("http://mlflow:5000")  # after the store, which sets it to itself: artifacts are the server's
+    mlflow.set_tracking_uri("http://mlflow:5000")  # after the store, which sets its own URI: the server deletes the artifacts
     _gc_tracking_resources(
         backend_store=store,
         run_ids=runs,
