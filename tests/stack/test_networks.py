@@ -88,9 +88,9 @@ def test_metadata_address_is_the_containers_own(stack: Clone) -> None:
 @pytest.mark.refusal
 def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "minio").strip()
-    found = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     # Checked by its answer: outside, something else may accept any connection.
-    for host in ("minio", "minio-console", *(network["IPAddress"] for network in found.values())):
+    for host in ("minio", "minio-console", *(network["IPAddress"] for network in networks.values())):
         assert not minio_answers(stack, "jupyter", host, 9001), host
     assert minio_answers(stack, "jupyter", "minio", 9000)
     assert requests.get(f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/", timeout=10).status_code == 200
@@ -106,7 +106,7 @@ def test_console_user_reads_the_bucket_and_changes_nothing(stack: Clone, console
     with requests.Session() as browser:
         login = {"accessKey": console_keys.access_key, "secretKey": console_keys.secret_key}
         assert browser.post(f"{console}/login", json=login, timeout=10).status_code == 204
-        assert [each["name"] for each in browser.get(f"{console}/buckets", timeout=10).json()["buckets"]] == [bucket]
+        assert [listed["name"] for listed in browser.get(f"{console}/buckets", timeout=10).json()["buckets"]] == [bucket]
         assert browser.get(f"{console}/buckets/{bucket}/objects/download?prefix=0/shown/x", timeout=10).content == b"shown"
         assert browser.delete(f"{console}/buckets/{bucket}/objects?prefix=0/shown/x", timeout=10).status_code == 403
     client = client_for(console_keys)

@@ -22,10 +22,10 @@ services:
 
 
 def test_shipped_services_say_what_the_commands_show() -> None:
-    found = services.read(ROOT, {})
-    assert [service.name for service in found.long_running if not (service.title and service.url and service.login)] == []
-    assert [volume.name for volume in found.volumes if volume.loss == "its data"] == []
-    assert {volume.name for volume in found.volumes} == set(services._loaded(ROOT / services.FILE)["volumes"])
+    listed = services.read(ROOT, {})
+    assert [service.name for service in listed.long_running if not (service.title and service.url and service.login)] == []
+    assert [volume.name for volume in listed.volumes if volume.loss == "its data"] == []
+    assert {volume.name for volume in listed.volumes} == set(services._loaded(ROOT / services.FILE)["volumes"])
 
 
 def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_of_mlflow(project: Path) -> None:
@@ -39,10 +39,10 @@ def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_
 @pytest.mark.docker
 def test_compose_reads_the_same(project: Path) -> None:
     set_values(project, MLFLOW_PORT="6001", HOST_UID="1234", MINIO_IMAGE="elsewhere:5000/minio:1")
-    found = Stack.of(project).services.by_name
+    by_name = Stack.of(project).services.by_name
     described = compose_config(project)["services"]
-    assert found.keys() == described.keys()
-    for name, service in found.items():
+    assert by_name.keys() == described.keys()
+    for name, service in by_name.items():
         compose = described[name]
         mounts = [mount for mount in compose.get("volumes", []) if mount["type"] == "volume"]
         assert service.image == compose["image"]
@@ -57,10 +57,10 @@ def test_compose_reads_the_same(project: Path) -> None:
 def test_part_is_listed_when_compose_profiles_names_it(tmp_path: Path, profiles: str, is_listed: bool) -> None:
     (tmp_path / services.FILE).write_text("include: [part.yml]\nservices: {one: {image: debian}}\n")
     (tmp_path / "part.yml").write_text(PART)
-    found = services.read(tmp_path, {"COMPOSE_PROFILES": profiles, "NOTES_PORT": "8090"})
-    assert [service.origin for service in found.long_running] == (["http://127.0.0.1:8090"] if is_listed else [])
-    assert found.ports == (("NOTES_PORT",) if is_listed else ())
-    assert found.volumes == ((services.Volume("kept", "every note"),) if is_listed else ())
+    listed = services.read(tmp_path, {"COMPOSE_PROFILES": profiles, "NOTES_PORT": "8090"})
+    assert [service.origin for service in listed.long_running] == (["http://127.0.0.1:8090"] if is_listed else [])
+    assert listed.ports == (("NOTES_PORT",) if is_listed else ())
+    assert listed.volumes == ((services.Volume("kept", "every note"),) if is_listed else ())
 
 
 @pytest.mark.parametrize("text", [None, "services: [", "services: {a: *nowhere}"])
