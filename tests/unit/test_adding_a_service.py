@@ -82,9 +82,9 @@ def run(project: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 def port(project: Path) -> str:
-    port = re.search(r"^NOTES_PORT=(\d+)$", (project / ".env").read_text(), re.MULTILINE)
-    assert port
-    return port[1]
+    line = re.search(r"^NOTES_PORT=(\d+)$", (project / ".env").read_text(), re.MULTILINE)
+    assert line
+    return line[1]
 
 
 def test_walk_has_at_most_8_files() -> None:

@@ -39,10 +39,10 @@ def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_
 @pytest.mark.docker
 def test_compose_reads_the_same(project: Path) -> None:
     set_values(project, MLFLOW_PORT="6001", HOST_UID="1234", MINIO_IMAGE="elsewhere:5000/minio:1")
-    by_name = Stack.of(project).services.by_name
+    listed = Stack.of(project).services.by_name
     described = compose_config(project)["services"]
-    assert by_name.keys() == described.keys()
-    for name, service in by_name.items():
+    assert listed.keys() == described.keys()
+    for name, service in listed.items():
         compose = described[name]
         mounts = [mount for mount in compose.get("volumes", []) if mount["type"] == "volume"]
         assert service.image == compose["image"]
