@@ -41,7 +41,7 @@ def full(clone: Clone) -> Iterator[Clone]:
     assert done.returncode == 0, done.stderr
     fill(clone)
     uri, account = admin(clone)
-    created = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=30)
+    created = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=60)
     assert created.ok, created.text
     client, name = storage(clone)
     for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
@@ -237,7 +237,7 @@ def test_ctrl_c_stops_a_backup_and_reports_no_damage(full: Clone) -> None:
     assert process.stderr
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, output = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Stopped. Nothing is broken" in output
     assert "Traceback" not in output
@@ -426,7 +426,7 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
     etags = {key: etag for key, (etag, _) in before[1].items()}
     wait_until(lambda: any(row.etag != etags[key] for key, row in bucket.current(client, name).items()), interval=0.02)
     process.send_signal(how)
-    _, output = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=300)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "undone" in output
@@ -488,10 +488,10 @@ def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clon
     client, name = storage(full)
     assert client.stat_object(name, "odd/UPPER").metadata["x-amz-meta-note"] == "kept"
     query = f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert requests.get(query, auth=tuple(COLLEAGUE.values()), timeout=30).ok
+    assert requests.get(query, auth=tuple(COLLEAGUE.values()), timeout=60).ok
     notebook = (full.values["MLFLOW_TRACKING_USERNAME"], full.values["MLFLOW_TRACKING_PASSWORD"])
-    assert requests.get(query, auth=notebook, timeout=30).ok
-    assert requests.get(query, auth=(notebook[0], old["MLFLOW_TRACKING_PASSWORD"]), timeout=30).status_code == 401
+    assert requests.get(query, auth=notebook, timeout=60).ok
+    assert requests.get(query, auth=(notebook[0], old["MLFLOW_TRACKING_PASSWORD"]), timeout=60).status_code == 401
     assert full.make("up").returncode == 0
     fill(full, runs=2, points=20, megabytes=0, models=1, seed=5)
 

@@ -73,7 +73,7 @@ def old_mlflow(clone: Clone, python: Path, folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         wait_until(lambda: answers(f"{uri}/version", server), 120)
-        assert requests.get(f"{uri}/version", timeout=30).text.startswith("2.22")
+        assert requests.get(f"{uri}/version", timeout=60).text.startswith("2.22")
         yield uri
     finally:
         if server.poll() is None:
@@ -84,7 +84,7 @@ def old_mlflow(clone: Clone, python: Path, folder: Path) -> Iterator[str]:
 def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
     assert server.poll() is None, "the old MLflow ended"
     try:
-        return requests.get(url, timeout=30).ok
+        return requests.get(url, timeout=60).ok
     except requests.ConnectionError:
         return False
 

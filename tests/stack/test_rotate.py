@@ -72,10 +72,10 @@ def who_gets_in(stack: Clone, values: dict[str, str]) -> dict[str, bool]:
         accepted[name] = _opens(client_for(replace(keys, endpoint=f"127.0.0.1:{values['MINIO_PORT']}")), keys.bucket)
     for account in (admin, notebook):
         url = f"http://127.0.0.1:{values['MLFLOW_PORT']}/api/2.0/mlflow/experiments/get?experiment_id=0"
-        accepted[account.username] = requests.get(url, auth=(account.username, account.password), timeout=30).status_code == 200
+        accepted[account.username] = requests.get(url, auth=(account.username, account.password), timeout=60).status_code == 200
     headers = {"Authorization": f"token {values['JUPYTER_TOKEN']}"}
     url = f"http://127.0.0.1:{values['JUPYTER_PORT']}/api/contents"
-    accepted["jupyter"] = requests.get(url, headers=headers, timeout=30).status_code == 200
+    accepted["jupyter"] = requests.get(url, headers=headers, timeout=60).status_code == 200
     return accepted
 
 
@@ -98,7 +98,7 @@ def interrupt_after(stack: Clone, words: str) -> None:
     else:
         pytest.fail(f"it never said {words!r}")
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 @pytest.mark.refusal
