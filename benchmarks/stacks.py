@@ -24,6 +24,7 @@ from mlstack.host.compose import compose_in, docker
 from mlstack.host.engine import connect
 from mlstack.host.preflight import free_ports
 from tests.support.clone import make_clone, remove_leftovers, users_environment
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
 SOURCE = (HERE / "client.py").read_text(encoding="utf-8")
@@ -231,7 +232,7 @@ def _reference(folder: Path, name: str, images: Mapping[str, str], password: str
     folder.mkdir()
     (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
     (port,) = free_ports(1)
-    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images}
+    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images, **PLUGINS}
     (folder / ".env").touch(mode=0o600)
     (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
     stack = Stack(

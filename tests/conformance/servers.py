@@ -25,9 +25,9 @@ from mlstack.host.preflight import free_ports
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.support.clone import Clone
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
-PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 GENUINE = "genuine"  # its database, bucket and role
 START = 300.0  # seconds
 # The stack's clients retry for minutes, also after server errors that are permanent.
@@ -317,7 +317,7 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
         "STACK": clone.name,
         "MLFLOW_IMAGE": clone.image("mlflow"),
         "JUPYTER_IMAGE": clone.image("jupyter"),
-        "PACKAGES": PACKAGES,
+        **PLUGINS,
         "MLFLOW_PORT": str(port),
         "BUCKET": GENUINE,
         "PASSWORD": password,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
@@ -110,6 +110,7 @@ def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
     assert contents["counts"]["runs"] == 12
     assert contents["counts"]["accounts"] == 3
     assert contents["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert contents["versions"]["mlstack"] == __version__
     assert contents["versions"]["mlflow"] == "3.17.2"
     assert contents["versions"]["postgres"].startswith("17.")
     assert contents["versions"]["minio"].startswith("RELEASE.")
@@ -120,6 +121,7 @@ def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
     shown = full.make("restore")
     assert shown.returncode == 0
     assert first.folder.name in shown.stdout
+    assert __version__ in shown.stdout
 
 
 def test_second_backup_copies_only_new_data_and_both_are_complete(full: Clone, first: Backup) -> None:
@@ -325,7 +327,7 @@ def newer_format(folder: Path) -> str:
 
 def newer_mlflow(folder: Path) -> str:
     resign(folder, b'"mlflow": "3.17.2"', b'"mlflow": "3.99.0"')
-    return "the backup comes from MLflow 3.99.0, here is MLflow 3.17.2"
+    return f"the backup comes from MLflow 3.99.0, here is MLflow 3.17.2; mlstack {__version__} made it"
 
 
 def newer_postgres(folder: Path) -> str:

@@ -25,6 +25,7 @@ from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
 from tests.support.doctor import CHECKS, result_of, with_needs
 from tests.support.service import wait_until
+from tests.support.wheels import PACKAGES, entry_points
 
 Break = Callable[[Clone], AbstractContextManager[None]]
 
@@ -299,7 +300,7 @@ def storage_owner(clone: Clone) -> Keys:
 @contextmanager
 def announcing_links(clone: Clone) -> Iterator[None]:
     """An MLflow whose own repository offers presigned URLs of MinIO."""
-    shipped = (clone.folder / "docker/python/mlstack_server-1.dist-info/entry_points.txt").read_text()
+    shipped = clone.in_container("mlflow", "cat", ENTRY_POINTS)
     (clone.folder / "entry_points.txt").write_text(re.sub(r"^s3 = .*\n", "", shipped, flags=re.MULTILINE))
     with recreated(clone, "mlflow", f"    volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']\n"):
         yield
@@ -309,10 +310,10 @@ def announcing_links(clone: Clone) -> Iterator[None]:
 
 WRONG = "wrong-0123456789"
 HERE, JUPYTER = mlflow.STEPS[mlflow.HERE], mlflow.STEPS[mlflow.JUPYTER]
-ENTRY_POINTS = "/usr/local/lib/python3.13/dist-packages/mlstack_server-1.dist-info/entry_points.txt"
+ENTRY_POINTS = entry_points("mlstack-server")
 USER_SITE = "/home/mlstack/.local/lib/python3.13/site-packages"
 OLD_CLIENT = (
-    f"mkdir -p {USER_SITE} && cp -r /usr/local/lib/python3.13/dist-packages/mlflow {USER_SITE}/"
+    f"mkdir -p {USER_SITE} && cp -r {PACKAGES}/mlflow {USER_SITE}/"
     f" && sed -i 's/^VERSION = .*/VERSION = \"3.0.0\"/' {USER_SITE}/mlflow/version.py"
 )
 BY_NAME = {item.name: item for item in CHECKS}

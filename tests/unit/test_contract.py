@@ -327,6 +327,15 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
 
 
 @pytest.mark.docker
+def test_the_devcontainer_opens_the_notebooks_in_their_service(config: dict[str, Any]) -> None:
+    devcontainer = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    service = config["services"][devcontainer["service"]]
+    assert devcontainer["workspaceFolder"] in {mount["target"] for mount in service["volumes"]}
+    assert devcontainer["initializeCommand"] == "make up"  # otherwise the container would be started from another configuration
+    assert devcontainer["shutdownAction"] == "none"
+
+
+@pytest.mark.docker
 def test_two_stacks_share_no_volume_network_or_image_name(project: Path) -> None:
     names = []
     for stack in ("first", "second"):

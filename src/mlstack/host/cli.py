@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 
 # Each command imports what only it needs: `make status` has no time for the others' libraries.
@@ -40,8 +40,16 @@ ServiceName = Annotated[str | None, typer.Argument(help="One of those that make 
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlstack {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def mlstack() -> None:
+def mlstack(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")] = False,
+) -> None:
     """A local machine-learning platform: the commands behind make."""
 
 
@@ -391,7 +399,7 @@ def _show_backups(stack: "Stack") -> None:
     from mlstack.host.render import size
 
     backups = stack.backups
-    table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
+    table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
             contents = manifest.read_manifest(folder)
@@ -399,7 +407,8 @@ def _show_backups(stack: "Stack") -> None:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
         runs, artifacts = (str(contents.counts.get(label, 0)) for label in ("runs", "artifacts"))
-        table.add_row(folder.name, size(contents.bytes), runs, artifacts, escape(contents.versions["mlflow"] or "?"))
+        versions = (escape(contents.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
+        table.add_row(folder.name, size(contents.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return

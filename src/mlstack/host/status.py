@@ -110,7 +110,9 @@ def status(stack: Stack) -> Status:
     answers = _ask(_questions(stack, containers))
     volumes = {mount.volume: mount for container in containers for mount in container.mounts}
     schema, made_by, server = answers.get("database") or (None, None, None)
-    versions = {"mlflow": answers.get("version mlflow"), "jupyter": answers.get("version jupyter"), "postgres": server}
+    # Each service says its own version, where it can, and otherwise its image does: asking MinIO takes longer than a moment.
+    of_image = {container.service: container.version.partition("T")[0] for container in containers}
+    versions = of_image | {"mlflow": answers.get("version mlflow"), "jupyter": answers.get("version jupyter"), "postgres": server}
     return Status(
         project=stack.name,
         problem=None,
@@ -250,7 +252,6 @@ def _service(
         uptime=uptime,
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,
-        # The service's answer, or its image's label if asking takes too long (MinIO).
-        version=quoted(versions.get(container.service) or "") or container.version.partition("T")[0] or None,
+        version=(quoted(versions.get(container.service) or "") or None) if is_long_running else None,
         url=described.origin or None if described and container.is_running else None,
     )

@@ -27,7 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
-from mlstack.errors import MlstackError
+from mlstack import __version__
+from mlstack.errors import MlstackError, quoted
 
 FORMAT = 2
 NAME_FORMAT = "%Y%m%dT%H%M%SZ"
@@ -96,6 +97,11 @@ class Manifest:
         return datetime.fromisoformat(self.created)
 
     @property
+    def made_by(self) -> str:
+        """The mlstack that created it."""
+        return f"mlstack {self.versions.get('mlstack') or 'of an unknown version'}"
+
+    @property
     def dumps(self) -> tuple[str, ...]:
         """The files of the database."""
         return (DUMP, ACCOUNTS_DUMP) if ACCOUNTS_DUMP in self.files else (DUMP,)
@@ -139,10 +145,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(folder, [f"{MANIFEST} is not what was written: {error}"]) from error
     if written_as > FORMAT:
         versions = fields_of_file.get("versions")
-        by = versions.get("mlstack") if isinstance(versions, dict) else None
+        maker = quoted(str(versions.get("mlstack"))) if isinstance(versions, dict) else "of a newer version"
         raise MlstackError(
-            f"{folder / MANIFEST} is in format {written_as}, written by mlstack {by or 'of a newer version'}; this one reads up"
-            f" to format {FORMAT}.",
+            f"{folder / MANIFEST} is in format {written_as}, written by mlstack {maker}; this is mlstack {__version__}, which"
+            f" reads up to format {FORMAT}.",
             "Nothing was changed: an older mlstack cannot tell whether it would restore everything.",
             "update mlstack (git pull), then the same command",
         )

@@ -5,11 +5,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 from minio import Minio
 
+from mlstack import __version__
 from mlstack.errors import MlstackError
 from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature
 from mlstack.host.backup.bucket import Identity, Version
@@ -141,7 +141,7 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
     return _Description(
         created=snapshot.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         versions={
-            "mlstack": version("mlstack"),
+            "mlstack": __version__,
             "mlflow": postgres.mlflow_version(snapshot.connection),
             "postgres": postgres.server_version(snapshot.connection),
             "minio": source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2],

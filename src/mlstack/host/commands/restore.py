@@ -7,6 +7,7 @@ from pathlib import Path
 
 from minio import Minio
 
+from mlstack import __version__
 from mlstack.errors import MlstackError
 from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature, swap
 from mlstack.host.backup.journal import Journal
@@ -39,7 +40,7 @@ def checked(folder: Path) -> Backup:
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
     for name in backup.manifest.dumps:
         sizes[name] = (folder / name).stat().st_size if (folder / name).exists() else 0  # a missing one is named below
-    log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
+    log.info("reading the backup %s, made by %s: %d artifacts", folder.name, backup.manifest.made_by, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
     return backup
@@ -52,9 +53,9 @@ def is_authentic(stack: Stack, backup: Backup) -> bool:
 
 def require_fits(stack: Stack, backup: Backup) -> None:
     """Raises MlstackError when the backup comes from newer versions than those in this stack's images."""
-    versions = backup.manifest.versions
-    _require_not_newer("MLflow", versions["mlflow"], _version_in(stack.image("mlflow"), _MLFLOW))
-    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(stack.image("postgres"), _POSTGRES))
+    versions, maker = backup.manifest.versions, backup.manifest.made_by
+    _require_not_newer("MLflow", maker, versions["mlflow"], _version_in(stack.image("mlflow"), _MLFLOW))
+    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _version_in(stack.image("postgres"), _POSTGRES))
 
 
 @data_services.explained()
@@ -187,13 +188,14 @@ def _major(version: str | None) -> str | None:
     return version and version.partition(".")[0]
 
 
-def _require_not_newer(product: str, of_backup: str | None, here: str) -> None:
+def _require_not_newer(product: str, maker: str, of_backup: str | None, here: str) -> None:
     def parts(version: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", version)]
 
     if of_backup and parts(of_backup) > parts(here):
         raise MlstackError(
-            f"the backup comes from {product} {of_backup}, here is {product} {here}.",
+            f"the backup comes from {product} {of_backup}, here is {product} {here}; {maker} made it, this is mlstack"
+            f" {__version__}.",
             "Nothing was changed: an older version cannot read what a newer one wrote.",
             "update mlstack (git pull), make up, then the same command",
         )

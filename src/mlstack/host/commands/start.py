@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
 from mlstack.host import env_file, folders, networks, preflight, recovery
 from mlstack.host.backup import data_services, swap
@@ -120,7 +120,8 @@ def _run_build(stack: Stack, services: list[str], sources: Mapping[str, str], tr
     """Builds into a transcript, with a progress message now and then."""
     command = ("--progress", "plain", "build", *services)
     started = time.monotonic()
-    process = stack.compose.started(*command, environment=sources, stdout=transcript, stderr=subprocess.STDOUT)
+    environment = {**sources, "MLSTACK_VERSION": __version__}
+    process = stack.compose.started(*command, environment=environment, stdout=transcript, stderr=subprocess.STDOUT)
     while True:
         try:
             return process.wait(timeout=HEARTBEAT)
