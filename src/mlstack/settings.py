@@ -161,13 +161,13 @@ _APART = (
 
 def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIABLES) -> list[str]:
     """What is wrong with these variables, one line each."""
-    found = [VARIABLES[name].complaint(values.get(name)) for name in names]
-    found += [
+    wrong = [VARIABLES[name].complaint(values.get(name)) for name in names]
+    wrong += [
         f"{owner} and {other} are the same: they need names of their own"
         for owner, other in _APART
         if owner in names and other in names and values.get(owner) and values.get(owner) == values.get(other)
     ]
-    return [complaint for complaint in found if complaint]
+    return [complaint for complaint in wrong if complaint]
 
 
 def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -324,7 +324,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Keys:
-    """A way into the storage."""
+    """Keys for MinIO."""
 
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
@@ -372,7 +372,7 @@ def reader_name() -> str:
 
 
 def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
-    """The owner of the storage, for the bootstrap only."""
+    """The keys of MinIO's owner, for the bootstrap only."""
     return _keys("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", values)
 
 
@@ -397,7 +397,7 @@ def server_keys() -> Keys:
 
 @cache
 def storage_port() -> int:
-    """The storage's port on this machine."""
+    """MinIO's port on the host."""
     return int(read("MINIO_PORT")["MINIO_PORT"])
 
 
@@ -409,14 +409,14 @@ def bucket_quota() -> int:
 
 def admin_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account that may do everything in MLflow."""
-    found = read("MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", values=values)
-    return Account(found["MLFLOW_ADMIN_USERNAME"], found["MLFLOW_ADMIN_PASSWORD"], is_admin=True)
+    values_read = read("MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", values=values)
+    return Account(values_read["MLFLOW_ADMIN_USERNAME"], values_read["MLFLOW_ADMIN_PASSWORD"], is_admin=True)
 
 
 def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account of the notebooks."""
-    found = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
-    return Account(found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
+    values_read = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
+    return Account(values_read["MLFLOW_TRACKING_USERNAME"], values_read["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
 
 
 def notebook_username() -> str:
@@ -433,13 +433,13 @@ def encryption() -> tuple[Encryption, Encryption]:
 
 
 def _login(user: str, password: str, values: Mapping[str, str | None] | None) -> Login:
-    found = read(user, password, "POSTGRES_DB", values=values)
-    return Login(found[user], found[password], found["POSTGRES_DB"])
+    values_read = read(user, password, "POSTGRES_DB", values=values)
+    return Login(values_read[user], values_read[password], values_read["POSTGRES_DB"])
 
 
 def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:
-    found = read(access_key, secret_key, "MINIO_BUCKET", values=values)
-    return Keys(found[access_key], found[secret_key], found["MINIO_BUCKET"])
+    values_read = read(access_key, secret_key, "MINIO_BUCKET", values=values)
+    return Keys(values_read[access_key], values_read[secret_key], values_read["MINIO_BUCKET"])
 
 
 def _log_defaults() -> tuple[str, str]:

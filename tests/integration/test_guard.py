@@ -171,7 +171,7 @@ def test_body_is_not_read_where_no_login_is_needed(url: str) -> None:
 def answer_to(url: str, head: str) -> str:
     """The beginning of the answer to a request whose body is never sent."""
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head.encode())
         return connection.recv(65536).decode()
 
@@ -298,10 +298,10 @@ def test_account_rejects_a_password_that_is_easy_to_guess(url: str, admin: Auth,
     assert api(url, "PATCH", "users/update-password", colleague, change).status_code == 400
     page = requests.Session()
     page.auth = admin
-    token = re.search(r'name="csrf_token" value="([^"]+)"', page.get(f"{url}/signup", timeout=30).text)
+    token = re.search(r'name="csrf_token" value="([^"]+)"', page.get(f"{url}/signup", timeout=60).text)
     assert token
     form = {"csrf_token": token[1], "username": name, "password": str(password_of(name))}
-    assert page.post(f"{url}/api/2.0/mlflow/users/create-ui", data=form, timeout=30).status_code == 400
+    assert page.post(f"{url}/api/2.0/mlflow/users/create-ui", data=form, timeout=60).status_code == 400
 
 
 @pytest.mark.refusal

@@ -42,8 +42,8 @@ def stack(clone: Clone) -> Iterator[Clone]:
 
 def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack: Clone) -> None:
     """The stack is downgraded as an upgrade's rollback does it; then an interrupted `make up` is repeated."""
-    said = stack.in_container("jupyter", "python3", "-c", KEPT)
-    run = next(line.split()[1] for line in said.splitlines() if line.startswith("RUN"))
+    output = stack.in_container("jupyter", "python3", "-c", KEPT)
+    run = next(line.split()[1] for line in output.splitlines() if line.startswith("RUN"))
     wanted = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in VOLUMES}
     stack.compose("down")
     new = {service: docker("image", "inspect", "--format", "{{.Id}}", stack.image(service)).strip() for service in BUILT}

@@ -69,7 +69,7 @@ def shown(keys: Keys, name: str) -> bytes:
 
 def versions(keys: Keys, name: str) -> set[str]:
     client = Minio(keys.endpoint, keys.access_key, keys.secret_key, secure=False)
-    return {str(found.version_id) for found in client.list_objects(keys.bucket, name, include_version=True)}
+    return {str(item.version_id) for item in client.list_objects(keys.bucket, name, include_version=True)}
 
 
 def planted(stack: Clone) -> list[str]:
@@ -79,9 +79,9 @@ def planted(stack: Clone) -> list[str]:
         cursor.execute(
             "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> current_user UNION SELECT evtname FROM pg_event_trigger"
         )
-        found = [name for (name,) in cursor.fetchall()]
-    there = stack.in_container("postgres", "sh", "-c", f"test -e {MARKER} && echo {MARKER} || true")
-    return found + there.split()
+        names = [name for (name,) in cursor.fetchall()]
+    marker = stack.in_container("postgres", "sh", "-c", f"test -e {MARKER} && echo {MARKER} || true")
+    return names + marker.split()
 
 
 def newest(stack: Clone) -> Path:
@@ -133,11 +133,11 @@ def crafted(stack: Clone, role: Login, tmp_path: Path) -> Iterator[Path]:
     dump = (folder / manifest.DUMP).read_bytes()
     assert dump.count(old) == 1 and len(evil) < len(old)
     rewrite(folder / manifest.DUMP, dump.replace(old, evil.ljust(len(old)).encode()))
-    found = manifest.read_manifest(folder)
-    files = {**found.files, manifest.DUMP: hashlib.sha256((folder / manifest.DUMP).read_bytes()).hexdigest()}
+    contents = manifest.read_manifest(folder)
+    files = {**contents.files, manifest.DUMP: hashlib.sha256((folder / manifest.DUMP).read_bytes()).hexdigest()}
     rewrite(folder / manifest.MANIFEST, b"")
     rewrite(folder / manifest.CHECKSUM, b"")
-    manifest.write(folder, replace(found, files=files))
+    manifest.write(folder, replace(contents, files=files))
     yield folder
 
 

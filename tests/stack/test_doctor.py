@@ -30,7 +30,7 @@ from tests.support.wheels import PACKAGES, entry_points
 Break = Callable[[Clone], AbstractContextManager[None]]
 
 
-# ---- breaking and mending ----------------------------------------------------------------------
+# ---- breaking and repairing --------------------------------------------------------------------
 
 
 @contextmanager
@@ -316,41 +316,41 @@ OLD_CLIENT = (
     f"mkdir -p {USER_SITE} && cp -r {PACKAGES}/mlflow {USER_SITE}/"
     f" && sed -i 's/^VERSION = .*/VERSION = \"3.0.0\"/' {USER_SITE}/mlflow/version.py"
 )
-BY_NAME = {each.name: each for each in CHECKS}
+BY_NAME = {item.name: item for item in CHECKS}
 KERNEL = "/home/mlstack/.local/share/jupyter/kernels/python3"
 NO_KERNEL = f'mkdir -p {KERNEL} && echo \'{{"argv": ["/nonexistent"], "display_name": "x"}}\' >{KERNEL}/kernel.json'
 
 BROKEN: list[tuple[Check, Break, State, str, str]] = [
     (stack_checks.service("minio"), lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
-    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.DOUBTFUL, "jupyter was started with other settings", "make up"),
-    (stack_checks.images, other_image, State.DOUBTFUL, "jupyter runs an older image", "make up"),
-    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.DOUBTFUL, "the last backup is 30 days old", "make backup"),
+    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.WARNING, "jupyter was started with other settings", "make up"),
+    (stack_checks.images, other_image, State.WARNING, "jupyter runs an older image", "make up"),
+    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.WARNING, "the last backup is 30 days old", "make backup"),
     (
         database_checks.LOGINS[database_checks.OWNER],
         value(POSTGRES_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses POSTGRES_USER mlstack: password authentication failed",
+        "Postgres rejects POSTGRES_USER mlstack: password authentication failed",
         "put the old POSTGRES_USER",
     ),
     (
         database_checks.LOGINS[database_checks.TRACKING],
         value(MLFLOW_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses MLFLOW_DB_USER mlflow: password authentication failed",
+        "Postgres rejects MLFLOW_DB_USER mlflow: password authentication failed",
         "or make up, which gives the database",
     ),
     (
         database_checks.LOGINS[database_checks.ACCOUNTS],
         value(ACCOUNTS_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses ACCOUNTS_DB_USER",
+        "Postgres rejects ACCOUNTS_DB_USER",
         "or make up, which gives the database",
     ),
     (
         database_checks.LOGINS[database_checks.READER],
         value(READER_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses READER_DB_USER",
+        "Postgres rejects READER_DB_USER",
         "or make up, which gives the database",
     ),
     (
@@ -388,62 +388,62 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID",
         "make up",
     ),
-    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO refuses MLFLOW_S3_SECRET", "make up"),
+    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO rejects MLFLOW_S3_SECRET", "make up"),
     (minio.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
     (minio.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
     (minio.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
-    (minio.versions, all_powerful, State.FAILED, "could remove a version for good", "make up sets its policy"),
+    (minio.versions, all_powerful, State.FAILED, "could remove a version permanently", "make up sets its policy"),
     (minio.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
     (
         HERE["answers"],
         value(MLFLOW_TRACKING_PASSWORD=WRONG),
         State.FAILED,
-        "refuses the account that this machine has",
+        "rejects the account of the host",
         "make up",
     ),
-    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer this machine", "make logs"),
-    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers this machine with", "see the database"),
-    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
+    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer the host", "make logs"),
+    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers the host with", "see Postgres"),
+    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
     (
         JUPYTER["answers"],
         override("jupyter", f"    environment: {{MLFLOW_TRACKING_PASSWORD: {WRONG}}}\n"),
         State.FAILED,
-        "refuses the account that Jupyter has",
+        "rejects the account of Jupyter",
         "make up",
     ),
     (JUPYTER["answers"], disconnected, State.FAILED, "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
-    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
-    (JUPYTER["direct"], cut_off, State.DOUBTFUL, "do not go straight to the storage from Jupyter: MLflow gives no", "make up"),
+    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
+    (JUPYTER["direct"], cut_off, State.WARNING, "do not go directly to MinIO from Jupyter: MLflow gives no", "make up"),
     (
         HERE["direct"],
         override("mlflow", "    environment: {MINIO_PORT: '1'}\n"),
-        State.DOUBTFUL,
-        "do not go straight to the storage from this machine: MLflow gives no links, or they lead",
+        State.WARNING,
+        "do not go directly to MinIO from the host: MLflow gives no presigned URLs, or MinIO cannot",
         "make up",
     ),
     (
         JUPYTER["links"],
         announcing_links,
         State.FAILED,
-        "fetch files from the storage directly",
+        "fetch files directly from MinIO",
         "use the MLflow image of this project",
     ),
     (
         JUPYTER["versions"],
         inside("jupyter", OLD_CLIENT, f"rm -r {USER_SITE}/mlflow"),
-        State.DOUBTFUL,
+        State.WARNING,
         "the client on Jupyter is MLflow 3.0.0, the server 3",
         "%pip install mlflow==3",
     ),
-    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"refuses MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
+    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"rejects MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
     (
-        mlflow.strangers,
+        mlflow.unauthenticated,
         override("mlflow", "    environment: {MLFLOW_AUTH: 'off'}\n"),
         State.FAILED,
-        "answered a stranger with 200",
+        "answered an unauthenticated client with 200",
         "MLFLOW_AUTH",
     ),
-    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter refuses JUPYTER_TOKEN \(403\)", "make up"),
+    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter rejects JUPYTER_TOKEN \(403\)", "make up"),
     (
         jupyter.kernel,
         inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
@@ -459,7 +459,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "sudo chown -R",
     ),
     (jupyter.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
-    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a link", "take public policies"),
+    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a presigned URL", "take public policies"),
     (
         jupyter.isolation,
         override("jupyter", "    environment: {PGPASSWORD: x}\n"),
@@ -511,14 +511,14 @@ def test_doctor_names_what_is_broken_and_its_fix(
         assert fix in result.fix, result
         assert result.why
         assert not [name for name in SECRETS if stack.values[name] in result.cause + result.fix]
-    mended = result_of(Subject(Stack.of(stack.folder)), check)
-    assert mended.ok, mended
+    repaired = result_of(Subject(Stack.of(stack.folder)), check)
+    assert repaired.ok, repaired
 
 
 def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     checks = with_needs(HERE["rows"], minio.round_trip, tidying.runs, tidying.objects)
     subject = Subject(Stack.of(stack.folder))
-    first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
+    first = list(run(subject, [item for item in checks if item.reach != tidying.REACH]))
     assert all(result.ok for result in first)
     with with_values(stack, MLFLOW_ADMIN_PASSWORD=WRONG, MINIO_ROOT_PASSWORD=WRONG):
         results = {result.name: result for result in run(subject, checks)}
@@ -546,8 +546,8 @@ def test_doctor_reports_a_wrong_clock_with_the_difference(stack: Clone) -> None:
     result = result_of(Subject(Stack.of(stack.folder), now=lambda: time.time() + 3600), minio.clock)
     assert result.state is State.NOT_CHECKED or re.search(r"3[56]\d\d s off", result.cause)
     skewed = Subject(Stack.of(stack.folder), now=lambda: time.time() - 3600)
-    (found,) = [each for each in run(skewed, with_needs(minio.clock)) if each.name == minio.clock.name]
-    assert re.search(r"the clock of MinIO is 3[56]\d\d s off", found.cause), found
+    (result,) = [item for item in run(skewed, with_needs(minio.clock)) if item.name == minio.clock.name]
+    assert re.search(r"the clock of MinIO is 3[56]\d\d s off", result.cause), result
 
 
 def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -565,13 +565,13 @@ def test_doctor_reports_a_stopped_service_once(stack: Clone) -> None:
         wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
         done = stack.make("doctor", JSON="1")
     assert done.returncode != 0
-    found = json.loads(done.stdout)
-    assert found["is_well"] is False
-    failed = {each["name"]: each for each in found["checks"] if each["state"] == "failed"}
+    report = json.loads(done.stdout)
+    assert report["is_healthy"] is False
+    failed = {item["name"]: item for item in report["checks"] if item["state"] == "failed"}
     assert failed.keys() == {"postgres", "mlflow"}
     assert "postgres is exited" in failed["postgres"]["cause"]
     assert "make up" in failed["postgres"]["fix"]
-    unasked = {each["cause"] for each in found["checks"] if each["state"] == "not checked"}
+    unasked = {item["cause"] for item in report["checks"] if item["state"] == "not checked"}
     assert unasked == {failed["postgres"]["cause"], failed["mlflow"]["cause"]}
 
 

@@ -147,11 +147,11 @@ def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owne
             process.send_signal(signal.SIGINT)
         else:
             os.write(terminal, answer)
-        _, said = process.communicate()
+        _, output = process.communicate()
     os.close(terminal)
     os.close(its_end)
     assert process.returncode == 130
-    assert "Nothing is broken" in said and "Traceback" not in said
+    assert "Nothing is broken" in output and "Traceback" not in output
     assert everything(owner_keys) == before
 
 
@@ -178,9 +178,9 @@ def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, 
 def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> None:
     """Ctrl-C at a terminal also reaches docker."""
     before = everything(owner_keys)
-    said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
-    assert code == 130, said
-    assert "Nothing is broken" in said and "Traceback" not in said
+    output, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
+    assert code == 130, output
+    assert "Nothing is broken" in output and "Traceback" not in output
     left = everything(owner_keys)
     assert left.items() <= before.items()
     assert f"0/{life.used}/artifacts/model/weights.txt" in left
@@ -194,14 +194,14 @@ def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
         stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
     ) as process:  # fmt: skip
         os.close(its_end)
-        said = b""
+        output = b""
         while chunk := shown(terminal):
-            said += chunk
-            if at in said:
+            output += chunk
+            if at in output:
                 os.killpg(process.pid, signal.SIGINT)
                 at = b"never again"
     os.close(terminal)
-    return said.decode(errors="replace"), process.returncode
+    return output.decode(errors="replace"), process.returncode
 
 
 def shown(terminal: int) -> bytes:
@@ -284,10 +284,10 @@ def test_histories_are_complete_across_the_pages_of_a_listing(
     for name in names[1::3]:
         put(keys, name, b"again")  # two versions
     monkeypatch.setattr(versions, "MANY", 10)
-    found = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
-    assert [history[0].name for history in found] == names
-    assert [len(history) for history in found] == [2, 2, 1] * 300
-    assert [history[0].is_marker for history in found] == [True, False, False] * 300
+    histories = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
+    assert [history[0].name for history in histories] == names
+    assert [len(history) for history in histories] == [2, 2, 1] * 300
+    assert [history[0].is_marker for history in histories] == [True, False, False] * 300
     assert versions.purge(client_for(owner_keys), owner_keys.bucket, folder) == 1500
     assert list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder)) == []
 

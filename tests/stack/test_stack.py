@@ -213,7 +213,7 @@ def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> N
     done = stack.make("down")
     assert done.returncode != 0
     assert f"make up, process {first.pid}" in done.stderr
-    _, rest = first.communicate(timeout=120)
+    _, rest = first.communicate(timeout=300)
     assert first.returncode == 0, rest
 
 

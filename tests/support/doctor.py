@@ -10,12 +10,12 @@ CHECKS = checks(services.read(ROOT, {}))
 
 def with_needs(*checks: Check) -> list[Check]:
     """Checks and all checks that they need, in the doctor's order."""
-    wanted, waiting = set(checks), list(checks)
+    needed, waiting = set(checks), list(checks)
     while waiting:
-        new = set(waiting.pop().needs) - wanted
-        wanted |= new
+        new = set(waiting.pop().needs) - needed
+        needed |= new
         waiting += new
-    return [each for each in CHECKS if each in wanted]
+    return [item for item in CHECKS if item in needed]
 
 
 def result_of(subject: Subject, check: Check) -> Result:

@@ -14,7 +14,7 @@ from rich.table import Table
 from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 
-# What a command alone needs, it imports itself: `make status` has no time for the others' libraries.
+# Each command imports what only it needs: `make status` has no time for the others' libraries.
 if TYPE_CHECKING:
     from mlstack.host.backup.manifest import Backup
     from mlstack.host.commands.backup import Taken
@@ -30,7 +30,7 @@ _UNSIGNED = (
 )
 INTERRUPTED = 130
 
-# No option has a variable of the environment: `export YES=1`, long forgotten, would answer every question.
+# No option reads the environment: a forgotten `export YES=1` would answer every question.
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 12h.")]
@@ -55,7 +55,7 @@ def mlstack(
 
 @app.command()
 def env() -> None:
-    """Write .env with fresh secrets, or add what a newer version needs. Values that are there stay."""
+    """Write .env with fresh secrets, or add what a newer version needs. Existing values are kept."""
     from mlstack.host import preflight
     from mlstack.host.commands import start
 
@@ -76,19 +76,19 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stop everything. All data stays."""
+    """Stop everything. All data is kept."""
     from mlstack.host import folders
 
     with _alone("make down") as stack:
         _check(stack.compose.attached("down", "--remove-orphans"), "the stack could not be stopped.")
         folders.tidy(stack.folder)
-    out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
+    out.print("Stopped. Your data is in the volumes: [bold]make up[/] continues with it.")
 
 
 @app.command()
 def reset(yes: Yes = False) -> None:
     """Delete all data of this stack, after asking."""
-    from mlstack.host.backup.data_services import DATA_SERVICES, are_well
+    from mlstack.host.backup.data_services import DATA_SERVICES, are_healthy
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import reset as resetting
 
@@ -101,8 +101,8 @@ def reset(yes: Yes = False) -> None:
             out.print(table)
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
-            if are_well(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make reset YES=1")
+            if are_healthy(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
                 _show_backup(backing_up.back_up(stack))
         resetting.reset(stack)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")
@@ -110,7 +110,7 @@ def reset(yes: Yes = False) -> None:
 
 @app.command()
 def user(name: Person) -> None:
-    """Make a person's account in MLflow, and show its password once."""
+    """Create a person's account in MLflow, and show its password once."""
     from mlstack.host.commands import accounts
 
     password = accounts.add(_own_stack(), name)
@@ -120,13 +120,13 @@ def user(name: Person) -> None:
 
 @app.command()
 def user_remove(name: Person, yes: Yes = False) -> None:
-    """Remove a person's account from MLflow. What it logged stays."""
+    """Remove a person's account from MLflow. What it logged is kept."""
     from mlstack.host.commands import accounts
 
     stack = _own_stack()
     if not yes:
         _confirm(
-            f"Remove the account {name} and its permissions? What it logged stays.",
+            f"Remove the account {name} and its permissions? What it logged is kept.",
             "The account cannot be restored.",
             f"make user-remove NAME={name} YES=1",
         )
@@ -136,24 +136,24 @@ def user_remove(name: Person, yes: Yes = False) -> None:
 
 @app.command(name="rotate")
 def rotate_secrets(yes: Yes = False) -> None:
-    """Regenerate every secret, in the services and in .env. All data stays."""
+    """Regenerate every secret, in the services and in .env. All data is kept."""
     from mlstack.host.commands import rotate
 
     with _alone("make rotate") as stack:
-        out.print("make rotate replaces every password, key and token of this stack. All data stays.")
+        out.print("make rotate replaces every password, key and token of this stack. All data is kept.")
         out.print("The services restart: running notebooks lose their variables, and clients wait about a minute.")
         if not yes:
-            _confirm("Go on?", "Running notebooks would lose their variables.", "make rotate YES=1")
+            _confirm("Continue?", "Running notebooks would lose their variables.", "make rotate YES=1")
         rotated = rotate.rotate(stack)
     _show_urls(rotated)
     out.print(
-        "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
+        "\nThe old secrets are rejected. Clients on the host read the new ones from .env; people's accounts in MLflow are kept."
     )
 
 
 @app.command()
 def backup(keep: Keep = None) -> None:
-    """Copy everything that the stack holds, while it runs: database and bucket as of one moment."""
+    """Copy everything in the stack while it runs: database and bucket, point-in-time consistent."""
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import start
 
@@ -164,55 +164,59 @@ def backup(keep: Keep = None) -> None:
 
 @app.command()
 def restore(backup: BackupName = None, yes: Yes = False) -> None:
-    """Put a backup in the place of what the stack holds, after asking. Without a backup: list them."""
+    """Replace the stack's content by a backup, after asking. Without a backup: list them."""
     from mlstack.host.commands import restore as restoring
 
     if not backup:
         _show_backups(_own_stack())
         return
     with _alone("make restore") as stack:
-        prepared, found = _checked_backup(stack, backup)
-        restoring.require_bucket(prepared, found)
-        if not restoring.is_authentic(prepared, found):
-            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
+        prepared, checked = _checked_backup(stack, backup)
+        restoring.require_bucket(prepared, checked)
+        if not restoring.is_authentic(prepared, checked):
+            err.print(
+                f"[bold yellow]The backup {checked.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True
+            )
             if not yes:
                 _confirm(
                     "Trust whoever made it?", "Its maker decides what this stack holds.", f"make restore BACKUP={backup} YES=1"
                 )
-        there = restoring.content(prepared)
-        if not there.is_empty and not yes:
-            _show_exchange(there.counts, found.manifest.counts)
+        content = restoring.content(prepared)
+        if not content.is_empty and not yes:
+            _show_exchange(content.counts, checked.manifest.counts)
             _confirm(
                 "Replace what this stack holds by the backup?",
                 "What is newer than it would be lost.",
                 f"make restore BACKUP={backup} YES=1",
             )
-        restoring.restore(prepared, found)
-    out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
-    _show_counts(found.manifest.counts)
+        restoring.restore(prepared, checked)
+    out.print(f"Restored the backup {checked.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
+    _show_counts(checked.manifest.counts)
 
 
 @app.command()
 def verify(backup: BackupName = None) -> None:
-    """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
+    """Restore a backup into a temporary stack, and compare. Without a backup: the newest."""
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import verify as verifying
 
     with _alone("make verify") as stack:
-        prepared, found = _checked_backup(stack, backup)
-        if not restoring.is_authentic(prepared, found):
-            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
-        verifying.verify(prepared, found)
+        prepared, checked = _checked_backup(stack, backup)
+        if not restoring.is_authentic(prepared, checked):
+            err.print(
+                f"[bold yellow]The backup {checked.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True
+            )
+        verifying.verify(prepared, checked)
     out.print(
-        f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
+        f"The backup {checked.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
         soft_wrap=True,
     )
-    _show_counts(found.manifest.counts)
+    _show_counts(checked.manifest.counts)
 
 
 @app.command()
 def upgrade() -> None:
-    """Take a backup, build newer images, migrate, start and check; on failure go back to before."""
+    """Take a backup, build newer images, migrate, start and check; on failure roll back."""
     from mlstack.host.commands import upgrade as upgrading
 
     with _alone("make upgrade") as stack:
@@ -223,22 +227,22 @@ def upgrade() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show services, volumes, schema and backup. Exits with 1 if a service is not well."""
+    """Show services, volumes, schema and backup. Exits with 1 if a service is not healthy."""
     from mlstack.host import status as now
     from mlstack.host.render import status
 
-    found = now.status(_own_stack(now.PATIENCE))
+    current = now.status(_own_stack(now.PATIENCE))
     if as_json:
-        typer.echo(found.as_json())
+        typer.echo(current.as_json())
     else:
-        out.print(status.screen(found))
-    if not found.is_well:
+        out.print(status.screen(current))
+    if not current.is_healthy:
         raise typer.Exit(1)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine and the whole stack by using it; say cause and fix. Exits with 1 if a check failed."""
+    """Check the host and the whole stack by using it; show cause and fix. Exits with 1 if a check failed."""
     from mlstack.host.doctor import Result, State, Subject, examine
     from mlstack.host.render import doctor
     from mlstack.logger import get_logger
@@ -248,7 +252,7 @@ def doctor(as_json: Json = False) -> None:
         for result in examine(Subject(_own_stack()), lambda check: progress.update(f"{check.reach}: {check.name}")):
             line = doctor.line(result)
             if line and not as_json:
-                if result.reach not in {each.reach for each in results}:
+                if result.reach not in {previous.reach for previous in results}:
                     out.print(f"[bold]{result.reach}[/]")
                 out.print(line)
             results.append(result)
@@ -264,7 +268,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
-    """Show what deleted runs, old versions, orphans and old images occupy; delete it for good after asking."""
+    """Show what deleted runs, old versions, orphans and old images occupy; delete it permanently after asking."""
     from mlstack.host.commands import gc as cleaning
     from mlstack.host.render import gc
 
@@ -276,7 +280,7 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
         if plan.is_empty:
             return
         if not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1")
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make gc YES=1")
         with err.status("deleting") as progress:
             cleaning.carry_out(stack, plan, progress.update)
     out.print("Deleted.")
@@ -292,12 +296,12 @@ def logs(service: ServiceName = None) -> None:
 
 @app.command()
 def urls() -> None:
-    """Show where everything is."""
+    """Show the addresses of all pages."""
     _show_urls(_own_stack())
 
 
 def main() -> NoReturn:
-    """Runs a command; every error reaches the user as what is wrong, why it matters and what fixes it."""
+    """Runs a command; every error is shown as what is wrong, why it matters and what fixes it."""
     sys.exit(_run())
 
 
@@ -313,15 +317,15 @@ def _run() -> int:
             raise others from None
         for problem in refused.exceptions if refused else ():
             _print_error(problem)
-    except typer.TyperException as error:  # a wrong command line; without any, the help is printed already
+    except typer.TyperException as error:  # a wrong command line; without one, the help has been printed
         if error.message:
             _print_error(MlstackError(error.message, "Nothing was done.", "make help lists every command"))
         code = error.exit_code
     except typer.Abort:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback over the last words
-        err.print("\nStopped. Nothing is broken: the same command goes on where this one ended.")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback after this message
+        err.print("\nStopped. Nothing is broken: the same command resumes where this one ended.")
     return code
 
 
@@ -341,7 +345,7 @@ def _check(exit_code: int, wrong: str) -> None:
 
 
 def _own_stack(patience: float | None = None) -> "Stack":
-    """The stack of this folder, which every command gets here. Raises MlstackError when it is another folder's."""
+    """The stack of this folder, for every command. Raises MlstackError when its containers belong to another folder."""
     from mlstack.host import ownership
     from mlstack.host.stack import PATIENCE, Stack
 
@@ -352,7 +356,7 @@ def _own_stack(patience: float | None = None) -> "Stack":
 
 @contextmanager
 def _alone(command: str) -> Iterator["Stack"]:
-    """The stack of this folder, for a command that changes it. Its `.env` is read when no other command writes it."""
+    """The stack of this folder, for a command that changes it. Its `.env` is read while no other command writes it."""
     from mlstack.host.lock import held
 
     with held(settings.PROJECT, command):
@@ -371,18 +375,20 @@ def _checked_backup(stack: "Stack", name: str | None) -> tuple["Stack", "Backup"
     from mlstack.host.commands import start
 
     stack = start.prepare_env(stack)
-    found = restoring.checked(backing_up.find(stack, name))
+    checked = restoring.checked(backing_up.find(stack, name))
     stack = start.prepare(stack)
-    restoring.require_fits(stack, found)
-    return stack, found
+    restoring.require_fits(stack, checked)
+    return stack, checked
 
 
 def _show_backup(taken: "Taken") -> None:
     from mlstack.host.render import size
 
-    found = taken.manifest
-    out.print(f"Backup [bold]{taken.folder}[/]: {size(found.bytes)}, of which {size(found.new_bytes)} are new.", soft_wrap=True)
-    _show_counts(found.counts)
+    contents = taken.manifest
+    out.print(
+        f"Backup [bold]{taken.folder}[/]: {size(contents.bytes)}, of which {size(contents.new_bytes)} are new.", soft_wrap=True
+    )
+    _show_counts(contents.counts)
     for pruned in taken.pruned:
         out.print(f"Removed the backup {pruned.name}.")
     out.print("Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter.")
@@ -396,13 +402,13 @@ def _show_backups(stack: "Stack") -> None:
     table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
-            found = manifest.read_manifest(folder)
+            contents = manifest.read_manifest(folder)
         except MlstackError as error:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
-        runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        versions = (escape(found.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
-        table.add_row(folder.name, size(found.bytes), runs, artifacts, *versions)
+        runs, artifacts = (str(contents.counts.get(label, 0)) for label in ("runs", "artifacts"))
+        versions = (escape(contents.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
+        table.add_row(folder.name, size(contents.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
@@ -410,15 +416,15 @@ def _show_backups(stack: "Stack") -> None:
     out.print("[bold]make restore BACKUP=…[/] puts one in the place of what the stack holds, after asking.")
 
 
-def _show_exchange(there: Mapping[str, int], coming: Mapping[str, int]) -> None:
+def _show_exchange(present: Mapping[str, int], coming: Mapping[str, int]) -> None:
     table = Table("", "now, will be lost", "in the backup", title="make restore replaces")
-    for what in {**coming, **there}:
-        table.add_row(escape(what), str(there.get(what, 0)), str(coming.get(what, 0)))
+    for label in {**coming, **present}:
+        table.add_row(escape(label), str(present.get(label, 0)), str(coming.get(label, 0)))
     out.print(table)
 
 
 def _show_counts(counts: Mapping[str, int]) -> None:
-    out.print("  " + ", ".join(f"{count:,} {escape(what)}" for what, count in counts.items()))
+    out.print("  " + ", ".join(f"{count:,} {escape(label)}" for label, count in counts.items()))
 
 
 def _show_urls(stack: "Stack") -> None:
@@ -426,8 +432,8 @@ def _show_urls(stack: "Stack") -> None:
     settings.read(*stack.services.ports, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
 
     def address(service: "Service") -> str:
-        # A browser sends a cookie of 127.0.0.1 to each of its ports: names keep the logins of the pages apart. Programs may
-        # not know these names, so that a file or a CI log has the address; and no secret, while on a terminal the link logs in.
+        # A browser sends a cookie of 127.0.0.1 to all of its ports: host names separate the logins of the pages. Programs may
+        # not resolve these names, so a file or a CI log gets the address, without a secret; on a terminal the link logs in.
         if not out.is_terminal:
             return service.url
         token = f"?token={values['JUPYTER_TOKEN']}" if service.name == "jupyter" else ""
@@ -437,9 +443,9 @@ def _show_urls(stack: "Stack") -> None:
         is_open = service.name == "mlflow" and values["MLFLOW_AUTH"] == "off"
         return "open to everybody here" if is_open else service.login
 
-    # What people open comes after what it needs in the compose file, and first here.
+    # Pages come after the services they need in the compose file, and first here.
     pages = [service for service in reversed(stack.services.long_running) if service.url]
-    # An address has a line of its own: the link with its token just fits into 80 columns.
+    # Each address has its own line: the link with its token just fits into 80 columns.
     for service in pages:
         out.print(f"[bold]{service.title}[/]  [dim]{login(service)}[/]", soft_wrap=True)
         out.print(f"  {address(service)}", soft_wrap=True)

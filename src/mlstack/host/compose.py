@@ -1,4 +1,4 @@
-"""The command lines of docker and docker compose: every process of either is started here."""
+"""The command lines of docker and docker compose: all their processes start here."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from mlstack import settings
 from mlstack.errors import MlstackError, quoted
 
 Stream = int | IO[Any] | None  # of subprocess.Popen
-_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also with --ansi never
+_CLEAR_LINE = b"\x1b[2K"  # compose writes it before the service's name, even without colours
 
 
-class CommandFailed(MlstackError):  # noqa: N818 # what failed is the command
-    """A command that ended with an error or took too long; `errors` is what it wrote to stderr."""
+class CommandFailed(MlstackError):  # noqa: N818 # named after what failed
+    """A command that failed or took too long; `stderr` is what it wrote there."""
 
-    def __init__(self, command: Sequence[str], wrong: str, errors: str = "") -> None:
-        self.errors = errors
+    def __init__(self, command: Sequence[str], wrong: str, stderr: str = "") -> None:
+        self.stderr = stderr
         super().__init__(
             f"{' '.join(command[:3])} {wrong}", "The stack could not be looked at or changed.", "scripts/engine.sh check"
         )
@@ -37,7 +37,7 @@ class Program:
     def output(
         self, *arguments: str, stdin: str = "", timeout: float | None = None, environment: Mapping[str, str] | None = None
     ) -> str:
-        """What it prints. Raises CommandFailed with the last line of its errors, and after `timeout` seconds."""
+        """The output. Raises CommandFailed with the last line of its errors, and after `timeout` seconds."""
         with self.started(
             *arguments, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
@@ -49,10 +49,10 @@ class Program:
             except BaseException:
                 process.kill()
                 raise
-        errors = err.decode(errors="replace")
+        stderr = err.decode(errors="replace")
         if process.returncode:
-            lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
-            raise CommandFailed((*self.command, *arguments), f"failed: {lines[-1].strip()}", errors)
+            lines = [line for line in stderr.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+            raise CommandFailed((*self.command, *arguments), f"failed: {lines[-1].strip()}", stderr)
         return out.decode(errors="replace")
 
     def attached(self, *arguments: str, environment: Mapping[str, str] | None = None) -> int:
@@ -72,7 +72,7 @@ class Program:
                 try:
                     yield process
                 except BrokenPipeError:
-                    pass  # it gave up, and says why
+                    pass  # it failed, and explains why
                 except BaseException:
                     process.kill()
                     raise
@@ -112,14 +112,14 @@ def compose_in(folder: Path) -> Program:
 
 
 def docker(*arguments: str) -> str:
-    """The output of a docker command. Raises CommandFailed with docker's own words."""
+    """The output of a docker command. Raises CommandFailed with docker's own message."""
     return DOCKER.output(*arguments)
 
 
 def config(compose: Program) -> dict[str, Any]:
-    """The compose file as compose reads it. Raises CommandFailed with compose's own words."""
-    content: dict[str, Any] = json.loads(compose.output("config", "--format", "json"))
-    return content
+    """The compose file as compose reads it. Raises CommandFailed with compose's own message."""
+    parsed: dict[str, Any] = json.loads(compose.output("config", "--format", "json"))
+    return parsed
 
 
 def followed_logs(compose: Program, service: str | None, show: Callable[[str], object]) -> int:
@@ -134,7 +134,7 @@ def followed_logs(compose: Program, service: str | None, show: Callable[[str], o
 
 
 def not_installed(program: str) -> MlstackError:
-    """The refusal where a program is missing."""
+    """The error for a missing program."""
     return MlstackError(
         f"{program} is not on the PATH.",
         "Everything here runs in containers.",

@@ -1,4 +1,4 @@
-"""Calls to the services' published ports."""
+"""HTTP calls to the services' published ports."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ def call(
     headers: Mapping[str, str] | None = None,
     body: str | None = None,
 ) -> urllib3.BaseHTTPResponse:
-    """The answer, whatever its status. Raises MlstackError with `why` it matters when there is none within `timeout` seconds."""
+    """The answer, whatever its status. Raises MlstackError with `why` it matters if there is none within `timeout` seconds."""
     login = urllib3.make_headers(basic_auth=f"{account.username}:{account.password}") if account else {}
     try:
         return urllib3.request(method, url, body=body, headers={**login, **(headers or {})}, timeout=timeout, retries=False)

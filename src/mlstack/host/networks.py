@@ -1,4 +1,4 @@
-"""The networks of the stack as Docker has them: addresses that are free, and networks that nothing uses any more."""
+"""The stack's networks in Docker: free addresses, and unused networks."""
 
 from ipaddress import ip_network
 
@@ -11,7 +11,7 @@ log = get_logger("mlstack.networks")
 
 
 def ensure_free(stack: Stack) -> Stack:
-    """Gives the stack other addresses where another stack or program has those of CLOSED_NETWORK, as in a copied `.env`."""
+    """Chooses other addresses if another stack or program has those of CLOSED_NETWORK, as with a copied `.env`."""
     user = _user_of(stack)
     if not user:
         return stack
@@ -23,16 +23,16 @@ def ensure_free(stack: Stack) -> Stack:
 
 
 def _user_of(stack: Stack) -> str | None:
-    """The network of somebody else that has addresses of CLOSED_NETWORK."""
-    wanted = ip_network(f"{stack.values['CLOSED_NETWORK']}.0/24")
+    """Another project's network with addresses of CLOSED_NETWORK."""
+    chosen = ip_network(f"{stack.values['CLOSED_NETWORK']}.0/24")
     foreign = [network for network in stack.engine.networks() if network.project != stack.name]
-    overlapping = (network.name for network in foreign if any(ip_network(subnet).overlaps(wanted) for subnet in network.subnets))
+    overlapping = (network.name for network in foreign if any(ip_network(subnet).overlaps(chosen) for subnet in network.subnets))
     return next(overlapping, None)
 
 
 def remove_unused(stack: Stack) -> None:
     """Removes networks of this stack that docker-compose.yml no longer has, as after an upgrade or a changed *_OUTBOUND."""
-    wanted = {network["name"] for network in config(stack.compose)["networks"].values()}
+    in_use = {network["name"] for network in config(stack.compose)["networks"].values()}
     for network in stack.engine.networks():
-        if network.project == stack.name and network.name not in wanted and stack.engine.remove_network(network):
+        if network.project == stack.name and network.name not in in_use and stack.engine.remove_network(network):
             log.info("removed the network %s, which nothing uses any more", network.name)

@@ -1,4 +1,4 @@
-"""Whose stack a name means: no command of one folder may reach the stack that another folder started."""
+"""Checks that a stack belongs to this folder: no command may reach the stack that another folder started."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +10,7 @@ from mlstack.host.stack import Stack
 def require_own(stack: Stack) -> None:
     """Raises MlstackError when containers of this stack's name were started from another folder that still has an `.env`.
 
-    A folder that is gone was moved or renamed: its stack belongs to the folder that has its `.env` now.
+    A folder that no longer exists was moved or renamed: its stack belongs to the folder that has its `.env` now.
     """
     own = stack.folder.resolve()
     for folder in sorted(_folders(stack) - {own}):
@@ -25,6 +25,6 @@ def require_own(stack: Stack) -> None:
 
 def _folders(stack: Stack) -> set[Path]:
     """The folders from which the stack's containers were started, running or not."""
-    with suppress(MlstackError):  # without an engine no stack can be reached; the command itself says what is missing
+    with suppress(MlstackError):  # without an engine no stack can be reached; the command itself reports what is missing
         return {Path(folder).resolve() for folder in stack.engine.folders(stack.name)}
     return set()

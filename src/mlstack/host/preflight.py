@@ -15,12 +15,12 @@ from mlstack.host.stack import Stack
 
 GIB = 1024**3
 MIN_MEMORY_GIB = 4
-# Images and build cache of a first build; afterwards the room that a day's work needs.
+# Images and build cache of a first build; afterwards the space for a day's work.
 MIN_DISK_GIB_TO_BUILD, MIN_DISK_GIB = 10, 2
 
 
 def check(stack: Stack, *, will_build: bool) -> list[MlstackError]:
-    """Everything that would keep the stack from starting; empty if nothing would."""
+    """Everything that would prevent a start; empty if nothing would."""
     if wrong := check_env(stack):
         return wrong  # the other checks need its values
     if env_file.is_being_rotated(stack.folder):
@@ -28,7 +28,7 @@ def check(stack: Stack, *, will_build: bool) -> list[MlstackError]:
             MlstackError(
                 "a rotation of the secrets was interrupted.",
                 "Some services may know the new ones of .env.next already, others the old ones of .env.",
-                "make rotate goes on where it ended",
+                "make rotate resumes where it ended",
             )
         ]
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
@@ -47,14 +47,14 @@ def check_env(stack: Stack) -> list[MlstackError]:
 
 
 def _folders_in_reach(stack: Stack) -> list[MlstackError]:
-    """Folders of the host's own files that are inside one that a container writes in."""
+    """Reports host folders that are inside a folder that a container writes in."""
     logs = stack.logs.resolve()
     mounted = [(stack.folder / "notebooks").resolve(), *(logs / name for name in stack.services.logging)]
     places = {"LOG_DIR": logs, "BACKUP_DIR": stack.backups.resolve()}
     return [
         MlstackError(
             f"{name}={stack.values[name]} is inside {folder}, where a container writes.",
-            "A package in a notebook could choose which files the commands of this machine write to.",
+            "A package in a notebook could choose which files the host's commands write to.",
             f"set {name} in .env to another folder",
         )
         for name, place in places.items()
@@ -64,7 +64,7 @@ def _folders_in_reach(stack: Stack) -> list[MlstackError]:
 
 
 def warnings(stack: Stack) -> list[str]:
-    """What is allowed and probably not meant."""
+    """What is allowed but probably not intended."""
     return [
         *(f".env has a key that nothing reads: {name}" for name in env_file.unknown_keys(stack.env)),
         *(f"{name} comes from your shell, not from .env, and they differ" for name in settings.shadowed(stack.env)),
@@ -76,13 +76,13 @@ def _open_mlflow(values: Mapping[str, str]) -> list[str]:
     if values.get("MLFLOW_AUTH") != "off":
         return []
     return [
-        f"MLFLOW_AUTH=off: any program on this machine may read, change and delete what is in MLflow, through port"
+        f"MLFLOW_AUTH=off: any program on the host may read, change and delete what is in MLflow, through port"
         f" {values.get('MLFLOW_PORT')}, and, without the origin check, so may any page in your browser"
     ]
 
 
 def check_ports(stack: Stack) -> list[MlstackError]:
-    """Every port that the stack cannot have, with its holder."""
+    """Every port that is in use, with its holder."""
     ours = stack.engine.published_ports(stack.name)
     problems = []
     names_of: dict[int, str] = {}
@@ -101,7 +101,7 @@ def _port_problem(name: str, port: int, holder: str) -> MlstackError:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody holds at the moment, all different."""
+    """Different ports that are free at the moment."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -114,7 +114,7 @@ def free_ports(count: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As Docker's own proxy does: a port whose last connection is still closing can be had.
+        # As Docker's own proxy does: a port whose last connection is still closing can be used.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -137,9 +137,9 @@ def _holder(engine: Engine, port: int) -> str:
 
 
 def check_memory(engine: Engine) -> MlstackError | None:
-    """Whether Docker has memory enough."""
+    """Whether Docker has enough memory."""
     total = engine.info["MemTotal"] / GIB
-    if total >= MIN_MEMORY_GIB * 0.9:  # a machine sold with 4 GiB reports a little less
+    if total >= MIN_MEMORY_GIB * 0.9:  # a computer with 4 GiB reports a little less
         return None
     return MlstackError(
         f"too little memory for Docker: expected at least {MIN_MEMORY_GIB} GiB, found {total:.1f}.",
@@ -150,7 +150,7 @@ def check_memory(engine: Engine) -> MlstackError | None:
 
 def check_disk(stack: Stack, expected: float) -> MlstackError | None:
     """Whether `expected` GiB are free where Docker keeps images and volumes."""
-    # Inside Docker Desktop's machine the folder is not to be seen from here: its disk file lies on the project's side.
+    # Docker Desktop's folder is inside its virtual machine, whose disk file is on the project's disk.
     root = Path(stack.engine.info["DockerRootDir"])
     place = root if root.exists() else stack.folder
     free = shutil.disk_usage(place).free / GIB

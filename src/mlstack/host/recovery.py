@@ -8,19 +8,19 @@ from mlstack.host.engine import FOLDER_LABEL, SERVICE_LABEL
 from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
 
-# Inside a container these mean something else than on the host.
+# In a container these have other values than on the host.
 _OTHER_INSIDE = frozenset({"LOG_DIR", "MLFLOW_TRACKING_URI"})
 MIB = 1024 * 1024
 
 
 def from_containers(stack: Stack) -> dict[str, str]:
-    """What the containers that this folder started, running or not, were given; empty where there are none."""
+    """The values in the containers that this folder started, running or not; empty without containers."""
     containers = [container for container in stack.engine.inspected(stack.name) if _is_of(container, stack.folder)]
     return dict(pair for container in containers for pair in _settings(stack, container))
 
 
 def _is_of(container: Mapping[str, Any], project: Path) -> bool:
-    """Whether this folder started it, or one that is gone: then the folder was moved."""
+    """Whether this folder started it, or one that no longer exists: then the folder was moved."""
     folder = Path(container["Config"]["Labels"].get(FOLDER_LABEL, ""))
     return folder.resolve() == project.resolve() or not folder.exists()
 

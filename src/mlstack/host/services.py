@@ -1,8 +1,8 @@
-"""The services of the stack, read from the compose file: it alone says which ports, addresses, images and volumes they have.
+"""The services of the stack, read from the compose file: the only place for their ports, addresses, images and volumes.
 
 What compose has no key for is in a service's labels (docs/adding-a-service.md): `mlstack.title` and `mlstack.login` for
 `make urls`, `mlstack.url`, and `mlstack.loss.<volume>` for what is lost with a volume. They are read from the file, not from
-containers: images hand labels on to whatever is started from them by hand.
+containers: containers started by hand inherit labels from images.
 """
 
 import re
@@ -40,7 +40,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Service:
-    """One service. `url` is empty where there is nothing to open, `user` (a uid) where the image chooses it."""
+    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it."""
 
     name: str
     is_long_running: bool
@@ -85,7 +85,7 @@ class Services:
 
     @property
     def with_image(self) -> tuple[Service, ...]:
-        """Those after which an image is called; the one-shots use MLflow's."""
+        """Those whose name an image has; the one-shots use MLflow's."""
         return tuple(service for service in self.by_name.values() if service.is_built)
 
     @property
@@ -151,7 +151,7 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
-    """A text of the compose file with the values of its variables, as compose fills it in; one may be in another's default."""
+    """A text of the compose file with its variables substituted as compose does; a variable may be in another's default."""
 
     def value(match: re.Match[str]) -> str:
         name, kind, default = match.groups()

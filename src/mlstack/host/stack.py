@@ -1,4 +1,4 @@
-"""The stack that a command works on: its folder and settings, and the ways to its containers, its database and MinIO."""
+"""The stack that a command works on: its folder and settings, and access to its containers, Postgres and MinIO."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,9 @@ PATIENCE = 60  # seconds: removing an image takes that long on a busy disk
 
 @dataclass(frozen=True)
 class Stack:
-    """One stack. The CLI makes it once and hands it down; a command that writes `.env` continues with what `reread` gives.
+    """One stack. The CLI creates it once and passes it down; a command that writes `.env` continues with the result of `reread`.
 
-    `env` is the text of `.env`, None if it is missing; `values` is what it says, overridden by the shell. The engine has
+    `env` is the text of `.env`, None if it is missing; `values` are its values, overridden by the shell. The engine has
     `patience` seconds for each answer.
     """
 
@@ -61,7 +61,7 @@ class Stack:
 
     @property
     def containers(self) -> "dict[str, Container]":
-        """The containers of now, by service."""
+        """The current containers, by service."""
         return {container.service: container for container in self.engine.containers(self.name)}
 
     @cached_property
@@ -69,17 +69,17 @@ class Stack:
         return services.read(self.folder, self.values)
 
     def port(self, name: str) -> int:
-        """A port on the host, by its variable. Raises SettingsError where it is missing."""
+        """A port on the host, by its variable. Raises SettingsError if it is missing."""
         return int(settings.read(name, values=self.values)[name])
 
     @property
     def backups(self) -> Path:
-        """The folder of the backups. Raises SettingsError where BACKUP_DIR is missing."""
+        """The folder of the backups. Raises SettingsError if BACKUP_DIR is missing."""
         return self.folder / Path(settings.read("BACKUP_DIR", values=self.values)["BACKUP_DIR"]).expanduser()
 
     @property
     def logs(self) -> Path:
-        """The folder of the log files. Raises SettingsError where LOG_DIR is missing."""
+        """The folder of the log files. Raises SettingsError if LOG_DIR is missing."""
         return settings.log_dir(settings.read("LOG_DIR", values=self.values)["LOG_DIR"], self.folder)
 
     # Each login is one object, so that code can ask `login is stack.accounts`.
@@ -111,7 +111,7 @@ class Stack:
 
     @property
     def backup_key(self) -> str:
-        """What signs this stack's backups."""
+        """The key that signs this stack's backups."""
         return settings.read("BACKUP_KEY", values=self.values)["BACKUP_KEY"]
 
     def image(self, service: str) -> str:
@@ -120,7 +120,7 @@ class Stack:
 
     @property
     def built(self) -> list[str]:
-        """The services whose images are built here, because `.env` names no other."""
+        """The services whose images are built here, because `.env` names no others."""
         return [service.name for service in self.services.with_image if not self.values.get(service.image_variable)]
 
     def _here(self, login: Login) -> Login:

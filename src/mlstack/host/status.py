@@ -1,6 +1,6 @@
 """`make status`: the whole stack on one screen, in less than two seconds, whatever state it is in.
 
-Every source is asked at once and has a moment to answer; what does not answer is unknown, never an old value.
+Every source is queried at the same time and has a short deadline; without an answer its value is unknown, never old.
 """
 
 import json
@@ -26,14 +26,14 @@ from mlstack.host.services import Services
 from mlstack.host.stack import Stack
 from mlstack.settings import Account
 
-# Seconds that a source has to answer. Sizes are counted for a little less, so that they can say how far they got.
+# Seconds for each answer. Sizes are counted for a little less, so that a partial size can be reported.
 PATIENCE, COUNTING = 0.8, 0.5
 OK = 200
 
 _MEMORY = """\
 cat /sys/fs/cgroup/memory.current 2>/dev/null || cat /sys/fs/cgroup/memory/memory.usage_in_bytes
 cat /sys/fs/cgroup/memory.stat 2>/dev/null || cat /sys/fs/cgroup/memory/memory.stat"""
-# Prints the bytes counted so far, and 0 if that was all.
+# Prints the bytes counted, and 0 if the count is complete.
 _SIZE = """\
 { timeout "$2" find "$1" -type f -printf '%b\\n' 2>/dev/null; echo "ended $?"; } |
 awk '/^ended/ { code = $2; next } { blocks += $1 } END { printf "%.0f %d\\n", blocks * 512, code == 124 }'"""
@@ -46,7 +46,7 @@ class Service:
     name: str
     state: str
     health: str
-    is_well: bool
+    is_healthy: bool
     uptime: int | None = None
     memory: int | None = None
     memory_limit: int | None = None
@@ -56,7 +56,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and its size in bytes; `is_complete` is False where counting had to stop before the end."""
+    """A volume and its size in bytes; `is_complete` is False if counting was stopped."""
 
     name: str
     size: int | None
@@ -75,7 +75,7 @@ class Backup:
 
 @dataclass(frozen=True)
 class Status:
-    """What `make status` shows. `problem` says why the engine could not be asked, if so."""
+    """What `make status` shows. `problem` says why the engine did not answer, if so."""
 
     project: str
     problem: str | None
@@ -86,26 +86,26 @@ class Status:
     backup: Backup | None
 
     @property
-    def is_well(self) -> bool:
-        return self.problem is None and all(service.is_well for service in self.services)
+    def is_healthy(self) -> bool:
+        return self.problem is None and all(service.is_healthy for service in self.services)
 
     @property
     def is_down(self) -> bool:
-        """Nothing of the stack is running."""
+        """Whether nothing of the stack is running."""
         return not any(service.state == "running" for service in self.services)
 
     def as_json(self) -> str:
-        return json.dumps({"is_well": self.is_well, **asdict(self)}, indent=2)
+        return json.dumps({"is_healthy": self.is_healthy, **asdict(self)}, indent=2)
 
 
 def status(stack: Stack) -> Status:
-    """The state of a stack of some `patience`. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
+    """The state of a stack. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
     settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *stack.services.ports, values=stack.values)
     backup = last_backup(stack)
     try:
         containers = list(stack.containers.values())
     except MlstackError as error:
-        unknown = tuple(Service(service.name, "unknown", "", is_well=False) for service in stack.services.long_running)
+        unknown = tuple(Service(service.name, "unknown", "", is_healthy=False) for service in stack.services.long_running)
         return Status(stack.name, error.wrong, unknown, (), None, None, backup)
     answers = _ask(_questions(stack, containers))
     volumes = {mount.volume: mount for container in containers for mount in container.mounts}
@@ -129,10 +129,10 @@ def status(stack: Stack) -> Status:
 def last_backup(stack: Stack) -> Backup | None:
     """The newest complete backup. Raises MlstackError when its manifest cannot be read."""
     for folder in manifest.folders(stack.backups)[:1]:
-        found = manifest.read_manifest(folder)
-        age = int((datetime.now(UTC) - found.time).total_seconds())
+        contents = manifest.read_manifest(folder)
+        age = int((datetime.now(UTC) - contents.time).total_seconds())
         place = folder.relative_to(stack.folder) if folder.is_relative_to(stack.folder) else folder
-        return Backup(str(place), found.time.astimezone(UTC).isoformat(), found.bytes, age)
+        return Backup(str(place), contents.time.astimezone(UTC).isoformat(), contents.bytes, age)
     return None
 
 
@@ -146,7 +146,7 @@ def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Calla
     }
     for container in containers:
         for mount in container.mounts:
-            if os.access(mount.source, os.R_OK | os.X_OK):  # an engine of this machine, and its owner: much faster
+            if os.access(mount.source, os.R_OK | os.X_OK):  # a local engine, and its user: much faster
                 questions[f"size {mount.volume}"] = partial(_size_here, mount)
             elif container.is_running:
                 questions[f"size {mount.volume}"] = partial(_size_inside, stack.engine, container, mount)
@@ -161,14 +161,14 @@ def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Calla
 
 
 def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """The answers that come within PATIENCE. Whatever hangs is left behind: its thread does not keep the command."""
+    """The answers within PATIENCE. A thread that hangs does not keep the command from ending."""
     answers: dict[str, Any] = {}
 
     def ask(name: str, question: Callable[[], Any]) -> None:
         try:
             answers[name] = question()
         except (MlstackError, psycopg2.Error, OSError, ValueError, KeyError):
-            return  # unknown, and shown as such: a service that is half up refuses in many ways
+            return  # unknown, and shown as such: a starting service fails in many ways
 
     threads = [threading.Thread(target=ask, args=question, daemon=True) for question in questions.items()]
     for thread in threads:
@@ -180,7 +180,7 @@ def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 
 
 def memory(docker: Engine, container: Container) -> int:
-    """Bytes as `docker stats` counts them, which needs two seconds: what is used, without files that could be dropped at once.
+    """Bytes as `docker stats` counts them, which takes two seconds: used memory without the file cache that can be evicted.
 
     Raises MlstackError when the container does not answer.
     """
@@ -204,7 +204,7 @@ def _counted(output: str) -> tuple[int, bool]:
 
 
 def _database(stack: Stack) -> tuple[str, str | None, str]:
-    """The schema's revision, who made it, and the server's version, with MLflow's own login."""
+    """The schema's revision, its MLflow version, and the server's version, read with MLflow's own login."""
     login = stack.tracking
     connection = psycopg2.connect(
         host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
@@ -232,23 +232,23 @@ def _page(stack: Stack, service: str, path: str, account: Account | None = None)
 
 def _expected(services: Services, containers: Sequence[Container]) -> list[Container | str]:
     """Every container, and the names of long-running services that have none."""
-    there = {container.service for container in containers}
-    return [*(service.name for service in services.long_running if service.name not in there), *containers]
+    existing = {container.service for container in containers}
+    return [*(service.name for service in services.long_running if service.name not in existing), *containers]
 
 
 def _service(
     container: Container | str, services: Services, answers: Mapping[str, Any], versions: Mapping[str, str | None]
 ) -> Service:
     if isinstance(container, str):
-        return Service(container, "missing", "", is_well=False)
+        return Service(container, "missing", "", is_healthy=False)
     described = services.by_name.get(container.service)
     is_long_running = described is not None and described.is_long_running
     uptime = int((datetime.now(UTC) - container.started).total_seconds()) if container.started and container.is_running else None
     return Service(
         name=container.service,
-        state="done" if container.is_well and not container.is_running and not is_long_running else container.state,
+        state="done" if container.is_healthy and not container.is_running and not is_long_running else container.state,
         health=container.health if container.is_running else "",
-        is_well=container.is_well and (container.is_running or not is_long_running),
+        is_healthy=container.is_healthy and (container.is_running or not is_long_running),
         uptime=uptime,
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,

@@ -1,4 +1,4 @@
-"""The two services that hold a stack's data, Postgres and MinIO: started, waited for, and what they refuse in plain words."""
+"""Postgres and MinIO, which hold a stack's data: starting them, waiting for them, and explaining their errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ CONNECTIONS = 8
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What Postgres, MinIO or the disk refuses in the middle of a command, as an error for people."""
-    again = "The command did not end. What it had begun is taken up, or undone, when it is given again."
+    """Turns errors of Postgres, MinIO or the disk in the middle of a command into MlstackError."""
+    again = "The command did not end. The same command again resumes it, or undoes what it had begun."
     try:
         yield
     except psycopg2.Error as error:
@@ -36,7 +36,7 @@ def explained() -> Iterator[None]:
 
 
 def storage_client(keys: Keys) -> Minio:
-    """An S3 client for many transfers at once, which tries again when a connection breaks."""
+    """An S3 client for many transfers at once, which retries when a connection breaks."""
     pool = urllib3.PoolManager(
         maxsize=CONNECTIONS * 2,
         timeout=urllib3.Timeout(connect=5, read=120),
@@ -45,27 +45,27 @@ def storage_client(keys: Keys) -> Minio:
     return Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, http_client=pool)
 
 
-def are_well(stack: Stack, *services: str) -> bool:
+def are_healthy(stack: Stack, *services: str) -> bool:
     """Whether all these services run and are healthy."""
-    well = {name for name, container in stack.containers.items() if container.is_running and container.is_well}
-    return well.issuperset(services)
+    healthy = {name for name, container in stack.containers.items() if container.is_running and container.is_healthy}
+    return healthy.issuperset(services)
 
 
 def require_running(stack: Stack) -> None:
-    """Raises MlstackError unless the database and the storage can be read."""
-    if not are_well(stack, *DATA_SERVICES):
-        raise MlstackError("the stack is not running, or not healthy.", "A backup reads its database and its storage.", "make up")
+    """Raises MlstackError unless Postgres and MinIO are running."""
+    if not are_healthy(stack, *DATA_SERVICES):
+        raise MlstackError("the stack is not running, or not healthy.", "A backup reads Postgres and MinIO.", "make up")
 
 
 def try_data_services(stack: Stack) -> bool:
-    """Whether database and storage became healthy."""
+    """Starts Postgres and MinIO; returns whether they became healthy."""
     give_to_services(stack)
     return stack.compose.attached("up", "--detach", "--wait", "--no-build", "--no-deps", *DATA_SERVICES) == 0
 
 
 def start_data_services(stack: Stack) -> None:
-    """Database and storage run; MLflow stays as it is. Raises MlstackError when they do not become healthy."""
-    if not are_well(stack, *DATA_SERVICES) and not try_data_services(stack):
+    """Starts Postgres and MinIO, without MLflow. Raises MlstackError when they do not become healthy."""
+    if not are_healthy(stack, *DATA_SERVICES) and not try_data_services(stack):
         raise MlstackError(
             "Postgres or MinIO did not become healthy (docker compose says why, above).",
             "Nothing was changed.",
@@ -74,10 +74,10 @@ def start_data_services(stack: Stack) -> None:
 
 
 def stop_clients(stack: Stack) -> None:
-    """Nothing writes any more: MLflow and its one-shots are stopped, notebooks keep their kernels."""
+    """Stops all writers: MLflow and its one-shots; notebooks keep their kernels."""
     stack.compose.output("stop", "mlflow", "migration", "bootstrap")
 
 
 def run_bootstrap(stack: Stack) -> None:
-    """Roles, database, bucket, policy and user are as `.env` wants them."""
+    """Sets up roles, database, bucket, policy and user as in `.env`."""
     stack.compose.output("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")

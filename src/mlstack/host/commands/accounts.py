@@ -16,9 +16,9 @@ OK, CONFLICT, NOT_FOUND, UNAUTHORIZED = 200, 400, 404, 401
 
 
 def add(stack: Stack, name: str) -> str:
-    """Makes an account without special rights and returns its generated password.
+    """Creates an account without special rights and returns its generated password.
 
-    Raises MlstackError when the name is taken or cannot be one, and when MLflow does not answer.
+    Raises MlstackError when the name exists or is invalid, and when MLflow does not answer.
     """
     if complaint := settings.VARIABLES["MLFLOW_TRACKING_USERNAME"].check(name):
         raise MlstackError(f"{name!r}: {complaint}.", "MLflow could not tell it from its password.", "make user NAME=…")
@@ -33,7 +33,7 @@ def add(stack: Stack, name: str) -> str:
 
 
 def remove(stack: Stack, name: str) -> None:
-    """Removes an account; what it logged stays. Raises MlstackError when there is none, or when the stack itself uses it."""
+    """Removes an account; what it logged is kept. Raises MlstackError if it does not exist or the stack itself uses it."""
     if name in (stack.values["MLFLOW_ADMIN_USERNAME"], stack.values["MLFLOW_TRACKING_USERNAME"]):
         raise MlstackError(f"{name} is an account of the stack itself.", "Nothing would work without it.", "name a person's")
     status, message = _call(stack.values, "DELETE", "users/delete", {"username": name})
@@ -43,7 +43,7 @@ def remove(stack: Stack, name: str) -> None:
 
 
 def _call(values: Mapping[str, str], method: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    """The status and text with which MLflow answers its admin."""
+    """The status and text of MLflow's answer to its admin."""
     if values["MLFLOW_AUTH"] == "off":
         raise MlstackError("MLFLOW_AUTH is off.", "Nobody is asked for an account.", "set MLFLOW_AUTH=on in .env, then make up")
     answer = http.call(
@@ -61,6 +61,8 @@ def _call(values: Mapping[str, str], method: str, path: str, body: dict[str, Any
 
 def _expect(status: int, message: str, wrong: str) -> None:
     if status == UNAUTHORIZED:
-        raise MlstackError(f"{wrong}: MLflow refuses its admin.", "MLFLOW_ADMIN_PASSWORD in .env is not its own.", "make up")
+        raise MlstackError(
+            f"{wrong}: MLflow rejects its admin.", "MLFLOW_ADMIN_PASSWORD in .env is not the one MLflow has.", "make up"
+        )
     if status != OK:
         raise MlstackError(f"{wrong}.", f"MLflow answered {status}: {message[:200]}", "make logs SERVICE=mlflow")

@@ -1,4 +1,4 @@
-"""`make backup`: database and bucket as of one moment, while clients write."""
+"""`make backup`: database and bucket, point-in-time consistent, while clients write."""
 
 import os
 import shutil
@@ -53,8 +53,8 @@ def find(stack: Stack, backup: str | None) -> Path:
 
 @data_services.explained()
 def back_up(stack: Stack, keep: int | None = None) -> Taken:
-    """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; what is copied by then is used next time."""
-    before = os.umask(0o077)  # a backup shows everything to who can read it
+    """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; the next backup reuses what was copied."""
+    before = os.umask(0o077)  # a backup contains everything: private
     try:
         return _taken(stack, keep)
     finally:
@@ -73,7 +73,7 @@ def _taken(source: Stack, keep: int | None) -> Taken:
             "make up switches it on",
         )
     known = _known(backups, work, source.backup_key)
-    with postgres.connected(source) as connection:  # after it, what is dated later than the snapshot was written later
+    with postgres.connected(source) as connection:  # after the snapshot: later dates mean later writes
         bucket.redate(client, source.keys.bucket, lambda: postgres.now(connection))
     with postgres.snapshot(source) as snapshot:
         postgres.require_readable(source, snapshot.connection)
@@ -110,9 +110,9 @@ def _taken(source: Stack, keep: int | None) -> Taken:
 
 
 def prune(backups: Path, keep: int) -> Iterator[Path]:
-    """Removes all but the newest `keep` complete backups. What others share with them stays on the disk."""
+    """Removes all but the newest `keep` complete backups. Files that others share with them stay on the disk."""
     for doomed in manifest.folders(backups)[keep:]:
-        aside = doomed.rename(backups / f"{REMOVED}{doomed.name}")  # half a backup never looks like one
+        aside = doomed.rename(backups / f"{REMOVED}{doomed.name}")  # half a backup never looks complete
         _remove(aside)
         log.info("removed the backup %s", doomed.name)
         yield doomed
@@ -152,17 +152,19 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
 
 
 def _dump(source: Stack, snapshot: postgres.Snapshot, owners: Mapping[str, str], work: Path, advance: Advance) -> dict[str, str]:
-    """The checksum of each dump: one of each login, with what is in its schemas."""
-    found = {}
+    """The checksum of each dump: one for each login, with its schemas."""
+    checksums = {}
     for login, name in ((source.tracking, manifest.DUMP), (source.accounts, manifest.ACCOUNTS_DUMP)):
         (work / name).unlink(missing_ok=True)
         if schemas := [schema for schema in owners if postgres.login_of(source, schema) is login]:
-            found[name] = postgres.dump(source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance)
-    return found
+            checksums[name] = postgres.dump(
+                source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance
+            )
+    return checksums
 
 
 def _prepared(backups: Path) -> Path:
-    """The folder of the backup that is being made, with what an interrupted one left there."""
+    """The folder of the new backup, with the files of an interrupted one."""
     work = backups / INCOMPLETE
     try:
         backups.mkdir(parents=True, exist_ok=True)
@@ -180,7 +182,7 @@ def _prepared(backups: Path) -> Path:
 
 
 def _keep_only_content(work: Path) -> None:
-    """What an interrupted backup left is its journal and its objects. Anything else could lead what is written elsewhere."""
+    """Keeps the journal and the objects of an interrupted backup. A link among them could redirect writes."""
     if work.is_symlink():
         work.unlink()
     for folder, folders, files in os.walk(work, topdown=False):
@@ -191,7 +193,7 @@ def _keep_only_content(work: Path) -> None:
 
 
 def _known(backups: Path, work: Path, key: str) -> dict[Identity, tuple[Artifact, Path]]:
-    """Artifacts that the newest backup or an interrupted one has read already, and the folder that holds each."""
+    """Artifacts that the newest or an interrupted backup has read already, and the folder of each."""
     known: dict[Identity, tuple[Artifact, Path]] = {}
     for previous in manifest.folders(backups)[:1]:
         if not signature.is_authentic(previous, key):
@@ -215,7 +217,7 @@ def _whole_lines(journal: Path) -> Iterable[str]:
 def _copy(
     client: Minio, name: str, work: Path, versions: list[Version], known: dict[Identity, tuple[Artifact, Path]]
 ) -> tuple[list[Artifact], int]:
-    # The journal of this run begins with what is carried over: a crash loses none of it.
+    # The journal of this run starts with the reused artifacts: a crash loses none of them.
     with (work / JOURNAL).open("a", encoding="ascii") as journal, bar("artifacts", sum(v.size for v in versions)) as advance:
 
         def done(artifact: Artifact) -> None:
@@ -227,7 +229,7 @@ def _copy(
 
 
 def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:
-    """What an interrupted backup copied and this one does not hold."""
+    """Removes what an interrupted backup copied and this one does not contain."""
     used = {artifact.sha256 for artifact in artifacts}
     for path in (work / manifest.OBJECTS).rglob("*"):
         if path.is_file() and path.name not in used:
@@ -236,7 +238,7 @@ def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:
 
 def _in_place(work: Path, backups: Path, time: datetime) -> Path:
     (work / JOURNAL).unlink()
-    os.sync()  # everything is on the disk before the name says so
+    os.sync()  # everything is on the disk before the folder gets its name
     name = time.astimezone(UTC)
     while (target := backups / f"{name:{manifest.NAME_FORMAT}}").exists():
         name += timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""`make reset`: back to an empty stack, and only on purpose."""
+"""`make reset`: back to an empty stack, only on request."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Loss:
 
 
 def losses(stack: Stack) -> list[Loss]:
-    """What a reset would delete, with sizes as Docker tells them. Raises MlstackError without an `.env`."""
+    """What a reset would delete, with Docker's sizes. Raises MlstackError without an `.env`."""
     if stack.env is None:
         raise MlstackError(
             "there is no .env here.",
@@ -38,7 +38,7 @@ def losses(stack: Stack) -> list[Loss]:
 
 
 def reset(stack: Stack) -> None:
-    """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs stay."""
+    """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs are kept."""
     if stack.compose.attached("down", "--volumes", "--remove-orphans"):
         raise MlstackError(
             "the stack could not be deleted whole.", "Some containers or volumes are left.", "see above, then make reset again"

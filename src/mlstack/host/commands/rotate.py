@@ -1,7 +1,7 @@
-"""`make rotate`: every secret regenerated, on a running stack, with all data still readable.
+"""`make rotate`: every secret regenerated, on a running stack, without losing data.
 
-The new values are written to `.env.next` first. Then the services learn them, step by step, and last `.env.next` becomes
-`.env`. Each step may be repeated, so that a rotation that was interrupted goes on with the values it began with.
+The new values are written to `.env.next` first. Then the services get them, step by step, and finally `.env.next`
+becomes `.env`. Each step may be repeated, so that an interrupted rotation resumes with its own values.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ log = get_logger("mlstack.rotate")
 
 
 def rotate(stack: Stack) -> Stack:
-    """Replaces every secret in the services and in `.env`. Raises MlstackError; then the same command goes on."""
+    """Replaces every secret in the services and in `.env`. Raises MlstackError; then the same command resumes."""
     if problems := preflight.check_env(stack):
         raise ExceptionGroup("refused", problems)
     _refuse_secrets_of_the_shell(stack)
@@ -31,7 +31,7 @@ def rotate(stack: Stack) -> Stack:
         log.info("wrote fresh secrets to .env.next")
     fresh = Stack.of(stack.folder, file=env_file.NEXT)
     _compose(stack, "up", "--detach", "--wait", "--no-build", "postgres")
-    _compose(stack, "stop", "mlflow")  # it would go on writing with the old keys
+    _compose(stack, "stop", "mlflow")  # it would continue to write with the old keys
     _rekey(stack, fresh)
     _change_owner(stack, fresh)
     _sign_backups(stack, fresh)
@@ -51,7 +51,7 @@ def _refuse_secrets_of_the_shell(stack: Stack) -> None:
 
 
 def _rekey(stack: Stack, fresh: Stack) -> None:
-    """What MLflow stored encrypted is encrypted with the new keys. The values go by environment, not by argument."""
+    """Encrypts MLflow's stored secrets with the new keys. The values are passed in the environment, not as arguments."""
     following = {f"NEXT_{name}": fresh.values[name] for name in settings.ENCRYPTION}
     current = {name: value for name, value in stack.values.items() if name in settings.ENCRYPTION}
     flags = [flag for name in (*current, *following) for flag in ("--env", name)]
@@ -63,8 +63,8 @@ def _rekey(stack: Stack, fresh: Stack) -> None:
 
 
 def _change_owner(stack: Stack, fresh: Stack) -> None:
-    """The one password that the bootstrap cannot set, because it logs in with it."""
-    old, new = (replace(each.owner, database="postgres") for each in (stack, fresh))
+    """Changes the one password that the bootstrap cannot set, because it logs in with it."""
+    old, new = (replace(side.owner, database="postgres") for side in (stack, fresh))
     if postgres.accepts(new):
         return
     with postgres.connected(old) as connection:
@@ -73,7 +73,7 @@ def _change_owner(stack: Stack, fresh: Stack) -> None:
 
 
 def _sign_backups(stack: Stack, fresh: Stack) -> None:
-    """The backups that this stack signed carry its new signature."""
+    """Signs the backups of this stack with its new key."""
     for folder in manifest.folders(stack.backups):
         try:
             if signature.is_authentic(folder, stack.backup_key):
@@ -87,5 +87,5 @@ def _compose(stack: Stack, *arguments: str, environment: Mapping[str, str] | Non
         raise MlstackError(
             f"the rotation stopped at docker compose {arguments[0]}, which says why above.",
             "Some services may know the new secrets already; none is lost: they are in .env.next.",
-            "make rotate goes on",
+            "make rotate resumes it",
         )

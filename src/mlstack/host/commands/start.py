@@ -1,4 +1,4 @@
-"""`make up`: from whatever is there to a healthy stack."""
+"""`make up`: from any state to a healthy stack."""
 
 import re
 import shutil
@@ -19,13 +19,13 @@ from mlstack.logger import create, get_logger
 
 log = get_logger("mlstack.start")
 
-HEARTBEAT = 20  # seconds between signs of life in a build
+HEARTBEAT = 20  # seconds between progress messages of a build
 SHOWN_LINES = 15
 _UNREACHABLE = r"(error sending request|dial tcp|Temporary failure|Could not resolve|certificate|connection refused).*"
 
 
 def prepare_env(stack: Stack) -> Stack:
-    """Writes or completes `.env` and says what it did. Raises MlstackError when that would lock the user out of data."""
+    """Writes or completes `.env` and logs what it did. Raises MlstackError if a new secret would lock the user out of data."""
     known = recovery.from_containers(stack) if stack.env is None else {}
     changes = env_file.ensure(stack.folder, lambda name: _lost(stack, name), known)
     if changes.created and known:
@@ -65,7 +65,7 @@ def prepare(stack: Stack) -> Stack:
 
 
 def check(stack: Stack) -> Stack:
-    """`.env`, checks of this machine, folders. Raises MlstackError naming what would keep the stack from starting."""
+    """`.env`, checks of the host, folders. Raises MlstackError naming what prevents a start."""
     stack = prepare_env(stack)
     if not preflight.check_env(stack):
         stack = networks.ensure_free(stack)
@@ -105,7 +105,7 @@ def build(stack: Stack) -> None:
 
 
 def _lost(stack: Stack, name: str) -> str | None:
-    """Why a fresh secret would not fit. Every secret but these two is set again by the bootstrap."""
+    """Why a new secret would not work. The bootstrap sets every secret again but these two."""
     if name not in ("POSTGRES_PASSWORD", "MLFLOW_CRYPTO_KEK_PASSPHRASE"):
         return None
     volume = f"{stack.name}_postgres"
@@ -117,7 +117,7 @@ def _missing_images(stack: Stack) -> list[str]:
 
 
 def _run_build(stack: Stack, services: list[str], sources: Mapping[str, str], transcript: TextIO) -> int:
-    """Builds into a transcript, with a sign of life now and then."""
+    """Builds into a transcript, with a progress message now and then."""
     command = ("--progress", "plain", "build", *services)
     started = time.monotonic()
     environment = {**sources, "MLSTACK_VERSION": __version__}
@@ -135,7 +135,7 @@ def _text(transcript: TextIO) -> str:
 
 
 def _why(lines: list[str]) -> str:
-    """A package index that cannot be reached is the one failure that is not the repository's."""
+    """Why a build failed: an unreachable package index, or the repository itself."""
     unreachable = re.search(_UNREACHABLE, "\n".join(lines), re.IGNORECASE)
     if unreachable:
         return f"A package source could not be reached: {unreachable[0][:120]} (see HTTPS_PROXY, and CA_BUNDLE in .env)."
@@ -143,14 +143,14 @@ def _why(lines: list[str]) -> str:
 
 
 def _in_progress(text: str) -> str:
-    """The steps that have begun and not ended: compiling MinIO is one, and says nothing for minutes."""
+    """The unfinished steps of a build: compiling MinIO prints nothing for minutes."""
     begun = re.findall(r"^#(\d+) \[([^\]]+)\]", text, re.MULTILINE)
     ended = set(re.findall(r"^#(\d+) (?:DONE|CACHED|ERROR|CANCELED)", text, re.MULTILINE))
     return ", ".join(dict.fromkeys(quoted(name) for number, name in begun if number not in ended)) or "storing the images"
 
 
 def _sources() -> dict[str, str]:
-    """Where the host itself takes packages from, for the builds: mirrors, and proxies in either spelling."""
+    """The host's own package sources, for the builds: mirrors, and proxies in either spelling."""
     proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
     sources = {name: settings.of_shell(name) or settings.of_shell(name.lower()) for name in proxies}
     index = settings.of_shell("PIP_INDEX_URL") or settings.of_shell("UV_DEFAULT_INDEX") or settings.of_shell("UV_INDEX_URL")
@@ -171,26 +171,28 @@ def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
 
 
 def _answer(*command: str) -> str:
-    """What a program of the host says, empty where there is no such program or setting."""
+    """The output of a program of the host, empty without such a program or setting."""
     if shutil.which(command[0]) is None:
         return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def start(stack: Stack) -> None:
-    """Starts every service and waits until each is healthy. Raises MlstackError with the last words of those that are not."""
+    """Starts every service and waits until each is healthy. Raises MlstackError with the last log lines of those that are not."""
     log.info("starting the services and waiting until each is healthy")
-    # What a killed restore left has to be ended before MLflow starts on it.
+    # A killed restore has to be ended before MLflow starts.
     if data_services.try_data_services(stack):
         swap.settle(stack)
     if stack.compose.attached("up", "--detach", "--wait", "--no-build", "--remove-orphans") == 0:
         networks.remove_unused(stack)
         return
-    # A container that was only created waits for one that is ill.
-    ill = [container for container in stack.containers.values() if not container.is_well and container.state != "created"]
-    for container in ill:
+    # A container that was only created waits for an unhealthy one.
+    unhealthy = [
+        container for container in stack.containers.values() if not container.is_healthy and container.state != "created"
+    ]
+    for container in unhealthy:
         log.error("%s: %s\n%s", container.service, container.description, quoted_lines(_last_words(stack, container)))
-    names = " ".join(container.service for container in ill)
+    names = " ".join(container.service for container in unhealthy)
     raise MlstackError(
         f"not every service became healthy: {names or 'docker compose says why, above'}.",
         "Nothing was lost; what is healthy keeps running.",

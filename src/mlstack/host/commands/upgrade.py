@@ -1,8 +1,8 @@
-"""`make upgrade`: newer images on the data that is there, or back to before.
+"""`make upgrade`: newer images on the existing data, or a rollback.
 
-What "before" is lies in the stack, so that an upgrade which was killed is undone by the next: the old images keep a second
-tag, and a copy of the database is made inside Postgres once nobody writes any more (putting it back is one transaction;
-loading the backup would take minutes).
+The old state is kept in the stack, so that the next upgrade undoes a killed one: the old images keep a second tag, and the
+database is copied inside Postgres once all writers are stopped (restoring the copy is one transaction; loading the backup
+would take minutes).
 """
 
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ class Upgraded:
 
 @data_services.explained()
 def upgrade(stack: Stack) -> Upgraded:
-    """Takes a backup, builds, migrates and starts. On any failure the stack is as before, and MlstackError says so."""
+    """Takes a backup, builds, migrates and starts. On any failure it rolls back and raises MlstackError."""
     target = start.check(stack)
     if f"{target.name}_postgres" not in target.engine.volumes(target.name):
         raise MlstackError("there is no stack here to upgrade.", "Its database has no volume.", "make up starts a new one")
     data_services.start_data_services(target)
     swap.settle(target)
     _end_interrupted(target)
-    was_running = data_services.are_well(target, "mlflow")
+    was_running = data_services.are_healthy(target, "mlflow")
     log.info("a backup first")
     taken = back_up(target)
     before = taken.manifest.versions["mlflow"]
@@ -73,7 +73,7 @@ def _diagnose(target: Stack) -> None:
 
 
 def _end_interrupted(target: Stack) -> None:
-    """Undoes an upgrade that was killed; unless MLflow has run on the new version, because then there is new work."""
+    """Undoes a killed upgrade, unless MLflow has run on the new version: then there may be new work."""
     with postgres.connected(target, swap.SERVER) as server:
         copied = postgres.note(server, _copy(target))
         if not copied and not postgres.exists(server, _copy(target)) and not _kept_images(target):
@@ -87,7 +87,7 @@ def _end_interrupted(target: Stack) -> None:
 
 
 def _go_back(target: Stack) -> None:
-    """Old images and old data; every step may be repeated. MLflow is stopped if its data changed."""
+    """Rolls back to the old images and data; every step may be repeated. MLflow is stopped if its data changed."""
     for image in _kept_images(target):
         target.engine.tag(f"{image}:{TAG}", image)
     data_services.start_data_services(target)
@@ -116,7 +116,7 @@ def _copy_database(target: Stack) -> None:
             postgres.create(server, _copy(target), template=name)
         finally:
             postgres.open_(server, name)
-        postgres.annotate(server, _copy(target), postgres.now(server).isoformat())  # now it is whole
+        postgres.annotate(server, _copy(target), postgres.now(server).isoformat())  # now it is complete
 
 
 def _keep_images(target: Stack) -> None:
@@ -145,6 +145,6 @@ def _forget_in(server: Connection, target: Stack) -> None:
 
 
 def _mlflow_started(target: Stack) -> datetime:
-    """When MLflow's container last started; long ago if it never did."""
+    """When MLflow's container last started; the earliest date if it never did."""
     mlflow = target.containers.get("mlflow")
     return (mlflow and mlflow.started) or datetime.min.replace(tzinfo=UTC)

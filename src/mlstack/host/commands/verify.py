@@ -1,4 +1,4 @@
-"""`make verify`: a backup proves itself in a stack that is thrown away."""
+"""`make verify`: restores a backup into a temporary stack."""
 
 import shutil
 import tempfile
@@ -31,12 +31,12 @@ def verify(stack: Stack, backup: Backup) -> None:
 
 @contextmanager
 def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
-    """A stack like this one with its images, and a name, ports, secrets and volumes of its own; removed afterwards.
+    """A temporary stack with this one's images, but its own name, ports, secrets and volumes; removed afterwards.
 
-    Its bucket is called as in the backup: rows may lead to it by that name.
+    Its bucket has the backup's name, which rows may contain.
     """
     images = {service.image_variable: service.image for service in stack.services.with_image}
-    # What the shell sets would win over the other stack's .env, and lead back to this stack.
+    # Variables of the shell would override the temporary stack's .env, and lead back to this stack.
     settings.forget(settings.VARIABLES)
     with tempfile.TemporaryDirectory(prefix="mlstack-verify-") as folder:
         place = Path(folder)
@@ -50,7 +50,7 @@ def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
         other = Stack.of(place)
         folders.prepare(other)
         try:
-            _remove(other)  # what a killed verification left
+            _remove(other)  # the leftovers of a killed verification
             yield other
         finally:
             _remove(other)

@@ -1,4 +1,4 @@
-"""What the doctor examines, and what several checks look at: looked at once."""
+"""What the doctor examines; what several checks need is read once."""
 
 import json
 import time
@@ -16,11 +16,11 @@ from mlstack.host.stack import Stack
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on something is too little or too much."""
+    """Thresholds of warnings and failures."""
 
     disk_gib: float = 2
     free_inodes: int = 100_000
-    clock_skew: float = 5  # seconds; S3 refuses signatures at 15 minutes, and run times are off long before
+    clock_skew: float = 5  # seconds; S3 rejects signatures at 15 minutes, and times of runs are wrong long before
     backup_age: float = 7 * 86400  # seconds
     memory_share: float = 0.9  # of a container's limit
     connection_share: float = 0.8  # of Postgres' maximum
@@ -28,12 +28,12 @@ class Limits:
 
 @dataclass
 class Subject:
-    """One stack under examination. `now` is this machine's clock, in seconds since 1970."""
+    """One stack under examination. `now` is the host's clock, in seconds since 1970."""
 
     stack: Stack
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], float] = time.time
-    named: set[str] = field(default_factory=set)  # runs that checks say they logged, to be removed if they are a doctor's
+    named: set[str] = field(default_factory=set)  # runs that the checks' programs report, to be removed if they are a doctor's
     artifacts: list[str] = field(default_factory=list)  # folders of the bucket, of such runs
     has_written: bool = False  # objects of its own, likewise
     seen: dict[str, str | MlstackError] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Subject:
 
     @cached_property
     def containers(self) -> dict[str, Container]:
-        """The stack's containers by service, as they were when they were first looked at."""
+        """The stack's containers by service, read once."""
         return self.stack.containers
 
     @cached_property
@@ -54,25 +54,25 @@ class Subject:
         return compose.config(self.stack.compose)
 
     def once(self, name: str, look: Callable[[], str]) -> str:
-        """What a long look gives, for the checks that share it. A failed one is not repeated: it would fail again."""
+        """A slow result that several checks share. A failure is not repeated: it would fail again."""
         if name not in self.seen:
             try:
                 self.seen[name] = look()
             except MlstackError as error:
                 self.seen[name] = error
-        found = self.seen[name]
-        if isinstance(found, MlstackError):
-            raise found
-        return found
+        result = self.seen[name]
+        if isinstance(result, MlstackError):
+            raise result
+        return result
 
     def visit(self, place: str, program: Callable[[], str]) -> dict[str, Any]:
-        """What a user's code did in a place; the runs that it names are noted, to be removed if a doctor made them."""
-        found: dict[str, Any] = json.loads(self.once(place, program))
-        self.named |= {name for name in (found["run"], *found.get("left", [])) if isinstance(name, str)}
-        return found
+        """The result of a user's program in a place; its runs are recorded, to be removed if they are a doctor's."""
+        result: dict[str, Any] = json.loads(self.once(place, program))
+        self.named |= {name for name in (result["run"], *result.get("left", [])) if isinstance(name, str)}
+        return result
 
     def url(self, port: str) -> str:
-        """An HTTP address on this machine."""
+        """An HTTP address on the host."""
         return f"http://127.0.0.1:{self.stack.port(port)}"
 
     def python_inside(
@@ -85,15 +85,15 @@ class Subject:
 
 
 def skew(subject: Subject, whose: str, read: Callable[[], float], fix: str) -> str:
-    """Compares a clock with this machine's. Raises MlstackError when they are too far apart."""
+    """Compares a clock with the host's. Raises MlstackError if they differ too much."""
     before = subject.now()
-    found = read()
+    time_read = read()
     after = subject.now()
-    apart = max(before - found, found - after, 0.0)  # what lies within the question is no skew
+    apart = max(before - time_read, time_read - after, 0.0)  # the time of the request itself is no skew
     if apart > subject.limits.clock_skew:
         raise MlstackError(
-            f"the clock of {whose} is {apart:.0f} s off this machine's.",
-            "The storage refuses signed requests at 15 minutes, and the times of runs are wrong.",
+            f"the clock of {whose} is {apart:.0f} s off the host's.",
+            "MinIO rejects signed requests at 15 minutes, and the times of runs are wrong.",
             fix,
         )
     return f"within {apart:.1f} s"
@@ -102,7 +102,7 @@ def skew(subject: Subject, whose: str, read: Callable[[], float], fix: str) -> s
 def output(
     program: Program, *arguments: str, stdin: str = "", timeout: float = 120, environment: Mapping[str, str] | None = None
 ) -> str:
-    """What a command printed. Raises MlstackError when it fails, or takes longer than `timeout` seconds."""
+    """The output of a command. Raises MlstackError when it fails, or takes longer than `timeout` seconds."""
     try:
         return program.output(*arguments, stdin=stdin, timeout=timeout, environment=environment)
     except CommandFailed as error:

@@ -1,4 +1,4 @@
-"""Jupyter: its token, a kernel, the folders, and what a notebook must not reach."""
+"""Jupyter: its token, a kernel, the folders, and what a notebook must not be able to reach."""
 
 import json
 
@@ -33,7 +33,7 @@ except OSError:
     pass
 try:
     urllib.request.urlopen(f"http://minio:9000/{sys.argv[1]}?list-type=2", timeout=5).close()
-    print("artifacts without a link")
+    print("artifacts without a presigned URL")
 except OSError:
     pass
 """
@@ -48,12 +48,12 @@ print(*sorted(name for name in os.environ if name.startswith(prefixes)))
 def token(subject: Subject) -> None:
     if (status := _call(subject, "GET", "/api/kernels").status) != 200:  # noqa: PLR2004
         raise MlstackError(
-            f"Jupyter refuses JUPYTER_TOKEN ({status}).", "Nobody can log in.", "make up starts it with the one of .env"
+            f"Jupyter rejects JUPYTER_TOKEN ({status}).", "Nobody can log in.", "make up starts it with the one of .env"
         )
     if (status := _call(subject, "GET", "/api/kernels", "nobody").status) != FORBIDDEN:
         raise MlstackError(
             f"Jupyter answers a wrong token with {status}.",
-            "Everybody on this machine can run code.",
+            "Every user of the host can run code.",
             "make up starts it as shipped",
         )
 

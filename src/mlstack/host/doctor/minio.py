@@ -1,4 +1,4 @@
-"""MinIO, by doing: an object there and back with MLflow's own key, and what that key must not do."""
+"""MinIO, by using it: an object written and read with MLflow's own key, and what that key must not do."""
 
 import os
 import uuid
@@ -24,7 +24,7 @@ REACH = "storage"
 
 @check(REACH, "an object with MLflow's key", service("minio"))
 def round_trip(subject: Subject) -> str:
-    """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are tidied up at the end."""
+    """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are removed at the end."""
     content, name = os.urandom(10_000), f"{DOCTOR}{uuid.uuid4().hex}"
     with _client(subject) as (client, bucket):
         subject.has_written = True
@@ -35,8 +35,8 @@ def round_trip(subject: Subject) -> str:
             answer.release_conn()
         finally:
             client.remove_object(bucket, name)
-        left = [found.object_name for found in client.list_objects(bucket, name)]
-    if read != content or left:
+        remaining = [item.object_name for item in client.list_objects(bucket, name)]
+    if read != content or remaining:
         raise MlstackError(
             "MinIO gave back other bytes, or kept a deleted object.", "Artifacts are not safe.", "make logs SERVICE=minio"
         )
@@ -63,7 +63,7 @@ def versions(subject: Subject) -> str:
             client.remove_object(bucket, name)
             return "versions are kept"
     raise MlstackError(
-        "MLflow's key could remove a version for good.",
+        "MLflow's key could remove a version permanently.",
         "A mistake or a thief could delete artifacts beyond recovery.",
         "make up sets its policy",
     )
@@ -72,14 +72,14 @@ def versions(subject: Subject) -> str:
 @check(REACH, "MLflow's key opens its bucket alone", round_trip)
 def scope(subject: Subject) -> None:
     with _client(subject) as (client, bucket):
-        others = [found.name for found in client.list_buckets() if found.name != bucket]
+        others = [other.name for other in client.list_buckets() if other.name != bucket]
     if others:
         raise MlstackError(
             f"MLflow's key also opens {', '.join(others)}.", "A key should open what it is for.", "make up sets its policy"
         )
 
 
-@check(REACH, "clock of the storage", service("minio"))
+@check(REACH, "clock of MinIO", service("minio"))
 def clock(subject: Subject) -> str:
     def read() -> float:
         answer = http.call(
@@ -98,7 +98,7 @@ def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
     except S3Error as error:
         causes = {
             "InvalidAccessKeyId": ("MinIO does not know MLFLOW_S3_ACCESS_KEY_ID.", "make up makes the user with the key of .env"),
-            "SignatureDoesNotMatch": ("MinIO refuses MLFLOW_S3_SECRET_ACCESS_KEY.", "make up gives the user the key of .env"),
+            "SignatureDoesNotMatch": ("MinIO rejects MLFLOW_S3_SECRET_ACCESS_KEY.", "make up gives the user the key of .env"),
             "AccessDenied": (
                 f"MinIO forbids MLflow's key what MLflow needs ({error.message})",
                 "make up sets the policy of MLflow's key",

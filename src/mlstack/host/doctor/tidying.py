@@ -1,7 +1,7 @@
-"""What the doctor itself wrote is gone afterwards, versions and all: with the owners' credentials, which this proves.
+"""Removes everything that the doctor wrote, with all versions, which also tests the owners' credentials.
 
-Which runs these are was said inside Jupyter's container, where a package can answer in the doctor's place. So the database is
-asked here: only a run that looks like a doctor's in every respect is deleted for good.
+The list of runs comes from Jupyter's container, where a package can answer instead of the doctor's program. So the database
+decides: only a run that looks like a doctor's in every respect is deleted permanently.
 """
 
 from urllib.parse import urlsplit
@@ -30,14 +30,14 @@ _NAMED = """
 def runs(subject: Subject) -> str:
     with connected(subject.stack.tracking, deadline=5) as connection, connection.cursor() as cursor:
         cursor.execute(_NAMED, (sorted(subject.named),))
-        found = cursor.fetchall()
-    ours = [run for run, _, _, is_ours in found if is_ours]
+        rows = cursor.fetchall()
+    ours = [run for run, _, _, is_ours in rows if is_ours]
     subject.artifacts += [
-        urlsplit(uri).path.strip("/").removesuffix("artifacts") for _, uri, is_new, is_ours in found if is_ours and is_new
+        urlsplit(uri).path.strip("/").removesuffix("artifacts") for _, uri, is_new, is_ours in rows if is_ours and is_new
     ]
     if ours:
         in_one_shot(subject.stack.compose, "migration", "runs", runs=ours)
-    if others := sorted({run for run, *_ in found} - set(ours)):
+    if others := sorted({run for run, *_ in rows} - set(ours)):
         raise MlstackError(
             f"runs were named as the doctor's that are not, or are not in MLflow's trash: {', '.join(others[:5])}.",
             "They were left alone. A package in Jupyter may have answered in the doctor's place.",
