@@ -64,7 +64,7 @@ reset: ## Delete all data of this stack, after asking (YES=1 answers)
 
 ##@ For developers
 test: ## Style, types, unit, integration and stack tests, on temporary stacks
-	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" scripts/test.sh
+	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test.sh
 
 test-faults: ## Inject every fault while a client works (25 minutes; REPORT=1 writes docs/reliability.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test-faults.sh

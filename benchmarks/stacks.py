@@ -20,10 +20,11 @@ from typing import Any, Self
 from benchmarks.figures import DEFAULTS, MLSTACK
 from mlstack import client as ours
 from mlstack.errors import MlstackError
-from mlstack.host.compose import compose, docker
+from mlstack.host.compose import compose_in, docker
 from mlstack.host.engine import connect
 from mlstack.host.preflight import free_ports
 from tests.support.clone import make_clone, remove_leftovers, users_environment
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
 SOURCE = (HERE / "client.py").read_text(encoding="utf-8")
@@ -126,7 +127,7 @@ class Stack:
 
     def container(self, service: str) -> str:
         """The id of a service's container."""
-        return compose(self.folder, "ps", "--all", "--quiet", service).strip()
+        return compose_in(self.folder).output("ps", "--all", "--quiet", service).strip()
 
     def restart_mlflow(self) -> float:
         """Seconds from `docker start` until MLflow answers a call that reads its database."""
@@ -193,7 +194,7 @@ def booted(log: Path) -> Iterator[tuple[Stack, Stack, str]]:
             yield reference, shipped, password
         finally:
             if reference:
-                compose(reference.folder, "down", "--volumes", "--timeout", "10")
+                compose_in(reference.folder).output("down", "--volumes", "--timeout", "10")
             clone.remove()
 
 
@@ -231,7 +232,7 @@ def _reference(folder: Path, name: str, images: Mapping[str, str], password: str
     folder.mkdir()
     (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
     (port,) = free_ports(1)
-    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images}
+    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images, **PLUGINS}
     (folder / ".env").touch(mode=0o600)
     (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
     stack = Stack(
@@ -246,10 +247,10 @@ def _reference(folder: Path, name: str, images: Mapping[str, str], password: str
         _plain_packages(folder / "plain"),
     )
     try:
-        compose(folder, "up", "--detach")
+        compose_in(folder).output("up", "--detach")
         stack.wait()
     except BaseException:
-        compose(folder, "down", "--volumes", "--timeout", "10")
+        compose_in(folder).output("down", "--volumes", "--timeout", "10")
         raise
     return stack
 

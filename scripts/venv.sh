@@ -43,5 +43,5 @@ export UV_SYSTEM_CERTS=true
   "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .; } ||
   die "the Python packages could not be installed (the lines above say why)." "The commands of mlstack need them." "check the network and the proxy, then run the same command again"
 # Compiled once, here: with PYTHONDONTWRITEBYTECODE set, every command would take a second to compile it again.
-env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import mlstack.host.cli, mlstack.host.render.status, mlstack.host.status, mlstack.host.commands.upgrade'
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import mlstack.host.cli, mlstack.host.ownership, mlstack.host.render.status, mlstack.host.status, mlstack.host.commands.upgrade'
 locked_by "$set" >"$MARK"

@@ -169,13 +169,13 @@ _APART = (
 
 def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIABLES) -> list[str]:
     """What is wrong with these variables, one line each."""
-    found = [VARIABLES[name].complaint(values.get(name)) for name in names]
-    found += [
+    wrong = [VARIABLES[name].complaint(values.get(name)) for name in names]
+    wrong += [
         f"{owner} and {other} are the same: they need names of their own"
         for owner, other in _APART
         if owner in names and other in names and values.get(owner) and values.get(owner) == values.get(other)
     ]
-    return [complaint for complaint in found if complaint]
+    return [complaint for complaint in wrong if complaint]
 
 
 def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -186,16 +186,27 @@ def read(*names: str, values: Mapping[str, str | None] | None = None) -> dict[st
     return {name: values[name] or "" for name in names}
 
 
-def of_project(project: Path = PROJECT, file: str = ".env") -> dict[str, str]:
+def of_project(project: Path = PROJECT) -> dict[str, str]:
     """Every variable as docker compose sees it in this project: `.env`, overridden by the shell."""
-    merged = {**_from_file(project, file), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
+    return of_text(env_text(project))
+
+
+def of_text(env: str | None) -> dict[str, str]:
+    """Every variable as docker compose sees it with an `.env` of this text, overridden by the shell."""
+    merged = {**_from_file(env), **{name: os.environ[name] for name in VARIABLES if name in os.environ}}
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def shadowed(project: Path = PROJECT) -> list[str]:
-    """Names of variables that the shell sets to something else than `.env` does."""
-    from_file = _from_file(project)
+def shadowed(env: str | None) -> list[str]:
+    """Names of variables that the shell sets to something else than an `.env` of this text does."""
+    from_file = _from_file(env)
     return [name for name in VARIABLES if from_file.get(name) and os.environ.get(name, from_file[name]) != from_file[name]]
+
+
+def env_text(project: Path, file: str = ".env") -> str | None:
+    """The text of a project's `.env`, or of a file beside it, wherever a link leads; None if it is missing."""
+    env = (project / ".env").resolve()
+    return file_text(env if file == ".env" else env.with_name(file))
 
 
 def file_text(path: Path) -> str | None:
@@ -211,9 +222,9 @@ def file_text(path: Path) -> str | None:
         ) from error
 
 
-def _from_file(project: Path, file: str = ".env") -> Mapping[str, str | None]:
+def _from_file(env: str | None) -> Mapping[str, str | None]:
     # Not dotenv_values: inside ${…} it prefers the file to the shell, which compose does not.
-    bindings = parse_stream(StringIO(file_text((project / ".env").resolve().with_name(file)) or ""))
+    bindings = parse_stream(StringIO(env or ""))
     return resolve_variables([(binding.key, binding.value) for binding in bindings if binding.key], override=False)
 
 
@@ -321,7 +332,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Keys:
-    """A way into the storage."""
+    """Keys for MinIO."""
 
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
@@ -369,7 +380,7 @@ def reader_name() -> str:
 
 
 def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
-    """The owner of the storage, for the bootstrap only."""
+    """The keys of MinIO's owner, for the bootstrap only."""
     return _keys("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", values)
 
 
@@ -394,7 +405,7 @@ def server_keys() -> Keys:
 
 @cache
 def storage_port() -> int:
-    """The storage's port on this machine."""
+    """MinIO's port on the host."""
     return int(read("MINIO_PORT")["MINIO_PORT"])
 
 
@@ -406,14 +417,14 @@ def bucket_quota() -> int:
 
 def admin_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account that may do everything in MLflow."""
-    found = read("MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", values=values)
-    return Account(found["MLFLOW_ADMIN_USERNAME"], found["MLFLOW_ADMIN_PASSWORD"], is_admin=True)
+    values_read = read("MLFLOW_ADMIN_USERNAME", "MLFLOW_ADMIN_PASSWORD", values=values)
+    return Account(values_read["MLFLOW_ADMIN_USERNAME"], values_read["MLFLOW_ADMIN_PASSWORD"], is_admin=True)
 
 
 def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account of the notebooks."""
-    found = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
-    return Account(found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
+    values_read = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
+    return Account(values_read["MLFLOW_TRACKING_USERNAME"], values_read["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
 
 
 def notebook_username() -> str:
@@ -430,13 +441,13 @@ def encryption() -> tuple[Encryption, Encryption]:
 
 
 def _login(user: str, password: str, values: Mapping[str, str | None] | None) -> Login:
-    found = read(user, password, "POSTGRES_DB", values=values)
-    return Login(found[user], found[password], found["POSTGRES_DB"])
+    values_read = read(user, password, "POSTGRES_DB", values=values)
+    return Login(values_read[user], values_read[password], values_read["POSTGRES_DB"])
 
 
 def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:
-    found = read(access_key, secret_key, "MINIO_BUCKET", values=values)
-    return Keys(found[access_key], found[secret_key], found["MINIO_BUCKET"])
+    values_read = read(access_key, secret_key, "MINIO_BUCKET", values=values)
+    return Keys(values_read[access_key], values_read[secret_key], values_read["MINIO_BUCKET"])
 
 
 def _log_defaults() -> tuple[str, str]:
@@ -454,11 +465,6 @@ LOG_DIR, LOG_LEVEL = _log_defaults()
 def log_level(value: str) -> str:
     """The level in the spelling of the logging module. Raises SettingsError for an unknown one."""
     return read("LOG_LEVEL", values={"LOG_LEVEL": value})["LOG_LEVEL"].upper()
-
-
-def backup_dir(project: Path) -> Path:
-    """The folder of a project's backups. Raises SettingsError where BACKUP_DIR is missing."""
-    return project / Path(read("BACKUP_DIR", values=of_project(project))["BACKUP_DIR"]).expanduser()
 
 
 def log_dir(value: str | Path, project: Path | None = None) -> Path:

@@ -20,14 +20,14 @@ import urllib3
 from minio import Minio
 
 from mlstack import settings
-from mlstack.host.compose import compose
+from mlstack.host.compose import compose_in
 from mlstack.host.preflight import free_ports
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.support.clone import Clone
+from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
-PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 GENUINE = "genuine"  # its database, bucket and role
 START = 300.0  # seconds
 # The stack's clients retry for minutes, also after server errors that are permanent.
@@ -317,7 +317,7 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
         "STACK": clone.name,
         "MLFLOW_IMAGE": clone.image("mlflow"),
         "JUPYTER_IMAGE": clone.image("jupyter"),
-        "PACKAGES": PACKAGES,
+        **PLUGINS,
         "MLFLOW_PORT": str(port),
         "BUCKET": GENUINE,
         "PASSWORD": password,
@@ -333,13 +333,13 @@ def genuine_beside(clone: Clone, folder: Path) -> Iterator[Pair]:
     (folder / "docker-compose.yml").write_bytes((HERE / "genuine.yml").read_bytes())
     (folder / "genuine.ini").write_bytes((HERE / "genuine.ini").read_bytes())
     try:
-        compose(folder, "up", "--detach")
+        compose_in(folder).output("up", "--detach")
         wait(genuine)
         created = genuine.send(post("users/create", {"username": notebook.username, "password": notebook.password}))
         assert created.status == 200, created
         yield Pair(ours, genuine)
     finally:
-        compose(folder, "down", "--volumes", "--timeout", "10")
+        compose_in(folder).output("down", "--volumes", "--timeout", "10")
 
 
 def wait(side: Side) -> None:
@@ -352,5 +352,5 @@ def wait(side: Side) -> None:
         except urllib3.exceptions.HTTPError:
             pass
         if time.monotonic() > deadline:
-            raise TimeoutError(compose(side.folder, "logs", "--tail", "30"))
+            raise TimeoutError(compose_in(side.folder).output("logs", "--tail", "30"))
         time.sleep(0.3)

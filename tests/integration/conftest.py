@@ -4,6 +4,7 @@ import pytest
 from testcontainers.core.network import Network
 
 from mlstack.host.commands import start
+from mlstack.host.stack import Stack
 from mlstack.jobs.bootstrap.__main__ import services
 from mlstack.settings import Keys, Login, Roles
 from tests.support.clone import Clone
@@ -13,7 +14,7 @@ from tests.support.service import Service
 @pytest.fixture(scope="session")
 def built(clone: Clone) -> Clone:
     """The clone, with its images built from its own files."""
-    start.build(clone.folder)
+    start.build(Stack.of(clone.folder))
     return clone
 
 

@@ -65,7 +65,7 @@ class Artifacts:
         """Sends a request to a presigned URL. It names the port of .env; the session's MinIO has another."""
         parts = urlsplit(url)
         at = parts._replace(netloc=self.minio).geturl()
-        return requests.request(method, at, data=data or None, headers={"Host": parts.netloc, **headers}, timeout=30)
+        return requests.request(method, at, data=data or None, headers={"Host": parts.netloc, **headers}, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def test_older_experiment_with_a_location_outside_the_bucket_stores_nothing(
     assert run["artifact_uri"].startswith("file:///srv/x")
     query = {"run_uuid": run["run_id"], "path": "x"}
     url = f"{artifacts.uri}/ajax-api/2.0/mlflow/upload-artifact"
-    answer = requests.post(url, params=query, data=b"x", auth=artifacts.notebook, timeout=30)
+    answer = requests.post(url, params=query, data=b"x", auth=artifacts.notebook, timeout=60)
     assert answer.status_code == 400 and "outside of this server's bucket" in answer.text
     assert artifacts.presigned("write", run["artifact_uri"].removeprefix("file:///"), names=["x"]).status_code == 404
 

@@ -171,7 +171,7 @@ def test_body_is_not_read_where_no_login_is_needed(url: str) -> None:
 def answer_to(url: str, head: str) -> str:
     """The beginning of the answer to a request whose body is never sent."""
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head.encode())
         return connection.recv(65536).decode()
 
@@ -298,10 +298,10 @@ def test_account_rejects_a_password_that_is_easy_to_guess(url: str, admin: Auth,
     assert api(url, "PATCH", "users/update-password", colleague, change).status_code == 400
     page = requests.Session()
     page.auth = admin
-    token = re.search(r'name="csrf_token" value="([^"]+)"', page.get(f"{url}/signup", timeout=30).text)
+    token = re.search(r'name="csrf_token" value="([^"]+)"', page.get(f"{url}/signup", timeout=60).text)
     assert token
     form = {"csrf_token": token[1], "username": name, "password": str(password_of(name))}
-    assert page.post(f"{url}/api/2.0/mlflow/users/create-ui", data=form, timeout=30).status_code == 400
+    assert page.post(f"{url}/api/2.0/mlflow/users/create-ui", data=form, timeout=60).status_code == 400
 
 
 @pytest.mark.refusal
@@ -411,6 +411,35 @@ def test_latest_value_of_equal_points_is_the_first(url: str, notebook: Auth, val
     assert latest(url, notebook, run) == {"a": expected}
 
 
+# ---- look-ups of the server --------------------------------------------------------------------------
+
+LOOK_UPS = """
+from contextlib import closing
+from types import SimpleNamespace
+from mlflow.exceptions import MlflowException
+from mlstack.server import auth
+from sqlalchemy import create_engine
+store = SimpleNamespace(engine=create_engine("postgresql+psycopg2://", pool_size=1, max_overflow=0))
+for query in ("SELECT 1 AS one", "SELECT 1 / 0", "SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1 AS one"):
+    try:
+        said = auth.rows(store, query)
+    except MlflowException as error:
+        said = error.get_http_status_code()
+    with closing(store.engine.raw_connection()) as connection:
+        print("look-up:", said, "autocommit:", connection.dbapi_connection.autocommit)
+"""
+
+
+def test_look_up_returns_its_connection_as_mlflow_left_it(mlflow: Service) -> None:
+    output = mlflow.run("python3", "-W", "ignore", "-c", LOOK_UPS)
+    assert [line for line in output.splitlines() if line.startswith("look-up:")] == [
+        "look-up: [Record(one=1)] autocommit: False",
+        "look-up: 400 autocommit: False",
+        "look-up: 503 autocommit: False",
+        "look-up: [Record(one=1)] autocommit: False",
+    ]
+
+
 # ---- the command line ------------------------------------------------------------------------------
 
 LAUNCH = """
@@ -453,6 +482,51 @@ def test_server_names_options_that_it_rejects(mlflow: Service) -> None:
         assert f"ended: {option} 1" in output
         assert f"{option.partition('=')[0]} does not work" in output or f"{option} does not work" in output
     assert f"ended: {workspaces} 1" in output
+    assert "--enable-workspaces does not work in this server." in output
+    assert "Why: permissions are looked up in one workspace." in output
+    assert "leave it out, and unset MLFLOW_ENABLE_WORKSPACES" in output
+
+
+# ---- routes of this project --------------------------------------------------------------------------
+
+NEW_ROUTE = """
+import asyncio, sys
+from fastapi import APIRouter
+from mlstack.server import app, auth
+router = APIRouter()
+@router.get("/api/2.0/mlstack/new")
+def new(caller: auth.CallerOrNone) -> str:
+    return f"reached by {caller.username}"
+@router.get("/api/2.0/mlstack/forgetful")
+def forgetful() -> str:
+    return "reached"
+app.ROUTERS = (*app.ROUTERS, router)
+async def ask(application, path):
+    messages = []
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+    async def send(message):
+        messages.append(message)
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+             "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1), "headers": [(b"host", b"localhost")]}
+    await application(scope, receive, send)
+    sys.stderr.write(f"{path} {messages[0]['status']} {messages[1]['body'].decode()}\\n")
+async def main():
+    application = app._own_application()  # as if there were no guard in front of it
+    for caller in (None, auth.Caller(1, "somebody", False)):
+        for name in ("new", "forgetful"):
+            auth.set_caller(caller)
+            await ask(application, "/api/2.0/mlstack/" + name)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.refusal
+def test_new_route_asks_for_a_login_without_saying_so(mlflow: Service) -> None:
+    output = mlflow.run("python3", "-W", "ignore", "-c", NEW_ROUTE)
+    answers = [line.split(maxsplit=2)[1:] for line in output.splitlines() if line.startswith("/api/2.0/mlstack/")]
+    assert [status for status, _ in answers] == ["401", "401", "200", "200"], output
+    assert "reached by somebody" in answers[2][1]
 
 
 def test_login_works_without_a_cache(built: Clone, network: Network, mlflow: Service, admin: Auth) -> None:

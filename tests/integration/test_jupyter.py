@@ -22,14 +22,14 @@ def token(built: Clone) -> dict[str, str]:
 def run_cell(jupyter: Service, token: dict[str, str], code: str) -> str:
     """What a cell prints, in a new kernel, over the protocol that JupyterLab and VS Code speak. Fails on an error."""
     url = f"http://{jupyter.address(8888)}/api/kernels"
-    kernel = requests.post(url, headers=token, timeout=30).json()["id"]
+    kernel = requests.post(url, headers=token, timeout=60).json()["id"]
     try:
         with closing(
             websocket.create_connection(f"{url.replace('http', 'ws')}/{kernel}/channels", header=token, timeout=120)
         ) as channel:
             return execute(channel, code)
     finally:
-        requests.delete(f"{url}/{kernel}", headers=token, timeout=30).raise_for_status()
+        requests.delete(f"{url}/{kernel}", headers=token, timeout=60).raise_for_status()
 
 
 def send(channel: websocket.WebSocket, code: str) -> str:
@@ -83,7 +83,7 @@ def test_logger_in_a_notebook_writes_to_the_stream_and_a_file(jupyter: Service, 
 
 @pytest.mark.refusal
 def test_jupyter_rejects_a_foreign_host_name(jupyter: Service, token: dict[str, str]) -> None:
-    answer = requests.get(f"http://{jupyter.address(8888)}/api/kernels", headers=token | {"Host": "evil.example"}, timeout=10)
+    answer = requests.get(f"http://{jupyter.address(8888)}/api/kernels", headers=token | {"Host": "evil.example"}, timeout=60)
     assert answer.status_code == 403
 
 
@@ -91,11 +91,11 @@ def test_jupyter_rejects_a_foreign_host_name(jupyter: Service, token: dict[str, 
 def test_page_of_another_origin_gets_no_kernel_from_a_logged_in_browser(jupyter: Service, built: Clone) -> None:
     server = f"http://{jupyter.address(8888)}"
     with requests.Session() as browser:
-        browser.get(f"{server}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
-        foreign = browser.post(f"{server}/api/kernels", headers={"Origin": "http://evil.example"}, timeout=10)
+        browser.get(f"{server}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=60).raise_for_status()
+        foreign = browser.post(f"{server}/api/kernels", headers={"Origin": "http://evil.example"}, timeout=60)
         assert foreign.status_code == 404  # how Jupyter answers a foreign origin
         own = browser.post(
-            f"{server}/api/kernels", headers={"Origin": server, "X-XSRFToken": browser.cookies["_xsrf"]}, timeout=30
+            f"{server}/api/kernels", headers={"Origin": server, "X-XSRFToken": browser.cookies["_xsrf"]}, timeout=60
         )
         assert own.status_code == 201
         channels = f"{server.replace('http', 'ws')}/api/kernels/{own.json()['id']}/channels"
@@ -107,7 +107,7 @@ def test_page_of_another_origin_gets_no_kernel_from_a_logged_in_browser(jupyter:
 def handshake(url: str, cookies: str, origin: str) -> int:
     """The status with which a server answers a websocket's opening."""
     try:
-        with closing(websocket.create_connection(url, cookie=cookies, origin=origin, timeout=30)) as channel:
+        with closing(websocket.create_connection(url, cookie=cookies, origin=origin, timeout=60)) as channel:
             status: int = channel.getstatus()
     except websocket.WebSocketBadStatusException as refused:
         status = refused.status_code

@@ -37,14 +37,14 @@ def jupyter(built: Clone, network: Network, home: str) -> Service:
 
 def listing(service: Service, browser: requests.Session, **headers: str) -> int:
     url = f"http://{service.address(8888)}/api/contents"
-    return browser.get(url, headers=headers, timeout=30, allow_redirects=False).status_code
+    return browser.get(url, headers=headers, timeout=60, allow_redirects=False).status_code
 
 
 @pytest.mark.refusal
 def test_cookie_of_an_older_token_is_rejected(built: Clone, network: Network, home: str) -> None:
     with requests.Session() as browser:
         with jupyter(built, network, home) as before:
-            browser.get(f"http://{before.address(8888)}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=30).raise_for_status()
+            browser.get(f"http://{before.address(8888)}/lab?token={built.values['JUPYTER_TOKEN']}", timeout=60).raise_for_status()
             assert listing(before, browser) == 200
             before.restart()
             assert listing(before, browser) == 200  # a restart alone logs nobody out
@@ -65,12 +65,12 @@ def test_jupyter_accepts_no_new_password(built: Clone, network: Network, home: s
     with jupyter(built, network, home) as service:
         url = f"http://{service.address(8888)}/login"
         with requests.Session() as browser:
-            browser.get(url, timeout=30)
+            browser.get(url, timeout=60)
             form = {"_xsrf": browser.cookies["_xsrf"], "password": built.values["JUPYTER_TOKEN"], "new_password": "chosen-by-me"}
-            browser.post(url, data=form, timeout=30)
+            browser.post(url, data=form, timeout=60)
         with requests.Session() as browser:
-            browser.get(url, timeout=30)
-            browser.post(url, data={"_xsrf": browser.cookies["_xsrf"], "password": "chosen-by-me"}, timeout=30)
+            browser.get(url, timeout=60)
+            browser.post(url, data={"_xsrf": browser.cookies["_xsrf"], "password": "chosen-by-me"}, timeout=60)
             assert listing(service, browser) == 403
 
 
@@ -87,6 +87,6 @@ def test_files_in_the_home_volume_do_not_weaken_the_login(built: Clone, network:
             assert listing(service, nobody) == 403
             assert listing(service, nobody, **token) == 200
             assert listing(service, nobody, Host="evil.example", **token) == 403
-            evil = nobody.get(f"http://{service.address(8888)}/api", headers={"Origin": "http://evil.example"}, timeout=30)
+            evil = nobody.get(f"http://{service.address(8888)}/api", headers={"Origin": "http://evil.example"}, timeout=60)
             assert "Access-Control-Allow-Origin" not in evil.headers
         wait_until(lambda: service.health == "healthy")

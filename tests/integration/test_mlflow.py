@@ -19,7 +19,7 @@ def call(
     mlflow: Service, method: str, path: str, auth: tuple[str, str] | None, body: Any = None, **headers: str
 ) -> requests.Response:
     url = f"http://{mlflow.address(5000)}/api/2.0/mlflow/{path}"
-    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=30)
+    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=60)
 
 
 def test_run_is_read_back_as_logged(mlflow: Service, notebook: tuple[str, str]) -> None:
@@ -37,14 +37,14 @@ def test_artifact_is_read_back_byte_for_byte(mlflow: Service, notebook: tuple[st
     path = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
     url = f"http://{mlflow.address(5000)}/api/2.0/mlflow-artifacts/artifacts/{path}/blob"
     content = bytes(range(256)) * 1000
-    assert requests.put(url, data=content, auth=notebook, timeout=30).status_code == 200
-    assert requests.get(url, auth=notebook, timeout=30).content == content
+    assert requests.put(url, data=content, auth=notebook, timeout=60).status_code == 200
+    assert requests.get(url, auth=notebook, timeout=60).content == content
 
 
 def test_artifact_uri_does_not_point_to_minio(mlflow: Service, notebook: tuple[str, str]) -> None:
     """MLflow's own presigned URL would name minio:9000, which only the data network reaches: downloads would hang."""
     url = f"http://{mlflow.address(5000)}/api/3.0/mlflow/server-info"
-    info = requests.get(url, auth=notebook, timeout=10).json()
+    info = requests.get(url, auth=notebook, timeout=60).json()
     assert (info["multipart_uploads_enabled"], info["multipart_downloads_enabled"]) == (False, False), info
 
 
@@ -68,7 +68,7 @@ def test_mlflow_is_unhealthy_only_while_postgres_is_down(mlflow: Service, postgr
     try:
         wait_until(lambda: mlflow.health == "unhealthy")
         assert (
-            requests.get(f"http://{mlflow.address(5000)}/health", timeout=5).text == "OK"
+            requests.get(f"http://{mlflow.address(5000)}/health", timeout=60).text == "OK"
         )  # MLflow's own check does not include the database
     finally:
         postgres.wrapped.start()

@@ -123,7 +123,7 @@ def test_data_survives_a_clean_stop_and_start(bare: Callable[..., DockerContaine
         query(container, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS x")
         wrapped = container.get_wrapped_container()
         wrapped.kill(signal)
-        assert wrapped.wait(timeout=30)["StatusCode"] == 0
+        assert wrapped.wait(timeout=60)["StatusCode"] == 0
         assert "database system is shut down" in wrapped.logs(tail=2).decode()
         wrapped.start()
         READY.wait_until_ready(container)
@@ -148,7 +148,7 @@ def test_first_start_that_was_killed_starts_over(built: Clone, bare: Callable[..
         container = killed.get_wrapped_container()
         wait_until(lambda: container.exec_run(f"test -e {data}/.first-start/PG_VERSION").exit_code == 0, interval=0.02)
         container.kill("SIGKILL")
-        container.wait(timeout=30)
+        container.wait(timeout=60)
     left = docker("run", "--rm", "--volume", f"{volume}:{data}", "--entrypoint", "ls", built.image("postgres"), "-A", data)
     assert left.split() == [".first-start"]
     again = bare(POSTGRES_PASSWORD=PASSWORD).with_volume_mapping(volume, data, "rw")

@@ -135,18 +135,18 @@ def test_runs_table_shows_an_account_only_the_runs_it_may_read(built: Clone, mlf
     colleague = f"reader-{secrets.token_hex(4)}", secrets.token_urlsafe(12)
     api = f"http://{mlflow.address(5000)}/api"
     assert requests.post(
-        f"{api}/2.0/mlflow/users/create", json=dict(zip(("username", "password"), colleague, strict=True)), auth=admin, timeout=30
+        f"{api}/2.0/mlflow/users/create", json=dict(zip(("username", "password"), colleague, strict=True)), auth=admin, timeout=60
     ).ok
     assert ask(mlflow, colleague, experiment_names=["table-a"]).status_code == 200
     by_name = f"{api}/2.0/mlflow/experiments/get-by-name?experiment_name=table-a"
-    experiment = requests.get(by_name, auth=admin, timeout=30).json()
+    experiment = requests.get(by_name, auth=admin, timeout=60).json()
     denied = {
         "username": colleague[0],
         "resource_type": "experiment",
         "resource_id": experiment["experiment"]["experiment_id"],
         "permission": "DENY",
     }
-    assert requests.post(f"{api}/3.0/mlflow/users/permissions/grant", json=denied, auth=admin, timeout=30).ok
+    assert requests.post(f"{api}/3.0/mlflow/users/permissions/grant", json=denied, auth=admin, timeout=60).ok
     answer = ask(mlflow, colleague, experiment_names=["table-a", "table-b"])
     assert answer.status_code == 403 and "may not read the runs of experiment" in answer.text
     assert ask(mlflow, colleague, experiment_names=["table-b"]).status_code == 200

@@ -140,7 +140,7 @@ def impatient(built: Clone, network: Network, migrated: None) -> Iterator[Servic
     _, *options = built.config["services"]["mlflow"]["command"]
     program = (
         "from mlstack import settings; settings.publish_secrets();"
-        " from mlstack.server import launcher, runs_table; runs_table.DEADLINE = 5; launcher.main()"
+        " from mlstack.server import launcher, runs_table; runs_table.DEADLINE = 15; launcher.main()"
     )
     service = Service(built, "mlflow", network, 5000)
     service.with_command(["python3", "-c", program, "--app-name=mlstack", *options])

@@ -99,13 +99,13 @@ def test_host_that_cannot_reach_minio_gets_no_presigned_url(built: Clone, mlflow
     account = exchanged.account(built)
     api = f"http://{mlflow.address(5000)}/api/2.0"
     new = {"experiment_id": "0", "start_time": 1}
-    run = requests.post(f"{api}/mlflow/runs/create", json=new, auth=account, timeout=30).json()["run"]["info"]["run_id"]
+    run = requests.post(f"{api}/mlflow/runs/create", json=new, auth=account, timeout=60).json()["run"]["info"]["run_id"]
     url, wanted = f"{api}/mlstack/artifacts/links-to-write", {"root": f"0/{run}/artifacts", "names": ["x"]}
     port = built.values["MINIO_PORT"]
     for host, leads_to in (("mlflow:5000", "http://minio:9000/"), ("localhost:1", f"http://127.0.0.1:{port}/")):
-        (link,) = requests.post(url, json=wanted, auth=account, headers={"Host": host}, timeout=10).json()["links"]
+        (link,) = requests.post(url, json=wanted, auth=account, headers={"Host": host}, timeout=60).json()["links"]
         assert link.startswith(leads_to)
-    assert requests.post(url, json=wanted, auth=account, headers={"Host": "evil.example"}, timeout=10).status_code == 403
+    assert requests.post(url, json=wanted, auth=account, headers={"Host": "evil.example"}, timeout=60).status_code == 403
 
 
 # ---- one transfer --------------------------------------------------------------------------------

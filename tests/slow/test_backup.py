@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack import settings
-from mlstack.host.backup import bucket, manifest, postgres, stack, swap
+from mlstack import __version__, settings
+from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.stack.test_stack import at_a_terminal
 from tests.support.clone import Clone
@@ -40,8 +41,8 @@ def full(clone: Clone) -> Iterator[Clone]:
     assert done.returncode == 0, done.stderr
     fill(clone)
     uri, account = admin(clone)
-    made = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=30)
-    assert made.ok, made.text
+    created = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=60)
+    assert created.ok, created.text
     client, name = storage(clone)
     for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
         client.put_object(name, key, *content(key), metadata={"note": "kept"})
@@ -61,8 +62,8 @@ def content(text: str) -> tuple[Any, int]:
 
 def storage(clone: Clone) -> tuple[Any, str]:
     """The bucket with its owner's keys."""
-    keys = stack.of_project(clone.folder).keys
-    return stack.storage_client(keys), keys.bucket
+    keys = Stack.of(clone.folder).keys
+    return data_services.storage_client(keys), keys.bucket
 
 
 def taken(clone: Clone, **options: str) -> Backup:
@@ -79,7 +80,7 @@ def newest(clone: Clone) -> Path:
 
 def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
     """Everything that a restore could change: every table, and every object with its ETag and size."""
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
     client, name = storage(clone)
@@ -88,7 +89,7 @@ def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
 
 def leftovers(clone: Clone) -> list[str]:
     """Databases that exist only while a command runs, and those that accept no connections."""
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
         return [name for (name,) in cursor.fetchall() if name != "template0"]
@@ -104,21 +105,23 @@ def test_backup_is_private_and_contains_no_secret(full: Clone, first: Backup) ->
 
 
 def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
-    found = json.loads((first.folder / "manifest.json").read_text())
+    contents = json.loads((first.folder / "manifest.json").read_text())
     assert first.folder.name == f"{first.manifest.time:%Y%m%dT%H%M%SZ}"
-    assert found["counts"]["runs"] == 12
-    assert found["counts"]["accounts"] == 3
-    assert found["counts"]["artifacts"] == len(first.artifacts) > 30
-    assert found["versions"]["mlflow"] == "3.17.2"
-    assert found["versions"]["postgres"].startswith("17.")
-    assert found["versions"]["minio"].startswith("RELEASE.")
+    assert contents["counts"]["runs"] == 12
+    assert contents["counts"]["accounts"] == 3
+    assert contents["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert contents["versions"]["mlstack"] == __version__
+    assert contents["versions"]["mlflow"] == "3.17.2"
+    assert contents["versions"]["postgres"].startswith("17.")
+    assert contents["versions"]["minio"].startswith("RELEASE.")
     data = [*(first.folder / name for name in first.manifest.dumps), *(first.folder / "objects").rglob("?" * 64)]
-    assert found["bytes"] == sum(path.stat().st_size for path in data)
+    assert contents["bytes"] == sum(path.stat().st_size for path in data)
     checked = subprocess.run(["sha256sum", "--check", "manifest.json.sha256"], cwd=first.folder, capture_output=True, check=False)
     assert checked.returncode == 0
     shown = full.make("restore")
     assert shown.returncode == 0
     assert first.folder.name in shown.stdout
+    assert __version__ in shown.stdout
 
 
 def test_second_backup_copies_only_new_data_and_both_are_complete(full: Clone, first: Backup) -> None:
@@ -149,7 +152,7 @@ def test_backup_does_not_copy_damage_from_the_previous_one(full: Clone, first: B
 
 def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> None:
     """A row for each object is written after it, as MLflow does; the backup never has a row without its object."""
-    target, (client, name) = stack.of_project(full.folder), storage(full)
+    target, (client, name) = Stack.of(full.folder), storage(full)
     keys = [f"moving/{number}" for number in range(40)]
     for key in keys:
         client.put_object(name, key, *content(f"{key} before" * 2000))
@@ -174,20 +177,20 @@ def test_backup_is_point_in_time_consistent_while_clients_write(full: Clone) -> 
         writer.start()
         process = started(*admin(full), "fill", "--runs=4", "--points=400", "--megabytes=2", "--seed=3")
         try:
-            found = taken(full)
+            backup = taken(full)
             during = written
         finally:
             stop.set()
             writer.join()
             finished(process)
             cursor.execute("DROP TABLE pairs")
-    manifest.check(found, lambda _: None)
-    rows = found.manifest.tables["public.pairs"].rows
+    manifest.check(backup, lambda _: None)
+    rows = backup.manifest.tables["public.pairs"].rows
     assert 0 < rows < during
-    pairs = {artifact.key for artifact in found.artifacts if artifact.key.startswith("pair/")}
+    pairs = {artifact.key for artifact in backup.artifacts if artifact.key.startswith("pair/")}
     # One more object may exist: its row was about to be written.
     assert {f"pair/{number}" for number in range(rows)} <= pairs <= {f"pair/{number}" for number in range(rows + 1)}
-    held = {artifact.key: (found.folder / artifact.path).read_text() for artifact in found.artifacts if artifact.key in keys}
+    held = {artifact.key: (backup.folder / artifact.path).read_text() for artifact in backup.artifacts if artifact.key in keys}
     moving = {key: f"{key} before" * 2000 for key in keys}
     for number in range(rows - 1):
         key = keys[number % len(keys)]
@@ -219,11 +222,11 @@ def test_interrupted_backup_resumes_and_is_never_listed(full: Clone) -> None:
     done = full.make("backup")
     assert done.returncode == 0, done.stderr
     assert "going on with a backup that was interrupted" in done.stderr
-    found = manifest.read(newest(full))
-    whole = sum({artifact.sha256: artifact.size for artifact in found.artifacts}.values())
-    dumps = sum((found.folder / name).stat().st_size for name in found.manifest.dumps)
-    assert copied >= 10 and found.manifest.new_bytes - dumps < whole
-    manifest.check(found, lambda _: None)
+    backup = manifest.read(newest(full))
+    whole = sum({artifact.sha256: artifact.size for artifact in backup.artifacts}.values())
+    dumps = sum((backup.folder / name).stat().st_size for name in backup.manifest.dumps)
+    assert copied >= 10 and backup.manifest.new_bytes - dumps < whole
+    manifest.check(backup, lambda _: None)
     assert not work.exists()
     for number in range(30):
         client.remove_object(name, f"large/{number}")
@@ -236,10 +239,10 @@ def test_ctrl_c_stops_a_backup_and_reports_no_damage(full: Clone) -> None:
     assert process.stderr
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "Stopped. Nothing is broken" in said
-    assert "Traceback" not in said
+    assert "Stopped. Nothing is broken" in output
+    assert "Traceback" not in output
 
 
 def test_backup_with_keep_removes_the_oldest(full: Clone) -> None:
@@ -324,7 +327,7 @@ def newer_format(folder: Path) -> str:
 
 def newer_mlflow(folder: Path) -> str:
     resign(folder, b'"mlflow": "3.17.2"', b'"mlflow": "3.99.0"')
-    return "the backup comes from MLflow 3.99.0, here is MLflow 3.17.2"
+    return f"the backup comes from MLflow 3.99.0, here is MLflow 3.17.2; mlstack {__version__} made it"
 
 
 def newer_postgres(folder: Path) -> str:
@@ -402,7 +405,9 @@ def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     assert set(bucket.current(client, name)) == {artifact.key for artifact in kept.artifacts}
     assert leftovers(full) == []
     # Objects from before the restore remain recoverable in MinIO.
-    assert [found for found in client.list_objects(name, prefix="added", include_version=True) if not found.is_delete_marker]
+    assert [
+        version for version in client.list_objects(name, prefix="added", include_version=True) if not version.is_delete_marker
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
@@ -423,10 +428,10 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
     etags = {key: etag for key, (etag, _) in before[1].items()}
     wait_until(lambda: any(row.etag != etags[key] for key, row in bucket.current(client, name).items()), interval=0.02)
     process.send_signal(how)
-    _, said = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=300)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "undone" in said
+        assert "undone" in output
         assert state(full) == before
         assert leftovers(full) == []
     else:
@@ -470,8 +475,8 @@ def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clon
         "POSTGRES_DB": "elsewhere",
         "MINIO_BUCKET": "elsewhere",
     }
-    made = full.make("env", **same, **other)
-    assert made.returncode == 0, made.stderr
+    done = full.make("env", **same, **other)
+    assert done.returncode == 0, done.stderr
     shutil.rmtree(full.folder / "backups")
     done = full.make("restore", BACKUP=str(tmp_path / "carried"))
     assert done.returncode != 0
@@ -485,10 +490,10 @@ def test_backup_restores_on_another_host_with_other_secrets_and_names(full: Clon
     client, name = storage(full)
     assert client.stat_object(name, "odd/UPPER").metadata["x-amz-meta-note"] == "kept"
     query = f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
-    assert requests.get(query, auth=tuple(COLLEAGUE.values()), timeout=30).ok
+    assert requests.get(query, auth=tuple(COLLEAGUE.values()), timeout=60).ok
     notebook = (full.values["MLFLOW_TRACKING_USERNAME"], full.values["MLFLOW_TRACKING_PASSWORD"])
-    assert requests.get(query, auth=notebook, timeout=30).ok
-    assert requests.get(query, auth=(notebook[0], old["MLFLOW_TRACKING_PASSWORD"]), timeout=30).status_code == 401
+    assert requests.get(query, auth=notebook, timeout=60).ok
+    assert requests.get(query, auth=(notebook[0], old["MLFLOW_TRACKING_PASSWORD"]), timeout=60).status_code == 401
     assert full.make("up").returncode == 0
     fill(full, runs=2, points=20, megabytes=0, models=1, seed=5)
 
@@ -508,7 +513,7 @@ def test_verify_restores_into_a_temporary_stack_and_removes_it(full: Clone) -> N
 def test_restore_rejects_rows_that_name_a_bucket_of_another_name(full: Clone) -> None:
     """Rows of a server that did not proxy artifacts; `make verify` gives its bucket the original name."""
     place = f"s3://{full.values['MINIO_BUCKET']}/77"
-    with connected(stack.of_project(full.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(full.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage, workspace)"
             " VALUES (77, 'of old', %s, 'active', 'default')", (place,),
@@ -531,11 +536,11 @@ def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_p
     """Every file matches its checksum here: only comparing the loaded tables reveals the difference."""
     folder = tmp_path / "backup"
     shutil.copytree(newest(full), folder)
-    found = manifest.read_manifest(folder)
-    tables = {**found.tables, "public.params": replace(found.tables["public.params"], checksum="0" * 32)}
+    contents = manifest.read_manifest(folder)
+    tables = {**contents.tables, "public.params": replace(contents.tables["public.params"], checksum="0" * 32)}
     for name in (manifest.MANIFEST, manifest.CHECKSUM):
         (folder / name).chmod(0o600)
-    manifest.write(folder, replace(found, tables=tables))
+    manifest.write(folder, replace(contents, tables=tables))
     done = full.make("verify", BACKUP=str(folder))
     assert done.returncode != 0
     assert "the table public.params has other values" in done.stderr

@@ -27,10 +27,10 @@ def results(tmp_path_factory: pytest.TempPathFactory, clone: Clone) -> Iterator[
     assert done.returncode == 0, done.stdout + done.stderr
     clone.in_container("jupyter", "pip", "install", "--quiet", *OTHERS)
     printed = clone.in_container("jupyter", "python", "-W", "ignore", "-c", PROGRAM)
-    found = [json.loads(line.removeprefix("RESULT ")) for line in printed.splitlines() if line.startswith("RESULT ")]
+    rows = [json.loads(line.removeprefix("RESULT ")) for line in printed.splitlines() if line.startswith("RESULT ")]
     if os.environ.get("MLSTACK_REPORT"):
-        write(PAGE, found)
-    yield found
+        write(PAGE, rows)
+    yield rows
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 

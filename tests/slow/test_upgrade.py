@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import requests
 
-from mlstack.host.backup import postgres, stack
+from mlstack.host.backup import postgres
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.support.clone import Clone, free_ports
 from tests.support.service import wait_until
@@ -45,9 +46,9 @@ def before(clone: Clone, old_python: Path, tmp_path_factory: pytest.TempPathFact
     clone.compose("up", "--detach", "--wait", "--no-build", "postgres", "minio")
     with old_mlflow(clone, old_python, tmp_path_factory.mktemp("server")) as uri:
         finished(started(uri, NOBODY, "fill", "--runs=9", "--megabytes=12", "--awkward=0", python=old_python))
-        found = json.loads(finished(started(uri, NOBODY, "read", python=old_python)))
-    assert len(found["models"]) == 2
-    yield found
+        work = json.loads(finished(started(uri, NOBODY, "read", python=old_python)))
+    assert len(work["models"]) == 2
+    yield work
     clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
 
 
@@ -72,7 +73,7 @@ def old_mlflow(clone: Clone, python: Path, folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     try:
         wait_until(lambda: answers(f"{uri}/version", server), 120)
-        assert requests.get(f"{uri}/version", timeout=30).text.startswith("2.22")
+        assert requests.get(f"{uri}/version", timeout=60).text.startswith("2.22")
         yield uri
     finally:
         if server.poll() is None:
@@ -83,19 +84,19 @@ def old_mlflow(clone: Clone, python: Path, folder: Path) -> Iterator[str]:
 def answers(url: str, server: subprocess.Popen[bytes]) -> bool:
     assert server.poll() is None, "the old MLflow ended"
     try:
-        return requests.get(url, timeout=30).ok
+        return requests.get(url, timeout=60).ok
     except requests.ConnectionError:
         return False
 
 
 def rows(clone: Clone, statement: str) -> list[tuple[object, ...]]:
-    with connected(stack.of_project(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking, 30) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall()
 
 
 def all_tables(clone: Clone) -> dict[str, object]:
-    target = stack.of_project(clone.folder)
+    target = Stack.of(clone.folder)
     with postgres.connected(target) as connection:
         return dict(postgres.tables(target, connection))
 
@@ -109,14 +110,14 @@ def leftovers(clone: Clone) -> list[str]:
 
 def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
-    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE logged_models (in_the_way int)")  # a later migration creates a table of this name
     done = clone.make("upgrade")
     assert done.returncode != 0
     assert "the upgrade failed" in done.stderr
     assert "The stack is as it was before: same images, same data." in done.stderr
     assert "Traceback" not in done.stderr.rpartition("going back")[2]
-    with connected(stack.of_project(clone.folder).tracking) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(clone.folder).tracking) as connection, connection.cursor() as cursor:
         cursor.execute("DROP TABLE logged_models")
     assert all_tables(clone) == rows_before
     assert leftovers(clone) == []
@@ -124,10 +125,10 @@ def test_failed_migration_leaves_the_old_data_unchanged(clone: Clone, before: di
 
 def test_ctrl_c_in_the_migration_rolls_back_at_once(clone: Clone, before: dict[str, Any]) -> None:
     rows_before = all_tables(clone)
-    code, said = stopped_in_the_migration(clone, signal.SIGINT)
+    code, output = stopped_in_the_migration(clone, signal.SIGINT)
     assert code == 130
-    assert "Stopped. Nothing is broken" in said
-    assert "the stack is as it was before the upgrade" in said
+    assert "Stopped. Nothing is broken" in output
+    assert "the stack is as it was before the upgrade" in output
     assert all_tables(clone) == rows_before
     assert leftovers(clone) == []
 
@@ -169,5 +170,5 @@ def stopped_in_the_migration(clone: Clone, how: signal.Signals) -> tuple[int, st
     wait_until(lambda: bool(docker(*running).strip()) or process.poll() is not None, 300)
     assert process.poll() is None
     os.killpg(process.pid, how)
-    _, said = process.communicate(timeout=300)
-    return process.returncode, said
+    _, output = process.communicate(timeout=300)
+    return process.returncode, output

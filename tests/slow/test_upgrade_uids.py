@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from mlstack.host.compose import docker
-from mlstack.host.volumes import SERVICE_OF, give_to_services
+from mlstack.host.stack import Stack
+from mlstack.host.volumes import give_to_services
 from tests.support.clone import Clone
 
+VOLUMES = ("minio", "spool", "home", "scratch")
 BUILT = ("minio", "mlflow", "jupyter")
 KEPT = """
 import mlflow, pathlib
@@ -40,16 +42,16 @@ def stack(clone: Clone) -> Iterator[Clone]:
 
 def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack: Clone) -> None:
     """The stack is downgraded as an upgrade's rollback does it; then an interrupted `make up` is repeated."""
-    said = stack.in_container("jupyter", "python3", "-c", KEPT)
-    run = next(line.split()[1] for line in said.splitlines() if line.startswith("RUN"))
-    wanted = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in SERVICE_OF}
+    output = stack.in_container("jupyter", "python3", "-c", KEPT)
+    run = next(line.split()[1] for line in output.splitlines() if line.startswith("RUN"))
+    wanted = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in VOLUMES}
     stack.compose("down")
     new = {service: docker("image", "inspect", "--format", "{{.Id}}", stack.image(service)).strip() for service in BUILT}
     old = [_as_an_old_image(stack, service) for service in new]
     roots = {"HOST_UID": "1000", "HOST_GID": "1000"} if os.geteuid() == 0 else {}
     stack.set(**roots)
-    give_to_services(stack.folder)
-    given = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in SERVICE_OF}
+    give_to_services(Stack.of(stack.folder))
+    given = {f"{stack.name}_{volume}": _owner(stack, volume) for volume in VOLUMES}
     assert {given[volume] for volume in wanted if roots or not volume.endswith(("_home", "_scratch"))} == {"1000"}
 
     for service, image in new.items():
@@ -63,7 +65,7 @@ def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack
     assert done.returncode == 0, done.stderr
     assert "is stopped while it is given to uid 60710" in done.stderr
     assert ("HOST_UID was 1000" in done.stderr) == bool(roots)
-    assert {f"{stack.name}_{volume}": _owner(stack, volume) for volume in SERVICE_OF} == wanted
+    assert {f"{stack.name}_{volume}": _owner(stack, volume) for volume in VOLUMES} == wanted
     for volume, owner in wanted.items():
         if roots or not volume.endswith(("_home", "_scratch")):
             assert _as_root(stack, volume.removeprefix(f"{stack.name}_"), "find", "/volume", "!", "-uid", owner) == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlstack.host.backup import manifest
-from mlstack.host.commands.backup import in_units
+from mlstack.host.render import size
 from tests.support.clone import Clone, make_clone
 from tests.support.work import admin, everything, fill, finished, started
 
@@ -34,8 +34,8 @@ def make(clone: Clone, *targets: str, **environment: str) -> str:
 
 def disk(*folders: Path) -> int:
     """Bytes on the disk, each file once."""
-    found = {path.lstat().st_ino: path.lstat().st_blocks * 512 for folder in folders for path in folder.rglob("*")}
-    return sum(found.values())
+    sizes = {path.lstat().st_ino: path.lstat().st_blocks * 512 for folder in folders for path in folder.rglob("*")}
+    return sum(sizes.values())
 
 
 @pytest.mark.timeout(3000)
@@ -51,8 +51,8 @@ def test_year_of_work_is_restored_in_a_fresh_clone(clone: Clone, tmp_path_factor
     make(clone, "backup")
     second = manifest.folders(backups)[0]
     for folder in (first, second):
-        found = manifest.read_manifest(folder)
-        log.info("%s: %s, new %s; %s", folder.name, in_units(found.bytes), in_units(found.new_bytes), dict(found.counts))
+        contents = manifest.read_manifest(folder)
+        log.info("%s: %s, new %s; %s", folder.name, size(contents.bytes), size(contents.new_bytes), dict(contents.counts))
     new = manifest.read_manifest(second).new_bytes
     assert new < 10_000_000 + 2 * (second / manifest.DUMP).stat().st_size
     assert disk(first, second) - disk(first) < 2 * new

@@ -14,12 +14,11 @@ import pytest
 import urllib3
 from minio import Minio
 
-from mlstack.host.backup import bucket, manifest, postgres, swap
-from mlstack.host.backup import stack as stacks
+from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Artifact
-from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import gc
+from mlstack.host.stack import Stack
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
@@ -48,7 +47,7 @@ class Dated(urllib3.PoolManager):
 
 
 def of_project(clone: Clone) -> Stack:
-    return stacks.of_project(clone.folder)
+    return Stack.of(clone.folder)
 
 
 def put(keys: Keys, name: str, content: bytes, dated: datetime | None = None) -> str:
@@ -70,7 +69,7 @@ def shown(keys: Keys, name: str) -> bytes:
 
 def versions(keys: Keys, name: str) -> set[str]:
     client = Minio(keys.endpoint, keys.access_key, keys.secret_key, secure=False)
-    return {str(found.version_id) for found in client.list_objects(keys.bucket, name, include_version=True)}
+    return {str(item.version_id) for item in client.list_objects(keys.bucket, name, include_version=True)}
 
 
 def planted(stack: Clone) -> list[str]:
@@ -80,9 +79,9 @@ def planted(stack: Clone) -> list[str]:
         cursor.execute(
             "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname <> current_user UNION SELECT evtname FROM pg_event_trigger"
         )
-        found = [name for (name,) in cursor.fetchall()]
-    there = stack.in_container("postgres", "sh", "-c", f"test -e {MARKER} && echo {MARKER} || true")
-    return found + there.split()
+        names = [name for (name,) in cursor.fetchall()]
+    marker = stack.in_container("postgres", "sh", "-c", f"test -e {MARKER} && echo {MARKER} || true")
+    return names + marker.split()
 
 
 def newest(stack: Clone) -> Path:
@@ -134,11 +133,11 @@ def crafted(stack: Clone, role: Login, tmp_path: Path) -> Iterator[Path]:
     dump = (folder / manifest.DUMP).read_bytes()
     assert dump.count(old) == 1 and len(evil) < len(old)
     rewrite(folder / manifest.DUMP, dump.replace(old, evil.ljust(len(old)).encode()))
-    found = manifest.read_manifest(folder)
-    files = {**found.files, manifest.DUMP: hashlib.sha256((folder / manifest.DUMP).read_bytes()).hexdigest()}
+    contents = manifest.read_manifest(folder)
+    files = {**contents.files, manifest.DUMP: hashlib.sha256((folder / manifest.DUMP).read_bytes()).hexdigest()}
     rewrite(folder / manifest.MANIFEST, b"")
     rewrite(folder / manifest.CHECKSUM, b"")
-    manifest.write(folder, replace(found, files=files))
+    manifest.write(folder, replace(contents, files=files))
     yield folder
 
 
@@ -196,7 +195,7 @@ def test_version_dated_in_the_past_does_not_age_the_original(stack: Clone, owner
 def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, owner_keys: Keys, tmp_path: Path) -> None:
     """Independent of the dates of versions: a client's and older versions are dated in the future."""
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name, hidden, during = (f"chosen/{uuid.uuid4().hex}" for _ in range(3))
     kept = put(owner_keys, name, b"before", datetime.now(UTC) + timedelta(hours=5))
     put(owner_keys, hidden, b"before")
@@ -216,7 +215,7 @@ def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
 
 def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, owner_keys: Keys) -> None:
     target = of_project(stack)
-    client = stacks.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     name = f"chosen/{uuid.uuid4().hex}"
     put(owner_keys, name, b"before")
     before = bucket.ids(client, owner_keys.bucket)

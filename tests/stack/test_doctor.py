@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 
 from mlstack.host.compose import docker
-from mlstack.host.doctor import CHECKS, Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
+from mlstack.host.doctor import Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
 from mlstack.host.doctor import postgres as database_checks
 from mlstack.host.doctor import stack as stack_checks
 from mlstack.host.doctor.check import Check, run
+from mlstack.host.stack import Stack
 from mlstack.jobs.bootstrap.minio import _admin_for
 from mlstack.jobs.gc.versions import histories
 from mlstack.postgres import connected
@@ -22,13 +23,14 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
-from tests.support.doctor import result_of, with_needs
+from tests.support.doctor import CHECKS, result_of, with_needs
 from tests.support.service import wait_until
+from tests.support.wheels import PACKAGES, entry_points
 
 Break = Callable[[Clone], AbstractContextManager[None]]
 
 
-# ---- breaking and mending ----------------------------------------------------------------------
+# ---- breaking and repairing --------------------------------------------------------------------
 
 
 @contextmanager
@@ -298,7 +300,7 @@ def storage_owner(clone: Clone) -> Keys:
 @contextmanager
 def announcing_links(clone: Clone) -> Iterator[None]:
     """An MLflow whose own repository offers presigned URLs of MinIO."""
-    shipped = (clone.folder / "docker/python/mlstack_server-1.dist-info/entry_points.txt").read_text()
+    shipped = clone.in_container("mlflow", "cat", ENTRY_POINTS)
     (clone.folder / "entry_points.txt").write_text(re.sub(r"^s3 = .*\n", "", shipped, flags=re.MULTILINE))
     with recreated(clone, "mlflow", f"    volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']\n"):
         yield
@@ -308,47 +310,47 @@ def announcing_links(clone: Clone) -> Iterator[None]:
 
 WRONG = "wrong-0123456789"
 HERE, JUPYTER = mlflow.STEPS[mlflow.HERE], mlflow.STEPS[mlflow.JUPYTER]
-ENTRY_POINTS = "/usr/local/lib/python3.13/dist-packages/mlstack_server-1.dist-info/entry_points.txt"
+ENTRY_POINTS = entry_points("mlstack-server")
 USER_SITE = "/home/mlstack/.local/lib/python3.13/site-packages"
 OLD_CLIENT = (
-    f"mkdir -p {USER_SITE} && cp -r /usr/local/lib/python3.13/dist-packages/mlflow {USER_SITE}/"
+    f"mkdir -p {USER_SITE} && cp -r {PACKAGES}/mlflow {USER_SITE}/"
     f" && sed -i 's/^VERSION = .*/VERSION = \"3.0.0\"/' {USER_SITE}/mlflow/version.py"
 )
-BY_NAME = {each.name: each for each in CHECKS}
+BY_NAME = {item.name: item for item in CHECKS}
 KERNEL = "/home/mlstack/.local/share/jupyter/kernels/python3"
 NO_KERNEL = f'mkdir -p {KERNEL} && echo \'{{"argv": ["/nonexistent"], "display_name": "x"}}\' >{KERNEL}/kernel.json'
 
 BROKEN: list[tuple[Check, Break, State, str, str]] = [
-    (stack_checks.SERVICES["minio"], lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
-    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.DOUBTFUL, "jupyter was started with other settings", "make up"),
-    (stack_checks.images, other_image, State.DOUBTFUL, "jupyter runs an older image", "make up"),
-    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.DOUBTFUL, "the last backup is 30 days old", "make backup"),
+    (stack_checks.service("minio"), lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
+    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.WARNING, "jupyter was started with other settings", "make up"),
+    (stack_checks.images, other_image, State.WARNING, "jupyter runs an older image", "make up"),
+    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.WARNING, "the last backup is 30 days old", "make backup"),
     (
         database_checks.LOGINS[database_checks.OWNER],
         value(POSTGRES_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses POSTGRES_USER mlstack: password authentication failed",
+        "Postgres rejects POSTGRES_USER mlstack: password authentication failed",
         "put the old POSTGRES_USER",
     ),
     (
         database_checks.LOGINS[database_checks.TRACKING],
         value(MLFLOW_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses MLFLOW_DB_USER mlflow: password authentication failed",
+        "Postgres rejects MLFLOW_DB_USER mlflow: password authentication failed",
         "or make up, which gives the database",
     ),
     (
         database_checks.LOGINS[database_checks.ACCOUNTS],
         value(ACCOUNTS_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses ACCOUNTS_DB_USER",
+        "Postgres rejects ACCOUNTS_DB_USER",
         "or make up, which gives the database",
     ),
     (
         database_checks.LOGINS[database_checks.READER],
         value(READER_DB_PASSWORD=WRONG),
         State.FAILED,
-        "Postgres refuses READER_DB_USER",
+        "Postgres rejects READER_DB_USER",
         "or make up, which gives the database",
     ),
     (
@@ -386,62 +388,62 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID",
         "make up",
     ),
-    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO refuses MLFLOW_S3_SECRET", "make up"),
+    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO rejects MLFLOW_S3_SECRET", "make up"),
     (minio.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
     (minio.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
     (minio.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
-    (minio.versions, all_powerful, State.FAILED, "could remove a version for good", "make up sets its policy"),
+    (minio.versions, all_powerful, State.FAILED, "could remove a version permanently", "make up sets its policy"),
     (minio.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
     (
         HERE["answers"],
         value(MLFLOW_TRACKING_PASSWORD=WRONG),
         State.FAILED,
-        "refuses the account that this machine has",
+        "rejects the account of the host",
         "make up",
     ),
-    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer this machine", "make logs"),
-    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers this machine with", "see the database"),
-    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
+    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer the host", "make logs"),
+    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers the host with", "see Postgres"),
+    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
     (
         JUPYTER["answers"],
         override("jupyter", f"    environment: {{MLFLOW_TRACKING_PASSWORD: {WRONG}}}\n"),
         State.FAILED,
-        "refuses the account that Jupyter has",
+        "rejects the account of Jupyter",
         "make up",
     ),
     (JUPYTER["answers"], disconnected, State.FAILED, "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
-    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see the storage"),
-    (JUPYTER["direct"], cut_off, State.DOUBTFUL, "do not go straight to the storage from Jupyter: MLflow gives no", "make up"),
+    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
+    (JUPYTER["direct"], cut_off, State.WARNING, "do not go directly to MinIO from Jupyter: MLflow gives no", "make up"),
     (
         HERE["direct"],
         override("mlflow", "    environment: {MINIO_PORT: '1'}\n"),
-        State.DOUBTFUL,
-        "do not go straight to the storage from this machine: MLflow gives no links, or they lead",
+        State.WARNING,
+        "do not go directly to MinIO from the host: MLflow gives no presigned URLs, or MinIO cannot",
         "make up",
     ),
     (
         JUPYTER["links"],
         announcing_links,
         State.FAILED,
-        "fetch files from the storage directly",
+        "fetch files directly from MinIO",
         "use the MLflow image of this project",
     ),
     (
         JUPYTER["versions"],
         inside("jupyter", OLD_CLIENT, f"rm -r {USER_SITE}/mlflow"),
-        State.DOUBTFUL,
+        State.WARNING,
         "the client on Jupyter is MLflow 3.0.0, the server 3",
         "%pip install mlflow==3",
     ),
-    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"refuses MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
+    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"rejects MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
     (
-        mlflow.strangers,
+        mlflow.unauthenticated,
         override("mlflow", "    environment: {MLFLOW_AUTH: 'off'}\n"),
         State.FAILED,
-        "answered a stranger with 200",
+        "answered an unauthenticated client with 200",
         "MLFLOW_AUTH",
     ),
-    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter refuses JUPYTER_TOKEN \(403\)", "make up"),
+    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter rejects JUPYTER_TOKEN \(403\)", "make up"),
     (
         jupyter.kernel,
         inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
@@ -458,7 +460,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "sudo chown -R",
     ),
     (jupyter.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
-    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a link", "take public policies"),
+    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a presigned URL", "take public policies"),
     (
         jupyter.isolation,
         override("jupyter", "    environment: {PGPASSWORD: x}\n"),
@@ -491,7 +493,7 @@ def test_doctor_removes_the_run_of_an_interrupted_doctor(stack: Clone, role: Log
     )  # fmt: skip
     stack.in_container("jupyter", "python3", "-c", left)
     assert rows(role, "SELECT count(*) FROM runs") == [(1,)]
-    subject = Subject(stack.folder)
+    subject = Subject(Stack.of(stack.folder))
     checks = with_needs(HERE["rows"], tidying.runs)
     assert all(result.ok for result in run(subject, checks))
     assert rows(role, "SELECT count(*) FROM runs") == [(0,)]
@@ -504,20 +506,20 @@ def test_doctor_names_what_is_broken_and_its_fix(
     stack: Clone, check: Check, broken: Break, state: State, cause: str, fix: str
 ) -> None:
     with broken(stack):
-        result = result_of(Subject(stack.folder), check)
+        result = result_of(Subject(Stack.of(stack.folder)), check)
         assert result.state is state, result
         assert re.search(cause, result.cause), result
         assert fix in result.fix, result
         assert result.why
         assert not [name for name in SECRETS if stack.values[name] in result.cause + result.fix]
-    mended = result_of(Subject(stack.folder), check)
-    assert mended.ok, mended
+    repaired = result_of(Subject(Stack.of(stack.folder)), check)
+    assert repaired.ok, repaired
 
 
 def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     checks = with_needs(HERE["rows"], minio.round_trip, tidying.runs, tidying.objects)
-    subject = Subject(stack.folder)
-    first = list(run(subject, [each for each in checks if each.reach != tidying.REACH]))
+    subject = Subject(Stack.of(stack.folder))
+    first = list(run(subject, [item for item in checks if item.reach != tidying.REACH]))
     assert all(result.ok for result in first)
     with with_values(stack, MLFLOW_ADMIN_PASSWORD=WRONG, MINIO_ROOT_PASSWORD=WRONG):
         results = {result.name: result for result in run(subject, checks)}
@@ -536,17 +538,17 @@ def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
     ],
 )
 def test_doctor_reports_an_exceeded_limit_with_both_numbers(stack: Clone, check: Check, limits: Limits, cause: str) -> None:
-    result = result_of(Subject(stack.folder, limits), check)
+    result = result_of(Subject(Stack.of(stack.folder), limits), check)
     assert re.search(cause, result.cause), result
-    assert result_of(Subject(stack.folder), check).ok
+    assert result_of(Subject(Stack.of(stack.folder)), check).ok
 
 
 def test_doctor_reports_a_wrong_clock_with_the_difference(stack: Clone) -> None:
-    result = result_of(Subject(stack.folder, now=lambda: time.time() + 3600), minio.clock)
+    result = result_of(Subject(Stack.of(stack.folder), now=lambda: time.time() + 3600), minio.clock)
     assert result.state is State.NOT_CHECKED or re.search(r"3[56]\d\d s off", result.cause)
-    skewed = Subject(stack.folder, now=lambda: time.time() - 3600)
-    (found,) = [each for each in run(skewed, with_needs(minio.clock)) if each.name == minio.clock.name]
-    assert re.search(r"the clock of MinIO is 3[56]\d\d s off", found.cause), found
+    skewed = Subject(Stack.of(stack.folder), now=lambda: time.time() - 3600)
+    (result,) = [item for item in run(skewed, with_needs(minio.clock)) if item.name == minio.clock.name]
+    assert re.search(r"the clock of MinIO is 3[56]\d\d s off", result.cause), result
 
 
 def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -554,7 +556,7 @@ def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_fa
     for name in (".env", ".env.example", "docker-compose.yml"):
         shutil.copy2(stack.folder / name, other / name)
     shutil.copytree(stack.folder / "scripts", other / "scripts")
-    result = result_of(Subject(other), environment.name)
+    result = result_of(Subject(Stack.of(other)), environment.name)
     assert f"was started from {stack.folder}" in result.cause
     assert "set COMPOSE_PROJECT_NAME" in result.fix
 
@@ -564,13 +566,13 @@ def test_doctor_reports_a_stopped_service_once(stack: Clone) -> None:
         wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
         done = stack.make("doctor", JSON="1")
     assert done.returncode != 0
-    found = json.loads(done.stdout)
-    assert found["is_well"] is False
-    failed = {each["name"]: each for each in found["checks"] if each["state"] == "failed"}
+    report = json.loads(done.stdout)
+    assert report["is_healthy"] is False
+    failed = {item["name"]: item for item in report["checks"] if item["state"] == "failed"}
     assert failed.keys() == {"postgres", "mlflow"}
     assert "postgres is exited" in failed["postgres"]["cause"]
     assert "make up" in failed["postgres"]["fix"]
-    unasked = {each["cause"] for each in found["checks"] if each["state"] == "not checked"}
+    unasked = {item["cause"] for item in report["checks"] if item["state"] == "not checked"}
     assert unasked == {failed["postgres"]["cause"], failed["mlflow"]["cause"]}
 
 
@@ -578,7 +580,7 @@ def test_doctor_reports_a_stopped_stack_once(stack: Clone) -> None:
     stack.compose("down", "--timeout", "10")
     try:
         done = stack.make("doctor")
-        results = diagnose(stack.folder)
+        results = diagnose(Stack.of(stack.folder))
     finally:
         assert stack.make("up").returncode == 0
     assert done.returncode != 0

@@ -9,6 +9,7 @@ import pytest
 from mlstack import settings
 from mlstack.host.commands import start
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from tests.support.clone import Clone
 
 # No container has these: their defaults are written again.
@@ -18,8 +19,7 @@ UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "BACKUP_KEY", "LOG_DIR", "CA_BUNDLE"}
 @pytest.fixture(scope="module")
 def created(clone: Clone) -> Iterator[Clone]:
     """A stack with created containers and a running database."""
-    start.check(clone.folder)
-    start.build(clone.folder)
+    start.build(start.check(Stack.of(clone.folder)))
     clone.compose("create")
     clone.compose("up", "--detach", "--no-deps", "postgres")
     yield clone

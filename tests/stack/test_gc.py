@@ -14,7 +14,9 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host.commands import gc
-from mlstack.host.compose import PROJECT_LABEL, docker
+from mlstack.host.compose import docker
+from mlstack.host.engine import PROJECT_LABEL
+from mlstack.host.stack import Stack
 from mlstack.jobs.gc import versions
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
@@ -145,22 +147,22 @@ def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owne
             process.send_signal(signal.SIGINT)
         else:
             os.write(terminal, answer)
-        _, said = process.communicate()
+        _, output = process.communicate()
     os.close(terminal)
     os.close(its_end)
     assert process.returncode == 130
-    assert "Nothing is broken" in said and "Traceback" not in said
+    assert "Nothing is broken" in output and "Traceback" not in output
     assert everything(owner_keys) == before
 
 
 def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, role: Login, owner_keys: Keys) -> None:
-    agreed = gc.plan(stack.folder, timedelta(0))
+    agreed = gc.plan(Stack.of(stack.folder), timedelta(0))
     assert life.trashed in agreed.runs
     client = "import sys, mlflow; getattr(mlflow.MlflowClient(), sys.argv[1])(sys.argv[2])"
     stack.in_container("jupyter", "python3", "-c", client, "restore_run", life.trashed)
     try:
         with pytest.raises(MlstackError, match=r"cleaning up failed: .*not in `deleted` lifecycle stage"):
-            gc.carry_out(stack.folder, agreed)
+            gc.carry_out(Stack.of(stack.folder), agreed)
         assert rows(role, f"SELECT lifecycle_stage FROM runs WHERE run_uuid = '{life.trashed}'") == [("active",)]  # noqa: S608
         assert any(life.trashed in name for name in everything(owner_keys))
     finally:
@@ -169,16 +171,16 @@ def test_gc_keeps_a_run_that_is_restored_meanwhile(stack: Clone, life: Life, rol
 
 def test_gc_keeps_an_orphan_that_gets_a_row_meanwhile(stack: Clone, life: Life, owner_keys: Keys) -> None:
     before = everything(owner_keys)
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=timedelta(0), orphans=(versions.Folder(f"0/{life.going_on}/", 1, 6),)))
     assert everything(owner_keys) == before
 
 
 def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> None:
     """Ctrl-C at a terminal also reaches docker."""
     before = everything(owner_keys)
-    said, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
-    assert code == 130, said
-    assert "Nothing is broken" in said and "Traceback" not in said
+    output, code = interrupted(stack, b"runs: 0 of", "gc", "--older-than", "0s", "--yes")
+    assert code == 130, output
+    assert "Nothing is broken" in output and "Traceback" not in output
     left = everything(owner_keys)
     assert left.items() <= before.items()
     assert f"0/{life.used}/artifacts/model/weights.txt" in left
@@ -192,14 +194,14 @@ def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
         stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
     ) as process:  # fmt: skip
         os.close(its_end)
-        said = b""
+        output = b""
         while chunk := shown(terminal):
-            said += chunk
-            if at in said:
+            output += chunk
+            if at in output:
                 os.killpg(process.pid, signal.SIGINT)
                 at = b"never again"
     os.close(terminal)
-    return said.decode(errors="replace"), process.returncode
+    return output.decode(errors="replace"), process.returncode
 
 
 def shown(terminal: int) -> bytes:
@@ -257,9 +259,9 @@ def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_ke
 def test_gc_keeps_versions_younger_than_the_age(stack: Clone, keys: Keys, owner_keys: Keys) -> None:
     name = put(keys, "my/kept.txt", b"old")
     put(keys, name, b"new")
-    assert gc.plan(stack.folder, timedelta(hours=1)).expired == 0
-    assert gc.plan(stack.folder, timedelta(0)).expired == 1
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(hours=1), expired=1))
+    assert gc.plan(Stack.of(stack.folder), timedelta(hours=1)).expired == 0
+    assert gc.plan(Stack.of(stack.folder), timedelta(0)).expired == 1
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=timedelta(hours=1), expired=1))
     assert everything(owner_keys)[name] == 2
 
 
@@ -282,10 +284,10 @@ def test_histories_are_complete_across_the_pages_of_a_listing(
     for name in names[1::3]:
         put(keys, name, b"again")  # two versions
     monkeypatch.setattr(versions, "MANY", 10)
-    found = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
-    assert [history[0].name for history in found] == names
-    assert [len(history) for history in found] == [2, 2, 1] * 300
-    assert [history[0].is_marker for history in found] == [True, False, False] * 300
+    histories = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
+    assert [history[0].name for history in histories] == names
+    assert [len(history) for history in histories] == [2, 2, 1] * 300
+    assert [history[0].is_marker for history in histories] == [True, False, False] * 300
     assert versions.purge(client_for(owner_keys), owner_keys.bucket, folder) == 1500
     assert list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder)) == []
 

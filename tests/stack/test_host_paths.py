@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.host.compose import volumes
 from mlstack.host.doctor import State, diagnose, tidying
 from mlstack.host.doctor.mlflow import JUPYTER, STEPS
+from mlstack.host.stack import Stack
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
@@ -170,7 +170,7 @@ def test_package_in_jupyter_cannot_make_the_doctor_delete_a_run(stack: Clone, ke
     impostor = IMPOSTOR.format(run=run, folder=folder)
     stack.in_container("jupyter", "bash", "-c", 'mkdir -p "$1" && printf %s "$2" >"$1/usercustomize.py"', "-", place, impostor)
     try:
-        results = {result.name: result for result in diagnose(stack.folder)}
+        results = {result.name: result for result in diagnose(Stack.of(stack.folder))}
     finally:
         stack.in_container("jupyter", "rm", f"{place}/usercustomize.py")
     assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the package answered
@@ -181,7 +181,7 @@ def test_package_in_jupyter_cannot_make_the_doctor_delete_a_run(stack: Clone, ke
 
 @pytest.mark.refusal
 def test_only_an_answer_on_makes_command_line_confirms(stack: Clone) -> None:
-    before = volumes(stack.name)
+    before = Stack.of(stack.folder).engine.volumes(stack.name)
     for environment in ({"YES": "1"}, {"MAKEFLAGS": "e", "YES": "1"}):
         done = subprocess.run(
             ["make", "reset"], cwd=stack.folder, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True,
@@ -194,7 +194,7 @@ def test_only_an_answer_on_makes_command_line_confirms(stack: Clone) -> None:
         assert done.returncode != 0
         assert "there is no terminal to ask at" in done.stderr
     assert stack.compose("ps", "--quiet", "mlflow")
-    assert volumes(stack.name) == before
+    assert Stack.of(stack.folder).engine.volumes(stack.name) == before
 
 
 def test_down_removes_the_empty_covers_in_the_notebook_folder(stack: Clone) -> None:

@@ -19,6 +19,7 @@ from minio.minioadmin import MinioAdmin
 from mlstack import settings
 from mlstack.host import networks
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
 from tests.support.clone import Clone, free_ports
@@ -87,12 +88,12 @@ def test_metadata_address_is_the_containers_own(stack: Clone) -> None:
 @pytest.mark.refusal
 def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "minio").strip()
-    found = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
+    networks = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container))
     # Checked by its answer: outside, something else may accept any connection.
-    for host in ("minio", "minio-console", *(network["IPAddress"] for network in found.values())):
+    for host in ("minio", "minio-console", *(network["IPAddress"] for network in networks.values())):
         assert not minio_answers(stack, "jupyter", host, 9001), host
     assert minio_answers(stack, "jupyter", "minio", 9000)
-    assert requests.get(f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/", timeout=10).status_code == 200
+    assert requests.get(f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/", timeout=60).status_code == 200
 
 
 @pytest.mark.refusal
@@ -104,10 +105,10 @@ def test_console_user_reads_the_bucket_and_changes_nothing(stack: Clone, console
     console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
     with requests.Session() as browser:
         login = {"accessKey": console_keys.access_key, "secretKey": console_keys.secret_key}
-        assert browser.post(f"{console}/login", json=login, timeout=10).status_code == 204
-        assert [each["name"] for each in browser.get(f"{console}/buckets", timeout=10).json()["buckets"]] == [bucket]
-        assert browser.get(f"{console}/buckets/{bucket}/objects/download?prefix=0/shown/x", timeout=10).content == b"shown"
-        assert browser.delete(f"{console}/buckets/{bucket}/objects?prefix=0/shown/x", timeout=10).status_code == 403
+        assert browser.post(f"{console}/login", json=login, timeout=60).status_code == 204
+        assert [listed["name"] for listed in browser.get(f"{console}/buckets", timeout=60).json()["buckets"]] == [bucket]
+        assert browser.get(f"{console}/buckets/{bucket}/objects/download?prefix=0/shown/x", timeout=60).content == b"shown"
+        assert browser.delete(f"{console}/buckets/{bucket}/objects?prefix=0/shown/x", timeout=60).status_code == 403
     client = client_for(console_keys)
     for attempt in (
         lambda: client.put_object(bucket, "0/forged", io.BytesIO(b"x"), 1),
@@ -139,10 +140,10 @@ def test_page_of_another_origin_cannot_read_a_presigned_url(keys: Keys) -> None:
     client.put_object(keys.bucket, "0/read/x", io.BytesIO(b"read"), 4)
     url = client.get_presigned_url("GET", keys.bucket, "0/read/x", expires=timedelta(minutes=1))
     for origin in ("http://evil.example", "http://127.0.0.1:3000", "null"):
-        answer = requests.get(url, headers={"Origin": origin}, timeout=10)
+        answer = requests.get(url, headers={"Origin": origin}, timeout=60)
         assert "Access-Control-Allow-Origin" not in answer.headers, origin
         asked = {"Origin": origin, "Access-Control-Request-Method": "PUT"}
-        assert "Access-Control-Allow-Origin" not in requests.options(url, headers=asked, timeout=10).headers, origin
+        assert "Access-Control-Allow-Origin" not in requests.options(url, headers=asked, timeout=60).headers, origin
 
 
 @pytest.mark.refusal
@@ -158,18 +159,18 @@ def test_each_page_has_a_host_name_of_its_own(stack: Clone, name: str) -> None:
     for host in (f"{name}.localhost:{port}", f"localhost:{port}", f"127.0.0.1:{port}"):
         account = settings.notebook_account(stack.values)
         auth = (account.username, account.password) if name == "mlflow" else None
-        answer = requests.get(f"http://127.0.0.1:{port}/", headers={"Host": host}, auth=auth, timeout=30)
+        answer = requests.get(f"http://127.0.0.1:{port}/", headers={"Host": host}, auth=auth, timeout=60)
         assert answer.status_code == 200, host
 
 
 def test_copied_env_with_another_name_gets_networks_of_its_own(stack: Clone, tmp_path: Path) -> None:
     before = stack.values["CLOSED_NETWORK"]
-    networks.ensure_free(stack.folder)
+    networks.ensure_free(Stack.of(stack.folder))
     assert stack.values["CLOSED_NETWORK"] == before
     shutil.copy2(stack.folder / ".env", tmp_path / ".env")
     copy = Clone(tmp_path, f"{stack.name}-other")
     copy.set(COMPOSE_PROJECT_NAME=copy.name)
-    networks.ensure_free(tmp_path)
+    networks.ensure_free(Stack.of(tmp_path))
     assert copy.values["CLOSED_NETWORK"] != before
 
 
@@ -186,6 +187,6 @@ def test_outbound_connections_follow_env_and_ports_stay_open(stack: Clone) -> No
         assert not reaches(stack, "jupyter", address, port)
     assert not reaches(stack, "mlflow", METADATA, 80)
     for name in ("MLFLOW_PORT", "JUPYTER_PORT"):
-        assert requests.get(f"http://127.0.0.1:{stack.values[name]}/health", timeout=30).status_code in (200, 404)
+        assert requests.get(f"http://127.0.0.1:{stack.values[name]}/health", timeout=60).status_code in (200, 404)
     stack.in_container("jupyter", "python3", "-c", "import mlflow; mlflow.log_metric('a', 1)")
     assert former not in docker("network", "ls", "--format", "{{.Name}}").split()

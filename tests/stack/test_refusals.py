@@ -67,7 +67,7 @@ def refused(login: Login, statement: str) -> None:
 
 def mlflow(stack: Clone, method: str, path: str, auth: Auth | None = None, body: Any = None, **headers: str) -> requests.Response:
     url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}{path}"
-    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=30, allow_redirects=False)
+    return requests.request(method, url, json=body, auth=auth, headers=headers, timeout=60, allow_redirects=False)
 
 
 def api(stack: Clone, method: str, path: str, auth: Auth | None, body: Any = None, **headers: str) -> requests.Response:
@@ -217,7 +217,7 @@ def test_access_key_id_without_the_secret_stores_nothing(stored: Keys, way: str,
             **({} if in_query else {"Authorization": signature, "x-amz-date": now}),
             **headers,
         },
-        timeout=10,
+        timeout=60,
     )
     assert answer.status_code in (400, 403), answer.text
     assert "<Code>AccessDenied</Code>" in answer.text or "<Code>SignatureDoesNotMatch</Code>" in answer.text, answer.text
@@ -241,7 +241,7 @@ def presigned(stack: Clone, route: str, auth: Auth | None, root: str, **wanted: 
 
 def link_to_write(stack: Clone, notebook: Auth, run: str) -> str:
     url: str = presigned(stack, "write", notebook, run, names=["mine.bin"]).json()["links"][0]
-    assert requests.put(url, data=b"mine", timeout=10).status_code == 200
+    assert requests.put(url, data=b"mine", timeout=60).status_code == 200
     return url
 
 
@@ -261,7 +261,7 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
     put_object(stored, theirs)
     writing = link_to_write(stack, notebook, run)
     reading = presigned(stack, "read", notebook, run, path="mine.bin").json()["files"][0]["link"]
-    assert requests.get(reading, timeout=10).content == b"mine"
+    assert requests.get(reading, timeout=60).content == b"mine"
     (version,) = (
         item.version_id for item in client_for(stored).list_objects(stored.bucket, f"{run}/mine.bin", include_version=True)
     )
@@ -280,7 +280,7 @@ def test_presigned_url_allows_one_method_on_one_object(stack: Clone, stored: Key
         "CVE-2026-41145 with a good URL": ("PUT", writing, TRAILER, TRAILER_HEADERS),
     }
     answers = {
-        name: requests.request(method, url, data=data, headers=headers, timeout=10)
+        name: requests.request(method, url, data=data, headers=headers, timeout=60)
         for name, (method, url, data, headers) in attempts.items()
     }
     assert {name: answer.status_code for name, answer in answers.items() if answer.status_code not in (400, 403)} == {}
@@ -299,7 +299,7 @@ def test_expired_presigned_url_is_denied(stored: Keys) -> None:
         url = signer.get_presigned_url(
             method, stored.bucket, "0/old/artifacts/x", expires=timedelta(minutes=15), request_date=yesterday
         )
-        answer = requests.request(method, url, data=b"forged" if method == "PUT" else None, timeout=10)
+        answer = requests.request(method, url, data=b"forged" if method == "PUT" else None, timeout=60)
         assert answer.status_code == 403 and "expired" in answer.text, answer.text
 
 
@@ -330,9 +330,9 @@ def test_presigned_urls_follow_the_permissions_of_artifacts(stack: Clone, notebo
 @pytest.mark.refusal
 def test_minios_console_requires_a_login(stack: Clone) -> None:
     console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
-    assert requests.get(f"{console}/buckets", timeout=10).status_code == 403
+    assert requests.get(f"{console}/buckets", timeout=60).status_code == 403
     wrong = {"accessKey": "minioadmin", "secretKey": "minioadmin"}
-    assert requests.post(f"{console}/login", json=wrong, timeout=10).status_code == 401
+    assert requests.post(f"{console}/login", json=wrong, timeout=60).status_code == 401
 
 
 # ---- MLflow --------------------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def test_jupyter_rejects_a_client_without_the_token(stack: Clone, token: str | N
     server = f"http://127.0.0.1:{stack.values['JUPYTER_PORT']}"
     headers = {} if token is None else {"Authorization": f"token {token}"}
     for path in ("/api/contents", "/api/kernels", "/api/terminals", "/api/sessions", "/files/01_first_run.ipynb"):
-        answer = requests.get(f"{server}{path}", headers=headers, timeout=10, allow_redirects=False)
+        answer = requests.get(f"{server}{path}", headers=headers, timeout=60, allow_redirects=False)
         assert answer.status_code in (302, 403), path
         assert "01_first_run" not in answer.text.replace(urllib.parse.quote_plus(path), "")
 
@@ -463,7 +463,7 @@ for method, path in (("GET", ""), ("GET", sys.argv[1] + "?list-type=2"), ("GET",
                      ("DELETE", sys.argv[2]), ("GET", "minio/admin/v3/info"), ("GET", "minio/v2/metrics/cluster")):
     request = urllib.request.Request("http://minio:9000/" + path, b"x" if method == "PUT" else None, method=method)
     try:
-        answers.append((method, path, urllib.request.urlopen(request, timeout=10).status))
+        answers.append((method, path, urllib.request.urlopen(request, timeout=60).status))
     except urllib.error.HTTPError as error:
         answers.append((method, path, error.code))
 print(json.dumps(answers))

@@ -10,6 +10,7 @@ from minio import Minio
 from minio.error import S3Error
 
 from mlstack import settings
+from mlstack.host.stack import Stack
 from mlstack.postgres import accepts
 from mlstack.s3 import client_for
 from tests.stack.conftest import SECRETS
@@ -61,21 +62,21 @@ def who_gets_in(stack: Clone, values: dict[str, str]) -> dict[str, bool]:
         "accounts": roles.accounts,
         "reader": roles.reader,
     }
-    found = {name: accepts(replace(login, host="127.0.0.1", port=port)) for name, login in logins.items()}
+    accepted = {name: accepts(replace(login, host="127.0.0.1", port=port)) for name, login in logins.items()}
     every_key = {
         "storage owner": settings.storage_owner(values),
         "storage user": settings.tracking_keys(values),
         "console user": settings.console_keys(values),
     }
     for name, keys in every_key.items():
-        found[name] = _opens(client_for(replace(keys, endpoint=f"127.0.0.1:{values['MINIO_PORT']}")), keys.bucket)
+        accepted[name] = _opens(client_for(replace(keys, endpoint=f"127.0.0.1:{values['MINIO_PORT']}")), keys.bucket)
     for account in (admin, notebook):
         url = f"http://127.0.0.1:{values['MLFLOW_PORT']}/api/2.0/mlflow/experiments/get?experiment_id=0"
-        found[account.username] = requests.get(url, auth=(account.username, account.password), timeout=30).status_code == 200
+        accepted[account.username] = requests.get(url, auth=(account.username, account.password), timeout=60).status_code == 200
     headers = {"Authorization": f"token {values['JUPYTER_TOKEN']}"}
     url = f"http://127.0.0.1:{values['JUPYTER_PORT']}/api/contents"
-    found["jupyter"] = requests.get(url, headers=headers, timeout=30).status_code == 200
-    return found
+    accepted["jupyter"] = requests.get(url, headers=headers, timeout=60).status_code == 200
+    return accepted
 
 
 def _opens(client: Minio, bucket: str) -> bool:
@@ -97,7 +98,7 @@ def interrupt_after(stack: Clone, words: str) -> None:
     else:
         pytest.fail(f"it never said {words!r}")
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 @pytest.mark.refusal
@@ -110,9 +111,9 @@ def test_twice_interrupted_rotation_rejects_old_secrets_and_keeps_all_data(stack
     interrupt_after(stack, "wrote fresh secrets")
     assert stack.values == old
     halfway = stack.make("up")
-    assert halfway.returncode != 0 and "make rotate goes on" in halfway.stderr
+    assert halfway.returncode != 0 and "make rotate resumes it" in halfway.stderr
     interrupt_after(stack, "Postgres knows the owner's new password")
-    chosen = settings.of_project(stack.folder, ".env.next") if _next(stack).exists() else stack.values
+    chosen = Stack.of(stack.folder, file=".env.next").values if _next(stack).exists() else stack.values
 
     done = stack.make("rotate", "YES=1")
     assert done.returncode == 0, done.stderr

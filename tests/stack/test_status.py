@@ -12,7 +12,10 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import status as status_of
+from mlstack.host.backup import manifest
+from mlstack.host.backup.manifest import Manifest
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.settings import Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
@@ -20,23 +23,24 @@ from tests.support.service import wait_until
 
 PATIENCE = 20  # seconds: the time that a busy machine takes is not tested
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+LONG_RUNNING = {"postgres", "minio", "mlflow", "jupyter"}
 
 
 def as_json(stack: Clone, **environment: str) -> tuple[int, dict[str, Any]]:
     done = stack.make("status", JSON="1", **environment)
     assert "Traceback" not in done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, found
+    report: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, report
 
 
-def services(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {service["name"]: service for service in found["services"]}
+def services(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {service["name"]: service for service in report["services"]}
 
 
 def known(stack: Clone) -> dict[str, Any]:
     """The status, with enough time for every answer."""
-    found: dict[str, Any] = json.loads(status_of.status(stack.folder).as_json())
-    return found
+    report: dict[str, Any] = json.loads(status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE)).as_json())
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -51,32 +55,36 @@ def backup(stack: Clone) -> Iterator[Path]:
     folder = stack.folder / "backups"
     for name in ("20260101T000000Z", "20260102T000000Z", "20260103T000000Z.partial"):
         (folder / name).mkdir(parents=True)
-        manifest = {"created": f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00+00:00", "bytes": 5_000_000}
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+        content = Manifest(
+            created=f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00Z", bytes=5_000_000, new_bytes=0,
+            versions={"mlflow": "3", "postgres": "17"}, bucket="mlflow", owners={}, counts={}, tables={},
+            files={manifest.DUMP: "0" * 64, manifest.OBJECTS_LIST: "0" * 64},
+        )  # fmt: skip
+        manifest.write(folder / name, content)
     yield folder
     shutil.rmtree(folder)
 
 
 def test_status_of_a_healthy_stack(stack: Clone, role: Login) -> None:
     assert as_json(stack)[0] == 0
-    found = known(stack)
-    assert (found["is_well"], found["problem"], found["project"]) == (True, None, stack.name)
-    by_name = services(found)
-    assert {name for name, service in by_name.items() if service["health"] == "healthy"} == set(status_of.ADDRESSES)
+    report = known(stack)
+    assert (report["is_healthy"], report["problem"], report["project"]) == (True, None, stack.name)
+    by_name = services(report)
+    assert {name for name, service in by_name.items() if service["health"] == "healthy"} == LONG_RUNNING
     assert {name for name, service in by_name.items() if service["state"] == "done"} == {"bootstrap", "migration"}
-    for name in status_of.ADDRESSES:
-        assert by_name[name]["uptime"] >= 0
+    for name in LONG_RUNNING:
+        assert isinstance(by_name[name]["uptime"], int)
         assert by_name[name]["memory"] > 10_000_000
         assert by_name[name]["url"].removeprefix("http://").startswith("127.0.0.1:")
     assert by_name["mlflow"]["version"] == stack.in_container("mlflow", "mlflow", "--version").split()[-1]
     assert by_name["postgres"]["version"] in stack.in_container("postgres", "psql", "--version")
     assert by_name["minio"]["version"] in stack.in_container("minio", "minio", "--version")
     assert by_name["jupyter"]["version"] == stack.in_container("jupyter", "jupyter", "server", "--version").strip()
-    assert [(found["schema"],)] == rows(role, "SELECT version_num FROM alembic_version")
-    assert found["schema_is_of"] == f"migrated by MLflow {by_name['mlflow']['version']}"
-    assert {volume["name"] for volume in found["volumes"]} >= {f"{stack.name}_{name}" for name in ("home", "minio", "postgres")}
-    assert all(volume["is_complete"] for volume in found["volumes"])
-    assert found["backup"] is None
+    assert [(report["schema"],)] == rows(role, "SELECT version_num FROM alembic_version")
+    assert report["schema_is_of"] == f"migrated by MLflow {by_name['mlflow']['version']}"
+    assert {volume["name"] for volume in report["volumes"]} >= {f"{stack.name}_{name}" for name in ("home", "minio", "postgres")}
+    assert all(volume["is_complete"] for volume in report["volumes"])
+    assert report["backup"] is None
 
 
 def test_status_fits_the_screen_and_shows_no_secret(stack: Clone) -> None:
@@ -91,36 +99,37 @@ def test_status_fits_the_screen_and_shows_no_secret(stack: Clone) -> None:
 
 
 def test_status_shows_the_size_of_a_volume_as_du_does(stack: Clone) -> None:
-    (size,) = (volume.size for volume in status_of.status(stack.folder).volumes if volume.name.endswith("_postgres"))
+    report = status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE))
+    (size,) = (volume.size for volume in report.volumes if volume.name.endswith("_postgres"))
     (kilobytes, _) = stack.in_container("postgres", "du", "-sk", "/var/lib/postgresql/data").split()
     assert size == pytest.approx(int(kilobytes) * 1024, rel=0.1)
 
 
 def test_status_shows_the_last_complete_backup(stack: Clone, backup: Path) -> None:
-    found = as_json(stack)[1]["backup"]
-    assert (found["folder"], found["size"]) == ("backups/20260102T000000Z", 5_000_000)
-    assert found["age"] > 86400
+    shown = as_json(stack)[1]["backup"]
+    assert (shown["folder"], shown["size"]) == ("backups/20260102T000000Z", 5_000_000)
+    assert shown["age"] > 86400
     assert "backups/20260102T000000Z, 5.0 MB" in stack.make("status").stdout
 
 
 def test_status_shows_the_backup_in_backup_dir(stack: Clone, backup: Path, tmp_path: Path) -> None:
     stack.set(BACKUP_DIR=str(tmp_path / "elsewhere"))
     try:
-        assert status_of.last_backup(stack.folder) is None
+        assert status_of.last_backup(Stack.of(stack.folder)) is None
         (backup / "20260102T000000Z").rename(tmp_path / "moved")
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "moved").rename(tmp_path / "elsewhere/20260102T000000Z")
-        found = status_of.last_backup(stack.folder)
+        shown = status_of.last_backup(Stack.of(stack.folder))
     finally:
         stack.set(BACKUP_DIR="backups")
-    assert found is not None
-    assert found.folder == str(tmp_path / "elsewhere/20260102T000000Z")
+    assert shown is not None
+    assert shown.folder == str(tmp_path / "elsewhere/20260102T000000Z")
 
 
 def test_status_reports_a_manifest_that_cannot_be_read(stack: Clone, backup: Path) -> None:
     (backup / "20260102T000000Z" / "manifest.json").write_text("{}")
-    with pytest.raises(MlstackError, match="manifest of the last backup cannot be read: 'created'"):
-        status_of.last_backup(stack.folder)
+    with pytest.raises(MlstackError, match=r"20260102T000000Z is damaged: manifest\.json is not what was written"):
+        status_of.last_backup(Stack.of(stack.folder))
 
 
 @pytest.mark.parametrize("section", ["Status", "Doctor", "Reclaim disk"])
@@ -139,50 +148,49 @@ def test_status_of_a_partly_stopped_stack(stack: Clone) -> None:
     stack.compose("stop", "--timeout", "5", "minio")
     stack.compose("rm", "--stop", "--force", "jupyter")
     try:
-        code, found = as_json(stack)[0], known(stack)
+        code, report = as_json(stack)[0], known(stack)
         shown = stack.make("status").stdout
     finally:
         stack.compose("up", "--detach", "--wait")
     assert code != 0
-    assert found["is_well"] is False
-    by_name = services(found)
-    assert (by_name["minio"]["state"], by_name["minio"]["is_well"], by_name["minio"]["memory"]) == ("exited", False, None)
-    assert (by_name["jupyter"]["state"], by_name["jupyter"]["is_well"]) == ("missing", False)
-    assert by_name["postgres"]["is_well"]
-    assert found["schema"]
+    assert report["is_healthy"] is False
+    by_name = services(report)
+    assert (by_name["minio"]["state"], by_name["minio"]["is_healthy"], by_name["minio"]["memory"]) == ("exited", False, None)
+    assert (by_name["jupyter"]["state"], by_name["jupyter"]["is_healthy"]) == ("missing", False)
+    assert by_name["postgres"]["is_healthy"]
+    assert report["schema"]
     assert "make doctor" in shown
     assert re.search(r"minio +exited", shown)
     assert stack.make("status").returncode == 0
 
 
-def test_status_of_a_hanging_service_is_unknown(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_of_a_hanging_service_is_unknown(stack: Clone) -> None:
     container = stack.compose("ps", "--quiet", "mlflow").strip()
-    monkeypatch.setattr(status_of, "PATIENCE", 5)
     stack.in_container("mlflow", "bash", "-c", "kill -STOP -1")
     try:
-        found = status_of.status(stack.folder)
+        report = status_of.status(Stack.of(stack.folder, patience=status_of.PATIENCE))
     finally:
         docker("kill", "--signal", "CONT", container)
         docker("exec", container, "bash", "-c", "kill -CONT -1")
-    (mlflow,) = (service for service in found.services if service.name == "mlflow")
+    (mlflow,) = (service for service in report.services if service.name == "mlflow")
     assert (mlflow.state, mlflow.version) == ("running", None)
-    assert found.schema
-    wait_until(lambda: stack.make("status").returncode == 0, 60)
+    assert report.schema
+    wait_until(lambda: stack.make("status").returncode == 0)
 
 
 def test_status_without_the_database_shows_the_rest(stack: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DB_PASSWORD", "wrong-0123456789")
-    found = known(stack)
-    assert found["schema"] is None
-    assert services(found)["mlflow"]["version"]
+    report = known(stack)
+    assert report["schema"] is None
+    assert services(report)["mlflow"]["version"]
 
 
 def test_status_without_an_engine_says_so(stack: Clone, backup: Path) -> None:
-    code, found = as_json(stack, **AWAY)
+    code, report = as_json(stack, **AWAY)
     assert code != 0
-    assert found["problem"] == "the Docker engine does not answer."
-    assert {service["state"] for service in found["services"]} == {"unknown"}
-    assert found["backup"]["folder"] == "backups/20260102T000000Z"
+    assert report["problem"] == "the Docker engine does not answer."
+    assert {service["state"] for service in report["services"]} == {"unknown"}
+    assert report["backup"]["folder"] == "backups/20260102T000000Z"
     done = stack.make("status", **AWAY)
     assert "The Docker engine does not answer. make up starts it" in done.stdout
     assert "Traceback" not in done.stderr
@@ -190,9 +198,9 @@ def test_status_without_an_engine_says_so(stack: Clone, backup: Path) -> None:
 
 def test_status_of_a_stopped_stack(stack: Clone) -> None:
     stack.compose("down", "--timeout", "10")
-    code, found = as_json(stack)
+    code, report = as_json(stack)
     assert code != 0
-    assert {service["state"] for service in found["services"]} == {"missing"}
+    assert {service["state"] for service in report["services"]} == {"missing"}
     assert "The stack is down. make up starts it." in stack.make("status").stdout
     with pytest.raises(psycopg2.OperationalError):
         psycopg2.connect(host="127.0.0.1", port=stack.values["POSTGRES_PORT"], user="x", dbname="x")

@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 
 from mlstack import settings
-from mlstack.host import preflight
-from mlstack.host.compose import compose, docker
+from mlstack.host import services
+from mlstack.host.compose import compose_in, docker
 from mlstack.host.preflight import free_ports
 
 NAME = "mlstack-test"
 ROOT = Path(__file__).parents[2]
+PORTS = services.read(ROOT, {}).ports
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Clone:
         return image
 
     def compose(self, *arguments: str) -> str:
-        return compose(self.folder, *arguments)
+        return compose_in(self.folder).output(*arguments)
 
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`make` as a user would, without a terminal. Neither pytest's settings nor a running stack's reach it.
@@ -80,7 +81,7 @@ class Clone:
 @lru_cache
 def _config(folder: Path, env: bytes) -> dict[str, Any]:  # cached by the content of .env
     # compose escapes $ as $$ in its output.
-    config: dict[str, Any] = json.loads(compose(folder, "config", "--format", "json").replace("$$", "$"))
+    config: dict[str, Any] = json.loads(compose_in(folder).output("config", "--format", "json").replace("$$", "$"))
     return config
 
 
@@ -100,7 +101,7 @@ def make_clone(folder: Path) -> Clone:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     clone = Clone(folder, f"{NAME}-{os.getpid()}")
-    ports = dict(zip(preflight.PORTS, map(str, free_ports(len(preflight.PORTS))), strict=True))
+    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     done = clone.make("env", COMPOSE_PROJECT_NAME=clone.name, **ports)
     assert done.returncode == 0, done.stderr
     return clone

@@ -1,17 +1,21 @@
 """One check of the doctor, with what it needs and nothing else."""
 
-from mlstack.host.doctor import CHECKS, Result, Subject
+from mlstack.host import services
+from mlstack.host.doctor import Result, Subject, checks
 from mlstack.host.doctor.check import Check, run
+from tests.support.clone import ROOT
+
+CHECKS = checks(services.read(ROOT, {}))
 
 
 def with_needs(*checks: Check) -> list[Check]:
     """Checks and all checks that they need, in the doctor's order."""
-    wanted, waiting = set(checks), list(checks)
+    needed, waiting = set(checks), list(checks)
     while waiting:
-        new = set(waiting.pop().needs) - wanted
-        wanted |= new
+        new = set(waiting.pop().needs) - needed
+        needed |= new
         waiting += new
-    return [each for each in CHECKS if each in wanted]
+    return [item for item in CHECKS if item in needed]
 
 
 def result_of(subject: Subject, check: Check) -> Result:

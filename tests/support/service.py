@@ -51,7 +51,7 @@ class Service(DockerContainer):
         if check := config.get("healthcheck"):
             # A busy machine may take minutes for a start; failures count only after that.
             self._kwargs["healthcheck"] = Healthcheck(
-                test=check["test"], interval=SECOND, timeout=5 * SECOND, retries=3, start_period=300 * SECOND
+                test=check["test"], interval=SECOND, timeout=30 * SECOND, retries=3, start_period=300 * SECOND
             )
             self.waiting_for(HealthcheckWaitStrategy().with_startup_timeout(300))
 

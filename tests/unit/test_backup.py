@@ -1,18 +1,24 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mlstack import settings
+from mlstack import __version__
 from mlstack.errors import MlstackError
 from mlstack.host.backup import manifest, signature
 from mlstack.host.backup.manifest import Artifact, Manifest, Table
 from mlstack.host.commands import backup, rotate
+from mlstack.host.render import size
+from mlstack.host.stack import Stack
+from tests.support.projects import with_package
 
 CONTENT = {"run/model.pkl": b"a model", "run/copy.pkl": b"a model", "run/empty": b""}
 
@@ -96,6 +102,27 @@ def test_read_manifest_rejects_any_changed_byte(folder: Path) -> None:
             manifest.read_manifest(folder)
 
 
+def test_a_backup_says_which_mlstack_made_it(folder: Path) -> None:
+    written = manifest.read_manifest(folder)
+    assert written.made_by == "mlstack 0.1.0"
+    assert replace(written, versions={"mlflow": "3.17.2"}).made_by == "mlstack of an unknown version"
+
+
+def test_the_list_of_backups_shows_which_mlstack_made_each(folder: Path, project: Path) -> None:
+    shutil.copytree(folder, project / "backups" / folder.name)
+    command = [sys.executable, "-m", "mlstack", "restore"]
+    done = subprocess.run(command, cwd="/", env=with_package(project), capture_output=True, text=True, check=True)
+    assert re.search(rf"{folder.name} .* 3\.17\.2 .* 0\.1\.0 ", done.stdout)
+
+
+def test_a_backup_of_a_newer_format_is_rejected_with_both_versions(folder: Path) -> None:
+    written = manifest.read_manifest(folder)
+    manifest.write(folder, replace(written, format=manifest.FORMAT + 1, versions={**written.versions, "mlstack": "99.0\n"}))
+    with pytest.raises(MlstackError) as rejected:
+        manifest.read_manifest(folder)
+    assert r"in format 3, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
+
+
 def test_read_rejects_a_checksum_that_is_a_path_out_of_the_backup(folder: Path) -> None:
     line = json.dumps(
         {**json.loads((folder / manifest.OBJECTS_LIST).read_text().splitlines()[0]), "sha256": "../../../etc/passwd"}
@@ -135,9 +162,9 @@ def test_require_room_rejects_a_disk_with_too_little_room(tmp_path: Path) -> Non
     assert "BACKUP_DIR" in error.value.fix
 
 
-def test_in_units_shows_a_size_with_a_unit() -> None:
+def test_size_is_shown_with_a_unit() -> None:
     sizes = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 kB", 2 * 10**9: "2.0 GB"}
-    assert {count: backup.in_units(count) for count in sizes} == sizes
+    assert {count: size(count) for count in sizes} == sizes
 
 
 def test_is_authentic_rejects_another_key_and_a_changed_manifest(folder: Path) -> None:
@@ -166,10 +193,10 @@ def test_rotate_signs_the_backups_of_this_stack_again_and_no_other(folder: Path,
     ours, theirs = (backups / name for name in ("20261124T065000Z", "20261124T065001Z"))
     for path in (ours, theirs):
         shutil.copytree(folder, path)
-    before, after = settings.of_project(project), {"BACKUP_KEY": "fresh" * 8}
-    signature.sign(ours, before["BACKUP_KEY"])
+    before, after = Stack.of(project), Stack(project, None, {"BACKUP_KEY": "fresh" * 8})
+    signature.sign(ours, before.backup_key)
     signature.sign(theirs, "somebody else's")
     for _ in range(2):  # an interrupted rotation resumes
-        rotate._sign_backups(project, before, after)
-    assert signature.is_authentic(ours, after["BACKUP_KEY"])
-    assert not signature.is_authentic(theirs, after["BACKUP_KEY"])
+        rotate._sign_backups(before, after)
+    assert signature.is_authentic(ours, after.backup_key)
+    assert not signature.is_authentic(theirs, after.backup_key)

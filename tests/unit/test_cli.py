@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mlstack import __version__
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
@@ -138,6 +139,10 @@ def test_wrong_command_line_is_exit_code_2(commands: Commands, arguments: tuple[
     code, out, err = commands.run(*arguments)
     assert (code, out) == (2, "")
     assert_three_lines(err, arguments[-1])
+
+
+def test_the_version_is_the_packages(commands: Commands) -> None:
+    assert commands.run("--version") == (0, f"mlstack {__version__}\n", "")
 
 
 def test_mlstack_without_a_command_lists_the_commands(commands: Commands) -> None:

@@ -10,8 +10,10 @@ import pytest
 from dotenv import dotenv_values
 
 from mlstack import client, settings
-from mlstack.host import folders, preflight
+from mlstack.host import folders
+from mlstack.host.stack import Stack
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
+from tests.support.clone import PORTS
 from tests.support.projects import ROOT, compose_config, set_values
 
 COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
@@ -63,6 +65,14 @@ GIVEN = {
     | NOTEBOOK_ACCOUNT
     | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "JUPYTER_IDLE_HOURS", "JUPYTER_EXTRA_APT"},
 }
+# Every volume, and where it is in its container.
+MOUNTS = {
+    ("postgres", "/var/lib/postgresql/data"),
+    ("minio", "/data"),
+    ("home", "/home/mlstack"),
+    ("spool", "/spool"),
+    ("scratch", "/tmp"),  # noqa: S108 (in the container)
+}
 # They select a block of a file in compose/ and are no values themselves.
 CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
 ONE_SHOTS = {"bootstrap", "migration"}
@@ -73,9 +83,7 @@ LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numbers = {
-        name: str(51000 + number) for number, name in enumerate((*preflight.PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))
-    }
+    numbers = {name: str(51000 + number) for number, name in enumerate((*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))}
     set_values(project, **(marks | numbers))
     return compose_config(project)
 
@@ -287,22 +295,15 @@ def test_memory_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
 @pytest.mark.docker
 def test_every_port_is_published_on_loopback_only(config: dict[str, Any]) -> None:
     published = [port for service in config["services"].values() for port in service.get("ports", [])]
-    assert len(published) == len(preflight.PORTS)
+    assert len(published) == len(PORTS)
     assert {port["host_ip"] for port in published} == {"127.0.0.1"}
 
 
 @pytest.mark.docker
 def test_data_is_in_named_volumes_and_two_host_folders(config: dict[str, Any]) -> None:
     mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
-    volumes = {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"}
-    assert volumes == {
-        ("postgres", "/var/lib/postgresql/data"),
-        ("minio", "/data"),
-        ("home", "/home/mlstack"),
-        ("spool", "/spool"),
-        ("scratch", "/tmp"),  # noqa: S108 (in the container)
-    }
-    assert config["volumes"].keys() == {source for source, _ in volumes}
+    assert {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"} == MOUNTS
+    assert config["volumes"].keys() == {source for source, _ in MOUNTS}
     assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
     covers = {f"/home/mlstack/notebooks/{name}:ro,size=4k,mode=555" for name in folders.COVERED}
     assert set(config["services"]["jupyter"]["tmpfs"]) == covers
@@ -310,14 +311,14 @@ def test_data_is_in_named_volumes_and_two_host_folders(config: dict[str, Any]) -
 
 @pytest.mark.docker
 def test_each_container_has_a_log_folder_of_its_own(project: Path, config: dict[str, Any]) -> None:
-    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
+    stack = Stack.of(project)
     mounted = {
         name: mount["source"]
         for name, service in config["services"].items()
         for mount in service.get("volumes", [])
         if mount["target"] == "/logs"
     }
-    assert mounted == {name: str(log_dir / name) for name in folders.LOGGING}
+    assert mounted == {name: str(stack.logs / name) for name in stack.services.logging}
 
 
 @pytest.mark.docker
@@ -337,6 +338,15 @@ def test_gpus_and_outbound_access_are_independent(project: Path, gpu: str, outbo
     asking = {name for name, service in services.items() if "devices" in json.dumps(service.get("deploy", {}))}
     assert asking == ({"jupyter"} if gpu == "on" else set())
     assert f"outbound-{outbound}" in services["jupyter"]["networks"]
+
+
+@pytest.mark.docker
+def test_the_devcontainer_opens_the_notebooks_in_their_service(config: dict[str, Any]) -> None:
+    devcontainer = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    service = config["services"][devcontainer["service"]]
+    assert devcontainer["workspaceFolder"] in {mount["target"] for mount in service["volumes"]}
+    assert devcontainer["initializeCommand"] == "make up"  # otherwise the container would be started from another configuration
+    assert devcontainer["shutdownAction"] == "none"
 
 
 @pytest.mark.docker

@@ -13,6 +13,7 @@ from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file
 from mlstack.host.env_file import Changes
+from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
 from tests.support.projects import ROOT, as_compose_reads, python, set_values, without
 
@@ -32,6 +33,12 @@ def text_of(project: Path) -> str:
     return (project / ".env").read_text()
 
 
+def problems_of(project: Path) -> list[str]:
+    """What is wrong with a project's `.env`."""
+    stack = Stack.of(project)
+    return env_file.problems(stack.env, stack.values)
+
+
 def leftovers(project: Path) -> list[str]:
     return [path.name for path in project.glob(".env*") if path.name not in (".env", ".env.example")]
 
@@ -42,7 +49,7 @@ def leftovers(project: Path) -> list[str]:
 def test_ensure_creates_a_private_file_without_problems(bare: Path) -> None:
     assert env_file.ensure(bare) == Changes(created=True)
     assert (bare / ".env").stat().st_mode & 0o777 == 0o600
-    assert env_file.problems(bare) == []
+    assert problems_of(bare) == []
     assert not re.search("^[A-Z].*<", text_of(bare), re.MULTILINE)
     assert leftovers(bare) == []
 
@@ -146,7 +153,7 @@ def test_ensure_writes_values_that_the_shell_sets(bare: Path, monkeypatch: pytes
     assert line in text_of(bare).splitlines()
     monkeypatch.delenv(KEY)
     assert settings.of_project(bare)[KEY] == chosen
-    assert env_file.problems(bare) == []
+    assert problems_of(bare) == []
 
 
 @pytest.mark.parametrize("chosen", ["it's long enough", "back\\slash", "${POSTGRES_DB}xxxx", "two\nlines long"])
@@ -157,7 +164,7 @@ def test_ensure_generates_a_secret_if_the_shells_cannot_be_written(
     env_file.ensure(bare)
     monkeypatch.delenv(KEY)
     assert re.fullmatch("[0-9a-f]{32}", settings.of_project(bare)[KEY])
-    assert env_file.problems(bare) == []
+    assert problems_of(bare) == []
 
 
 # ---- completed --------------------------------------------------------------------------------------
@@ -192,7 +199,7 @@ def test_ensure_appends_the_keys_of_a_newer_version_and_keeps_the_rest(project: 
     assert changes == Changes(added=("MLFLOW_DB_PASSWORD", "LOG_LEVEL", "MLFLOW_IMAGE"))
     assert text_of(project).startswith(text)
     assert settings.of_project(project).items() >= values.items()
-    assert env_file.problems(project) == []
+    assert problems_of(project) == []
     assert env_file.ensure(project) == Changes()
 
 
@@ -204,7 +211,7 @@ def test_ensure_generates_an_empty_secret(project: Path, line: str) -> None:
     assert re.fullmatch("[0-9a-f]{32}", settings.of_project(project)[KEY])
     assert text_of(project).startswith("# first\n")
     assert before.strip() in text_of(project)
-    assert env_file.problems(project) == []
+    assert problems_of(project) == []
 
 
 def test_ensure_keeps_an_empty_optional_value(project: Path) -> None:
@@ -217,14 +224,14 @@ def test_ensure_keeps_a_value_beside_an_empty_line_of_the_same_key(project: Path
     (project / ".env").write_text(lines + without(project, KEY))
     assert env_file.ensure(project) == Changes()
     assert SECRET in text_of(project)
-    assert f".env line 2 sets {KEY} a second time" in env_file.problems(project)
+    assert f".env line 2 sets {KEY} a second time" in problems_of(project)
 
 
 @pytest.mark.parametrize("placeholder", [settings.GENERATED, settings.DETECTED])
 def test_problems_reports_a_placeholder(project: Path, placeholder: str) -> None:
     set_values(project, **{KEY: placeholder})
     assert env_file.ensure(project) == Changes()
-    assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in env_file.problems(project))
+    assert any(f"{KEY} still holds the placeholder {placeholder}" in problem for problem in problems_of(project))
 
 
 @pytest.mark.parametrize("line", [f"{KEY}='{SECRET}", f'{KEY}="{SECRET}', f"{KEY}='{SECRET}\nHOST_UID=1'", KEY, "JUPYTER_TOK"])
@@ -367,7 +374,7 @@ def test_python_and_compose_read_an_accepted_line_alike(project: Path, subtests:
         with subtests.test(line=line):
             key = re.sub(r"^\s*(export )?|\s*=.*", "", line, flags=re.DOTALL)
             (project / ".env").write_text(without(project, key) + line)
-            assert env_file.problems(project) == []
+            assert problems_of(project) == []
             assert settings.of_project(project)[key] == value
             copies.append(line.replace(key, f"LINE{number}", 1))
         (project / ".env").write_text(f"{others}{KEY}=abcdefgh12\nLOG_DIR=logs\nPOSTGRES_IMAGE=\n")
@@ -390,7 +397,7 @@ def test_python_and_compose_read_every_accepted_mixture_of_characters_alike(bare
     accepted = {}
     for number, line in enumerate(LINES):
         (bare / ".env").write_bytes(f"MINIO_BUCKET=mlflow{end}K{number}{line}{end}".encode())
-        if not [problem for problem in env_file.problems(bare) if problem.startswith(".env line")]:
+        if not [problem for problem in problems_of(bare) if problem.startswith(".env line")]:
             accepted[f"K{number}"] = line
     assert len(accepted) > 400
     (bare / ".env").write_bytes(end.join(["MINIO_BUCKET=mlflow", *(name + line for name, line in accepted.items())]).encode())
@@ -405,7 +412,7 @@ def test_python_and_compose_read_a_file_from_another_editor_alike(project: Path,
     lines = text_of(project).splitlines()
     assignments = [line for line in lines if "=" in line and not line.startswith("#")]
     (project / ".env").write_bytes((mark + end.join(assignments) + end).encode())
-    assert env_file.problems(project) == []
+    assert problems_of(project) == []
     assert as_compose_reads(project, *VARIABLES) == settings.of_project(project)
 
 
@@ -477,12 +484,12 @@ def test_problems_names_a_rejected_line_without_showing_its_value(project: Path,
     for line, reason in REJECTED:
         with subtests.test(line=line):
             (project / ".env").write_bytes((before + line).encode())
-            problems = env_file.problems(project)
+            problems = problems_of(project)
             assert any(re.match(rf"{re.escape(place)}\b.*{re.escape(reason)}", problem) for problem in problems), problems
             keys = [key for key in (KEY, "LOG_DIR", "POSTGRES_IMAGE") if f"{key}=" in line and "return" not in reason]
             assert all(key in problems[0] for key in keys)
             assert SECRET not in str(problems)
-            assert SECRET not in str(env_file.unknown_keys(project))
+            assert SECRET not in str(env_file.unknown_keys(settings.env_text(project)))
 
 
 def test_problems_counts_lines_like_an_editor(project: Path, subtests: pytest.Subtests) -> None:
@@ -493,7 +500,7 @@ def test_problems_counts_lines_like_an_editor(project: Path, subtests: pytest.Su
         with subtests.test(above=above, line=line):
             (project / ".env").write_bytes((above + line + "\n" + others).encode())
             number = above.count("\n") + 1
-            assert re.match(rf"\.env line {number}\D", env_file.problems(project)[0])
+            assert re.match(rf"\.env line {number}\D", problems_of(project)[0])
 
 
 def test_problems_names_the_second_line_of_a_key_that_is_set_twice(project: Path, subtests: pytest.Subtests) -> None:
@@ -502,16 +509,16 @@ def test_problems_names_the_second_line_of_a_key_that_is_set_twice(project: Path
         with subtests.test(comments=comments):
             between = "# comment\n" * comments
             (project / ".env").write_text(f"{KEY}=abcdefgh12\n{between}{KEY}={SECRET}\n{others}")
-            assert env_file.problems(project) == [f".env line {comments + 2} sets {KEY} a second time"]
+            assert problems_of(project) == [f".env line {comments + 2} sets {KEY} a second time"]
 
 
 def test_problems_says_how_to_create_a_missing_file(bare: Path) -> None:
-    assert env_file.problems(bare) == [".env is missing (make env writes it)"]
+    assert problems_of(bare) == [".env is missing (make env writes it)"]
 
 
 def test_problems_reports_every_wrong_value_at_once(project: Path) -> None:
     set_values(project, POSTGRES_PORT="http", MLFLOW_PORT="0", JUPYTER_TOKEN="short")
-    assert env_file.problems(project) == [
+    assert problems_of(project) == [
         "POSTGRES_PORT=http: expected a port from 1 to 65535",
         "MLFLOW_PORT=0: expected a port from 1 to 65535",
         "JUPYTER_TOKEN: expected at least 8 characters",
@@ -521,7 +528,7 @@ def test_problems_reports_every_wrong_value_at_once(project: Path) -> None:
 def test_unknown_keys_suggests_the_known_key(project: Path) -> None:
     with (project / ".env").open("a") as file:
         file.write("POSTGRES_PASWORD=x\nMINIO_ENDPONT=x\nQQQ=x\n")
-    assert env_file.unknown_keys(project) == [
+    assert env_file.unknown_keys(settings.env_text(project)) == [
         "POSTGRES_PASWORD (did you mean POSTGRES_PASSWORD?)",
         "MINIO_ENDPONT (did you mean MINIO_PORT?)",
         "QQQ",
@@ -529,7 +536,7 @@ def test_unknown_keys_suggests_the_known_key(project: Path) -> None:
 
 
 def test_unknown_keys_knows_every_key_of_the_example(project: Path) -> None:
-    assert env_file.unknown_keys(project) == []
+    assert env_file.unknown_keys(settings.env_text(project)) == []
 
 
 # ---- addresses of the closed networks ----------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlstack.host import examples
+from mlstack.host.stack import Stack
 from tests.support.projects import set_values
 
 NAME = "01_first.ipynb"
@@ -16,7 +17,7 @@ TEXT = '"open http://127.0.0.1:5001 or http://127.0.0.1:8888/?token=… or http:
 def shipped(project: Path) -> Path:
     (project / examples.ORIGINALS).mkdir()
     (project / examples.ORIGINALS / NAME).write_text(TEXT)
-    examples.offer(project)
+    examples.offer(Stack.of(project))
     return project
 
 
@@ -26,7 +27,7 @@ def names(project: Path) -> list[str]:
 
 def newer(project: Path, text: str = "newer") -> None:
     (project / examples.ORIGINALS / NAME).write_text(text)
-    examples.offer(project)
+    examples.offer(Stack.of(project))
 
 
 def test_copy_has_the_ports_of_this_stack(project: Path) -> None:
@@ -49,13 +50,13 @@ def test_newer_version_comes_beside_a_copy_with_changes(shipped: Path) -> None:
     assert own.read_text() == "mine"
     (beside,) = set(names(shipped)) - {NAME}
     assert (shipped / "notebooks" / beside).read_text() == "newer"
-    examples.offer(shipped)
+    examples.offer(Stack.of(shipped))
     assert len(names(shipped)) == 2  # offered once
 
 
 def test_copy_that_was_deleted_comes_back_only_in_a_newer_version(shipped: Path) -> None:
     (shipped / "notebooks" / NAME).unlink()
-    examples.offer(shipped)
+    examples.offer(Stack.of(shipped))
     assert names(shipped) == []
     newer(shipped)
     assert names(shipped) == [NAME]

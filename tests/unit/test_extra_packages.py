@@ -7,6 +7,7 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import extra_packages
+from mlstack.host.stack import Stack
 from tests.support.projects import set_values
 
 
@@ -35,32 +36,32 @@ def test_without_a_wish_an_old_lock_is_removed(project: Path) -> None:
     lock = with_wish(project, "")
     lock.write_text("numpy==1\n")
     set_values(project, JUPYTER_EXTRA_REQUIREMENTS="")
-    extra_packages.lock(project, {})
+    extra_packages.lock(Stack.of(project), {})
     assert not lock.exists()
 
 
 def test_file_that_is_missing_is_named(project: Path) -> None:
     set_values(project, JUPYTER_EXTRA_REQUIREMENTS="not-there.txt")
     with pytest.raises(MlstackError, match=r"not-there\.txt is not a file"):
-        extra_packages.lock(project, {})
+        extra_packages.lock(Stack.of(project), {})
 
 
 def test_wish_that_contradicts_the_image_is_rejected_before_the_build(project: Path) -> None:
     lock = with_wish(project, "added==1.0\n", image="added==2.0\n")
     with pytest.raises(MlstackError, match=r"added==[12]") as raised:
-        extra_packages.lock(project, {})
+        extra_packages.lock(Stack.of(project), {})
     assert "requirements/notebook.txt" in str(raised.value)
     assert not lock.exists()
 
 
 def test_lock_has_hashes_and_the_images_versions_and_is_written_once(project: Path) -> None:
     lock = with_wish(project, "added\n", image="added==1.0\n")
-    extra_packages.lock(project, {})
+    extra_packages.lock(Stack.of(project), {})
     text = lock.read_text()
     assert "added==1.0" in text and "--hash=sha256:" in text
     lock.write_text(text + "# kept\n")
-    extra_packages.lock(project, {})
+    extra_packages.lock(Stack.of(project), {})
     assert lock.read_text().endswith("# kept\n")
     with_wish(project, "added>=1\n", image="added==1.0\n")
-    extra_packages.lock(project, {})
+    extra_packages.lock(Stack.of(project), {})
     assert "# kept" not in lock.read_text()

@@ -23,6 +23,7 @@ from mlstack.host import folders, preflight
 from mlstack.host.backup import manifest
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.lock import held
+from mlstack.host.stack import Stack
 from mlstack.logger import create, get_logger
 from tests.support.projects import ROOT, set_values
 from tests.unit.test_backup import folder as folder_of_a_backup
@@ -122,9 +123,9 @@ def test_prepare_chowns_the_folders_of_containers_and_keeps_the_hosts_logs(prepa
     (prepared / "notebooks/deep/mine.ipynb").touch()
     (prepared / "logs").mkdir(mode=0o755)
     (prepared / "logs/20200101_000000.log").touch()  # of an older version
-    folders.prepare(prepared)
-    folders.prepare(prepared)
-    logs = (prepared / "logs" / name for name in folders.LOGGING)
+    folders.prepare(Stack.of(prepared))
+    folders.prepare(Stack.of(prepared))
+    logs = (prepared / "logs" / name for name in ("bootstrap", "migration", "jupyter"))
     assert owners(prepared / "notebooks", *(prepared / "notebooks").rglob("*"), *logs) == {owner[0]}
     assert owners(prepared / "logs", prepared / "logs/20200101_000000.log") == {os.getuid()}
     assert stat.S_IMODE((prepared / "logs").stat().st_mode) == 0o700
@@ -141,7 +142,7 @@ def test_prepare_follows_no_link_out_of_a_folder(prepared: Path, tmp_path: Path)
     (prepared / "notebooks/folder").symlink_to(outside)
     (prepared / "notebooks/file").symlink_to(outside / "file")
     os.mkfifo(prepared / "notebooks/pipe")
-    folders.prepare(prepared)
+    folders.prepare(Stack.of(prepared))
     assert owners(outside, outside / "file") == {os.getuid()}
 
 
@@ -155,7 +156,7 @@ def test_prepare_rejects_a_link_or_file_in_place_of_a_folder(prepared: Path, tmp
     else:
         (prepared / place).write_text("gitdir: elsewhere")
     with pytest.raises(MlstackError, match="is not a folder") as error:
-        folders.prepare(prepared)
+        folders.prepare(Stack.of(prepared))
     assert str(prepared / place) in error.value.wrong
     assert str(prepared / place) in error.value.fix
 
@@ -174,9 +175,9 @@ def test_prepare_rejects_a_link_or_file_in_place_of_a_folder(prepared: Path, tmp
 def test_check_env_rejects_a_host_folder_inside_one_of_a_container(project: Path, name: str, folder: str) -> None:
     (project / "notebooks").mkdir()
     (project / "link").symlink_to(project / "notebooks")
-    assert preflight.check_env(project) == []
+    assert preflight.check_env(Stack.of(project)) == []
     set_values(project, **{name: folder})
-    (problem,) = preflight.check_env(project)
+    (problem,) = preflight.check_env(Stack.of(project))
     assert problem.wrong.startswith(f"{name}={folder} is inside {project}/")
     assert f"set {name}" in problem.fix
 
@@ -191,7 +192,7 @@ def test_prepare_survives_a_very_deep_folder(prepared: Path) -> None:
         os.close(descriptor)
         descriptor = inner
     os.close(descriptor)
-    folders.prepare(prepared)
+    folders.prepare(Stack.of(prepared))
     subprocess.run(["rm", "-rf", prepared / "notebooks"], check=True)
 
 

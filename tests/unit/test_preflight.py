@@ -9,15 +9,16 @@ import pytest
 
 from mlstack.errors import MlstackError
 from mlstack.host import preflight
-from tests.support.clone import free_ports
+from mlstack.host.stack import Stack
+from tests.support.clone import PORTS, free_ports
 from tests.support.projects import set_values
 
 
 @pytest.fixture
 def ready(project: Path) -> Path:
     """A project that could start here: its ports are free."""
-    ports = map(str, free_ports(len(preflight.PORTS)))
-    set_values(project, **dict(zip(preflight.PORTS, ports, strict=True)))
+    ports = map(str, free_ports(len(PORTS)))
+    set_values(project, **dict(zip(PORTS, ports, strict=True)))
     return project
 
 
@@ -31,7 +32,7 @@ def used_port(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def checked(project: Path, *, will_build: bool = False) -> list[MlstackError]:
-    return preflight.check(project, will_build=will_build)
+    return preflight.check(Stack.of(project), will_build=will_build)
 
 
 @pytest.mark.docker
@@ -44,7 +45,7 @@ def test_check_names_the_process_and_the_variable_of_a_port_in_use(
     ready: Path, used_port: int, subtests: pytest.Subtests
 ) -> None:
     env = (ready / ".env").read_text()
-    for name in preflight.PORTS:
+    for name in PORTS:
         with subtests.test(name=name):
             (ready / ".env").write_text(env)
             set_values(ready, **{name: str(used_port)})
@@ -90,19 +91,6 @@ def test_check_reports_a_wrong_env_file_first(ready: Path, used_port: int) -> No
     assert problem.wrong == "POSTGRES_PORT=x: expected a port from 1 to 65535."
 
 
-def test_ports_in_reads_docker_ps_with_ranges(subtests: pytest.Subtests) -> None:
-    for listing, ports in (
-        ("", set()),
-        ("5432/tcp", set()),
-        ("127.0.0.1:5001->5000/tcp", {5001}),
-        ("127.0.0.1:9000-9001->9000-9001/tcp", {9000, 9001}),
-        ("0.0.0.0:80->80/tcp, :::80->80/tcp, 443/tcp", {80}),
-        ("[::]:7000-7002->7000-7002/tcp\n127.0.0.1:8888->8888/tcp", {7000, 7001, 7002, 8888}),
-    ):
-        with subtests.test(listing=listing):
-            assert preflight._ports_in(listing) == ports
-
-
 @pytest.mark.docker
 def test_check_reports_too_little_memory_with_both_numbers(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "MIN_MEMORY_GIB", 10**6)
@@ -122,11 +110,11 @@ def test_check_reports_too_little_disk_with_both_numbers(
 
 
 def test_warnings_report_unknown_keys_and_values_of_the_shell(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preflight.warnings(ready) == []
+    assert preflight.warnings(Stack.of(ready)) == []
     with (ready / ".env").open("a") as file:
         file.write("LOG_LEVLE=DEBUG\n")
     monkeypatch.setenv("POSTGRES_DB", "another")
-    assert preflight.warnings(ready) == [
+    assert preflight.warnings(Stack.of(ready)) == [
         ".env has a key that nothing reads: LOG_LEVLE (did you mean LOG_LEVEL?)",
         "POSTGRES_DB comes from your shell, not from .env, and they differ",
     ]

@@ -228,10 +228,10 @@ def test_settings_without_env_file_come_from_the_shell(tmp_path: Path, monkeypat
 
 def test_shadowed_lists_what_the_shell_sets_differently(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", settings.of_project(project)["LOG_LEVEL"])
-    assert settings.shadowed(project) == []
+    assert settings.shadowed(settings.env_text(project)) == []
     monkeypatch.setenv("MLFLOW_PORT", "6001")
     monkeypatch.setenv("POSTGRES_DB", "")
-    assert settings.shadowed(project) == ["POSTGRES_DB", "MLFLOW_PORT"]
+    assert settings.shadowed(settings.env_text(project)) == ["POSTGRES_DB", "MLFLOW_PORT"]
 
 
 def test_log_level_ignores_case() -> None:

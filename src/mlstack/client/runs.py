@@ -64,8 +64,8 @@ def _answer(experiment_names: Sequence[str], search: dict[str, Any]) -> tuple["p
     """The matching runs, and the stream of their values."""
     import mlflow
     import pyarrow as pa
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
+
+    from mlstack.client.upstream import get_default_host_creds, http_request
 
     names = [experiment_names] if isinstance(experiment_names, str) else [*experiment_names]
     request = {"experiment_names": names, "filter": search.pop("filter_string", None) or "", **search}

@@ -1,1 +1,1 @@
-"""What runs on the host: the commands behind `make`."""
+"""Code that runs on the host: the commands behind `make`."""

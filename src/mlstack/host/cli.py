@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 
-# What a command alone needs, it imports itself: `make status` has no time for the others' libraries.
+# Each command imports what only it needs: `make status` has no time for the others' libraries.
 if TYPE_CHECKING:
     from mlstack.host.backup.manifest import Backup
     from mlstack.host.commands.backup import Taken
+    from mlstack.host.services import Service
+    from mlstack.host.stack import Stack
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 out = Console(highlight=False)
@@ -26,36 +28,39 @@ _UNSIGNED = (
     "Another stack or an older version made it, or it was changed since. Whoever made it decides which accounts the stack has"
     " and which models it loads. With BACKUP_KEY of the stack that made it in your shell, its signature can be checked."
 )
-PROJECT = settings.PROJECT
 INTERRUPTED = 130
 
-# No option has a variable of the environment: `export YES=1`, long forgotten, would answer every question.
+# No option reads the environment: a forgotten `export YES=1` would answer every question.
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 12h.")]
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
-Service = Annotated[str | None, typer.Argument(help="postgres, minio, mlflow, jupyter, bootstrap or migration; all without it.")]
+ServiceName = Annotated[str | None, typer.Argument(help="One of those that make status shows; all without it.")]
 Person = Annotated[str, typer.Option(help="The account's name.")]
 
 
-@app.callback()
-def own_stack_only() -> None:
-    """A local machine-learning platform: the commands behind make."""
-    from mlstack.host import ownership
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlstack {__version__}")
+        raise typer.Exit
 
-    ownership.require_own(PROJECT)
+
+@app.callback()
+def mlstack(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")] = False,
+) -> None:
+    """A local machine-learning platform: the commands behind make."""
 
 
 @app.command()
 def env() -> None:
-    """Write .env with fresh secrets, or add what a newer version needs. Values that are there stay."""
+    """Write .env with fresh secrets, or add what a newer version needs. Existing values are kept."""
     from mlstack.host import preflight
     from mlstack.host.commands import start
 
-    with _alone("make env"):
-        start.prepare_env(PROJECT)
-        _refuse(preflight.check_env(PROJECT))
+    with _alone("make env") as stack:
+        _refuse(preflight.check_env(start.prepare_env(stack)))
 
 
 @app.command()
@@ -63,33 +68,32 @@ def up() -> None:
     """Build what is missing, start everything, wait until it is healthy."""
     from mlstack.host.commands import start
 
-    with _alone("make up"):
-        start.up(PROJECT)
-    _show_urls()
+    with _alone("make up") as stack:
+        started = start.up(stack)
+    _show_urls(started)
     out.print("\nNext: open JupyterLab and run 01_first_run.ipynb. [dim]make help[/] lists every command.")
 
 
 @app.command()
 def down() -> None:
-    """Stop everything. All data stays."""
+    """Stop everything. All data is kept."""
     from mlstack.host import folders
-    from mlstack.host.compose import attached
 
-    with _alone("make down"):
-        _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
-        folders.tidy(PROJECT)
-    out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
+    with _alone("make down") as stack:
+        _check(stack.compose.attached("down", "--remove-orphans"), "the stack could not be stopped.")
+        folders.tidy(stack.folder)
+    out.print("Stopped. Your data is in the volumes: [bold]make up[/] continues with it.")
 
 
 @app.command()
 def reset(yes: Yes = False) -> None:
     """Delete all data of this stack, after asking."""
-    from mlstack.host.backup.stack import DATA_SERVICES, are_well
+    from mlstack.host.backup.data_services import DATA_SERVICES, are_healthy
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import reset as resetting
 
-    with _alone("make reset"):
-        losses = resetting.losses(PROJECT)
+    with _alone("make reset") as stack:
+        losses = resetting.losses(stack)
         table = Table("volume", "size", "what is lost", title="make reset deletes")
         for loss in losses:
             table.add_row(loss.volume, loss.size, loss.cost)
@@ -97,154 +101,158 @@ def reset(yes: Yes = False) -> None:
             out.print(table)
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
-            if are_well(PROJECT, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
-                _show_backup(backing_up.back_up(PROJECT))
-        resetting.reset(PROJECT)
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make reset YES=1")
+            if are_healthy(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
+                _show_backup(backing_up.back_up(stack))
+        resetting.reset(stack)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")
 
 
 @app.command()
 def user(name: Person) -> None:
-    """Make a person's account in MLflow, and show its password once."""
+    """Create a person's account in MLflow, and show its password once."""
     from mlstack.host.commands import accounts
 
-    password = accounts.add(PROJECT, name)
+    password = accounts.add(_own_stack(), name)
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
     out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
 
 
 @app.command()
 def user_remove(name: Person, yes: Yes = False) -> None:
-    """Remove a person's account from MLflow. What it logged stays."""
+    """Remove a person's account from MLflow. What it logged is kept."""
     from mlstack.host.commands import accounts
 
+    stack = _own_stack()
     if not yes:
         _confirm(
-            f"Remove the account {name} and its permissions? What it logged stays.",
+            f"Remove the account {name} and its permissions? What it logged is kept.",
             "The account cannot be restored.",
             f"make user-remove NAME={name} YES=1",
         )
-    accounts.remove(PROJECT, name)
+    accounts.remove(stack, name)
     out.print("Removed. Its password no longer works.")
 
 
 @app.command(name="rotate")
 def rotate_secrets(yes: Yes = False) -> None:
-    """Regenerate every secret, in the services and in .env. All data stays."""
+    """Regenerate every secret, in the services and in .env. All data is kept."""
     from mlstack.host.commands import rotate
 
-    with _alone("make rotate"):
-        out.print("make rotate replaces every password, key and token of this stack. All data stays.")
+    with _alone("make rotate") as stack:
+        out.print("make rotate replaces every password, key and token of this stack. All data is kept.")
         out.print("The services restart: running notebooks lose their variables, and clients wait about a minute.")
         if not yes:
-            _confirm("Go on?", "Running notebooks would lose their variables.", "make rotate YES=1")
-        rotate.rotate(PROJECT)
-    _show_urls()
+            _confirm("Continue?", "Running notebooks would lose their variables.", "make rotate YES=1")
+        rotated = rotate.rotate(stack)
+    _show_urls(rotated)
     out.print(
-        "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
+        "\nThe old secrets are rejected. Clients on the host read the new ones from .env; people's accounts in MLflow are kept."
     )
 
 
 @app.command()
 def backup(keep: Keep = None) -> None:
-    """Copy everything that the stack holds, while it runs: database and bucket as of one moment."""
+    """Copy everything in the stack while it runs: database and bucket, point-in-time consistent."""
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import start
 
-    with _alone("make backup"):
-        start.prepare_env(PROJECT)  # the key that signs it may be new
-        taken = backing_up.back_up(PROJECT, keep)
+    with _alone("make backup") as stack:
+        taken = backing_up.back_up(start.prepare_env(stack), keep)  # the key that signs it may be new
     _show_backup(taken)
 
 
 @app.command()
 def restore(backup: BackupName = None, yes: Yes = False) -> None:
-    """Put a backup in the place of what the stack holds, after asking. Without a backup: list them."""
+    """Replace the stack's content by a backup, after asking. Without a backup: list them."""
     from mlstack.host.commands import restore as restoring
 
     if not backup:
-        _show_backups()
+        _show_backups(_own_stack())
         return
-    with _alone("make restore"):
-        found = _checked_backup(backup)
-        restoring.require_bucket(PROJECT, found)
-        if not restoring.is_authentic(PROJECT, found):
-            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
+    with _alone("make restore") as stack:
+        prepared, checked = _checked_backup(stack, backup)
+        restoring.require_bucket(prepared, checked)
+        if not restoring.is_authentic(prepared, checked):
+            err.print(
+                f"[bold yellow]The backup {checked.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True
+            )
             if not yes:
                 _confirm(
                     "Trust whoever made it?", "Its maker decides what this stack holds.", f"make restore BACKUP={backup} YES=1"
                 )
-        there = restoring.content(PROJECT)
-        if not there.is_empty and not yes:
-            _show_exchange(there.counts, found.manifest.counts)
+        content = restoring.content(prepared)
+        if not content.is_empty and not yes:
+            _show_exchange(content.counts, checked.manifest.counts)
             _confirm(
                 "Replace what this stack holds by the backup?",
                 "What is newer than it would be lost.",
                 f"make restore BACKUP={backup} YES=1",
             )
-        restoring.restore(PROJECT, found)
-    out.print(f"Restored the backup {found.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
-    _show_counts(found.manifest.counts)
+        restoring.restore(prepared, checked)
+    out.print(f"Restored the backup {checked.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
+    _show_counts(checked.manifest.counts)
 
 
 @app.command()
 def verify(backup: BackupName = None) -> None:
-    """Restore a backup into a stack that is thrown away, and compare. Without a backup: the newest."""
+    """Restore a backup into a temporary stack, and compare. Without a backup: the newest."""
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import verify as verifying
 
-    with _alone("make verify"):
-        found = _checked_backup(backup)
-        if not restoring.is_authentic(PROJECT, found):
-            err.print(f"[bold yellow]The backup {found.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True)
-        verifying.verify(PROJECT, found)
+    with _alone("make verify") as stack:
+        prepared, checked = _checked_backup(stack, backup)
+        if not restoring.is_authentic(prepared, checked):
+            err.print(
+                f"[bold yellow]The backup {checked.folder.name} is not signed by this stack.[/] {_UNSIGNED}", soft_wrap=True
+            )
+        verifying.verify(prepared, checked)
     out.print(
-        f"The backup {found.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
+        f"The backup {checked.folder.name} is good: restored elsewhere, every table and every artifact equals its manifest.",
         soft_wrap=True,
     )
-    _show_counts(found.manifest.counts)
+    _show_counts(checked.manifest.counts)
 
 
 @app.command()
 def upgrade() -> None:
-    """Take a backup, build newer images, migrate, start and check; on failure go back to before."""
+    """Take a backup, build newer images, migrate, start and check; on failure roll back."""
     from mlstack.host.commands import upgrade as upgrading
 
-    with _alone("make upgrade"):
-        done = upgrading.upgrade(PROJECT)
+    with _alone("make upgrade") as stack:
+        done = upgrading.upgrade(stack)
     _show_backup(done.backup)
     out.print(f"Upgraded: MLflow's data was made by {done.mlflow_before or 'another MLflow'}, now {done.mlflow_after}.")
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show services, volumes, schema and backup. Exits with 1 if a service is not well."""
+    """Show services, volumes, schema and backup. Exits with 1 if a service is not healthy."""
     from mlstack.host import status as now
     from mlstack.host.render import status
 
-    found = now.status(PROJECT)
+    current = now.status(_own_stack(now.PATIENCE))
     if as_json:
-        typer.echo(found.as_json())
+        typer.echo(current.as_json())
     else:
-        out.print(status.screen(found))
-    if not found.is_well:
+        out.print(status.screen(current))
+    if not current.is_healthy:
         raise typer.Exit(1)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine and the whole stack by using it; say cause and fix. Exits with 1 if a check failed."""
+    """Check the host and the whole stack by using it; show cause and fix. Exits with 1 if a check failed."""
     from mlstack.host.doctor import Result, State, Subject, examine
     from mlstack.host.render import doctor
     from mlstack.logger import get_logger
 
     results: list[Result] = []
     with err.status("looking") as progress:
-        for result in examine(Subject(PROJECT), lambda check: progress.update(f"{check.reach}: {check.name}")):
+        for result in examine(Subject(_own_stack()), lambda check: progress.update(f"{check.reach}: {check.name}")):
             line = doctor.line(result)
             if line and not as_json:
-                if result.reach not in {each.reach for each in results}:
+                if result.reach not in {previous.reach for previous in results}:
                     out.print(f"[bold]{result.reach}[/]")
                 out.print(line)
             results.append(result)
@@ -260,40 +268,40 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
-    """Show what deleted runs, old versions, orphans and old images occupy; delete it for good after asking."""
+    """Show what deleted runs, old versions, orphans and old images occupy; delete it permanently after asking."""
     from mlstack.host.commands import gc as cleaning
     from mlstack.host.render import gc
 
-    with _alone("make gc"):
+    with _alone("make gc") as stack:
         age = cleaning.age_of(older_than)
         with err.status("looking through the database and the bucket"):
-            plan = cleaning.plan(PROJECT, age)
+            plan = cleaning.plan(stack, age)
         out.print(gc.screen(plan, older_than))
         if plan.is_empty:
             return
         if not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1")
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make gc YES=1")
         with err.status("deleting") as progress:
-            cleaning.carry_out(PROJECT, plan, progress.update)
+            cleaning.carry_out(stack, plan, progress.update)
     out.print("Deleted.")
 
 
 @app.command()
-def logs(service: Service = None) -> None:
+def logs(service: ServiceName = None) -> None:
     """Follow the logs of all services, or of one."""
     from mlstack.host.compose import followed_logs
 
-    _check(followed_logs(PROJECT, service, typer.echo), "the logs could not be read.")
+    _check(followed_logs(_own_stack().compose, service, typer.echo), "the logs could not be read.")
 
 
 @app.command()
 def urls() -> None:
-    """Show where everything is."""
-    _show_urls()
+    """Show the addresses of all pages."""
+    _show_urls(_own_stack())
 
 
 def main() -> NoReturn:
-    """Runs a command; every error reaches the user as what is wrong, why it matters and what fixes it."""
+    """Runs a command; every error is shown as what is wrong, why it matters and what fixes it."""
     sys.exit(_run())
 
 
@@ -309,15 +317,15 @@ def _run() -> int:
             raise others from None
         for problem in refused.exceptions if refused else ():
             _print_error(problem)
-    except typer.TyperException as error:  # a wrong command line; without any, the help is printed already
+    except typer.TyperException as error:  # a wrong command line; without one, the help has been printed
         if error.message:
             _print_error(MlstackError(error.message, "Nothing was done.", "make help lists every command"))
         code = error.exit_code
     except typer.Abort:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback over the last words
-        err.print("\nStopped. Nothing is broken: the same command goes on where this one ended.")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback after this message
+        err.print("\nStopped. Nothing is broken: the same command resumes where this one ended.")
     return code
 
 
@@ -336,12 +344,23 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
+def _own_stack(patience: float | None = None) -> "Stack":
+    """The stack of this folder, for every command. Raises MlstackError when its containers belong to another folder."""
+    from mlstack.host import ownership
+    from mlstack.host.stack import PATIENCE, Stack
+
+    stack = Stack.of(settings.PROJECT, patience=patience or PATIENCE)
+    ownership.require_own(stack)
+    return stack
+
+
 @contextmanager
-def _alone(command: str) -> Iterator[None]:
+def _alone(command: str) -> Iterator["Stack"]:
+    """The stack of this folder, for a command that changes it. Its `.env` is read while no other command writes it."""
     from mlstack.host.lock import held
 
-    with held(PROJECT, command):
-        yield
+    with held(settings.PROJECT, command):
+        yield _own_stack()
 
 
 def _confirm(question: str, why: str, forced: str) -> None:
@@ -350,43 +369,46 @@ def _confirm(question: str, why: str, forced: str) -> None:
     typer.confirm(question, abort=True)
 
 
-def _checked_backup(name: str | None) -> "Backup":
+def _checked_backup(stack: "Stack", name: str | None) -> tuple["Stack", "Backup"]:
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import start
 
-    start.prepare_env(PROJECT)
-    found = restoring.checked(backing_up.find(PROJECT, name))
-    start.prepare(PROJECT)
-    restoring.require_fits(PROJECT, found)
-    return found
+    stack = start.prepare_env(stack)
+    checked = restoring.checked(backing_up.find(stack, name))
+    stack = start.prepare(stack)
+    restoring.require_fits(stack, checked)
+    return stack, checked
 
 
 def _show_backup(taken: "Taken") -> None:
-    from mlstack.host.commands import backup as backing_up
+    from mlstack.host.render import size
 
-    found, size = taken.manifest, backing_up.in_units
-    out.print(f"Backup [bold]{taken.folder}[/]: {size(found.bytes)}, of which {size(found.new_bytes)} are new.", soft_wrap=True)
-    _show_counts(found.counts)
+    contents = taken.manifest
+    out.print(
+        f"Backup [bold]{taken.folder}[/]: {size(contents.bytes)}, of which {size(contents.new_bytes)} are new.", soft_wrap=True
+    )
+    _show_counts(contents.counts)
     for pruned in taken.pruned:
         out.print(f"Removed the backup {pruned.name}.")
     out.print("Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter.")
 
 
-def _show_backups() -> None:
+def _show_backups(stack: "Stack") -> None:
     from mlstack.host.backup import manifest
-    from mlstack.host.commands import backup as backing_up
+    from mlstack.host.render import size
 
-    backups = settings.backup_dir(PROJECT)
-    table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
+    backups = stack.backups
+    table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
-            found = manifest.read_manifest(folder)
+            contents = manifest.read_manifest(folder)
         except MlstackError as error:
             table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
             continue
-        runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, escape(found.versions["mlflow"] or "?"))
+        runs, artifacts = (str(contents.counts.get(label, 0)) for label in ("runs", "artifacts"))
+        versions = (escape(contents.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
+        table.add_row(folder.name, size(contents.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
@@ -394,41 +416,39 @@ def _show_backups() -> None:
     out.print("[bold]make restore BACKUP=…[/] puts one in the place of what the stack holds, after asking.")
 
 
-def _show_exchange(there: Mapping[str, int], coming: Mapping[str, int]) -> None:
+def _show_exchange(present: Mapping[str, int], coming: Mapping[str, int]) -> None:
     table = Table("", "now, will be lost", "in the backup", title="make restore replaces")
-    for what in {**coming, **there}:
-        table.add_row(escape(what), str(there.get(what, 0)), str(coming.get(what, 0)))
+    for label in {**coming, **present}:
+        table.add_row(escape(label), str(present.get(label, 0)), str(coming.get(label, 0)))
     out.print(table)
 
 
 def _show_counts(counts: Mapping[str, int]) -> None:
-    out.print("  " + ", ".join(f"{count:,} {escape(what)}" for what, count in counts.items()))
+    out.print("  " + ", ".join(f"{count:,} {escape(label)}" for label, count in counts.items()))
 
 
-def _show_urls() -> None:
-    from mlstack.host import preflight
+def _show_urls(stack: "Stack") -> None:
+    values = stack.values
+    settings.read(*stack.services.ports, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
 
-    values = settings.of_project(PROJECT)
-    settings.read(*preflight.PORTS, "JUPYTER_TOKEN", "POSTGRES_DB", "MLFLOW_AUTH", values=values)
-    # On a terminal the link logs in; in a file or a CI log there is no secret.
-    token = f"?token={values['JUPYTER_TOKEN']}" if out.is_terminal else ""
-    mlflow_login = "MLFLOW_TRACKING_USERNAME and _PASSWORD" if values["MLFLOW_AUTH"] == "on" else "open to everybody here"
+    def address(service: "Service") -> str:
+        # A browser sends a cookie of 127.0.0.1 to all of its ports: host names separate the logins of the pages. Programs may
+        # not resolve these names, so a file or a CI log gets the address, without a secret; on a terminal the link logs in.
+        if not out.is_terminal:
+            return service.url
+        token = f"?token={values['JUPYTER_TOKEN']}" if service.name == "jupyter" else ""
+        return service.url.replace("http://127.0.0.1:", f"http://{service.name}.localhost:") + token
 
-    def url(name: str, port: str) -> str:
-        # A browser sends a cookie of 127.0.0.1 to each of its ports: names keep the logins of the pages apart. Programs may
-        # not know these names, so that a file or a CI log has the address.
-        return f"http://{f'{name}.localhost' if out.is_terminal else '127.0.0.1'}:{values[port]}"
+    def login(service: "Service") -> str:
+        is_open = service.name == "mlflow" and values["MLFLOW_AUTH"] == "off"
+        return "open to everybody here" if is_open else service.login
 
-    places = (
-        ("JupyterLab", f"{url('jupyter', 'JUPYTER_PORT')}/lab{token}", "JUPYTER_TOKEN"),
-        ("MLflow", url("mlflow", "MLFLOW_PORT"), mlflow_login),
-        ("MinIO", url("minio", "MINIO_CONSOLE_PORT"), "MINIO_CONSOLE_USER and _PASSWORD, for reading"),
-        ("Postgres", f"127.0.0.1:{values['POSTGRES_PORT']}/{values['POSTGRES_DB']}", "READER_DB_USER and _PASSWORD, for reading"),
-    )
-    # An address has a line of its own: the link with its token just fits into 80 columns.
-    for place, address, login in places:
-        out.print(f"[bold]{place}[/]  [dim]{login}[/]", soft_wrap=True)
-        out.print(f"  {address}", soft_wrap=True)
+    # Pages come after the services they need in the compose file, and first here.
+    pages = [service for service in reversed(stack.services.long_running) if service.url]
+    # Each address has its own line: the link with its token just fits into 80 columns.
+    for service in pages:
+        out.print(f"[bold]{service.title}[/]  [dim]{login(service)}[/]", soft_wrap=True)
+        out.print(f"  {address(service)}", soft_wrap=True)
     out.print("The credentials are in .env, under these names.")
     if out.is_terminal:
         out.print("[dim]A browser that does not know *.localhost (older Safari) opens the same pages at 127.0.0.1.[/]")

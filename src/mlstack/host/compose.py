@@ -1,93 +1,131 @@
-"""docker and docker compose, as the commands of this project use them."""
+"""The command lines of docker and docker compose: all their processes start here."""
 
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted
 
-_CLEAR_LINE = b"\x1b[2K"  # compose's own, before the name of the service, also where it is told to use no escapes
+Stream = int | IO[Any] | None  # of subprocess.Popen
+_CLEAR_LINE = b"\x1b[2K"  # compose writes it before the service's name, even without colours
 
-# Compose's labels on what it makes: the stack's name, and the folder that it was started from.
-PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
-SERVICE_LABEL = "com.docker.compose.service"
-# Images that compose builds hand the other labels on to whatever is started from them by hand; this one only compose writes.
-HASH_LABEL = "com.docker.compose.config-hash"
+
+class CommandFailed(MlstackError):  # noqa: N818 # named after what failed
+    """A command that failed or took too long; `stderr` is what it wrote there."""
+
+    def __init__(self, command: Sequence[str], wrong: str, stderr: str = "") -> None:
+        self.stderr = stderr
+        super().__init__(
+            f"{' '.join(command[:3])} {wrong}", "The stack could not be looked at or changed.", "scripts/engine.sh check"
+        )
 
 
 @dataclass(frozen=True)
-class Container:
-    """One container of the stack, running or not."""
+class Program:
+    """A program and the folder in which it runs, with the shell's environment."""
 
-    service: str
-    name: str
-    state: str
-    health: str
-    exit_code: int
-    status: str
+    command: tuple[str, ...]
+    folder: Path | None = None
 
-    @property
-    def is_well(self) -> bool:
-        """Running and, where it has a healthcheck, healthy; or a one-shot that did its work."""
-        if self.state == "running":
-            return self.health in ("", "healthy")
-        return self.state == "exited" and self.exit_code == 0
+    def output(
+        self, *arguments: str, stdin: str = "", timeout: float | None = None, environment: Mapping[str, str] | None = None
+    ) -> str:
+        """The output. Raises CommandFailed with the last line of its errors, and after `timeout` seconds."""
+        with self.started(
+            *arguments, environment=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                out, err = process.communicate(stdin.encode(), timeout)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                raise CommandFailed((*self.command, *arguments), f"… took longer than {timeout:g} s.") from error
+            except BaseException:
+                process.kill()
+                raise
+        stderr = err.decode(errors="replace")
+        if process.returncode:
+            lines = [line for line in stderr.splitlines() if line.strip()] or [f"exit code {process.returncode}"]
+            raise CommandFailed((*self.command, *arguments), f"failed: {lines[-1].strip()}", stderr)
+        return out.decode(errors="replace")
+
+    def attached(self, *arguments: str, environment: Mapping[str, str] | None = None) -> int:
+        """Runs it on the user's own terminal and returns its exit code."""
+        with self.started(*arguments, environment=environment) as process:
+            try:
+                return process.wait()
+            except BaseException:
+                process.kill()
+                raise
+
+    @contextmanager
+    def piped(self, *arguments: str, wrong: str, stdin: Stream = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+        """It runs between pipes. Raises MlstackError beginning with `wrong` when it fails."""
+        with tempfile.TemporaryFile() as errors:
+            with self.started(*arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process:
+                try:
+                    yield process
+                except BrokenPipeError:
+                    pass  # it failed, and explains why
+                except BaseException:
+                    process.kill()
+                    raise
+            if process.returncode:
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+                telling = [line for line in lines if "error:" in line] or lines
+                raise MlstackError(f"{wrong}: {telling[0]}", "Nothing was changed.", "docker compose logs postgres")
+
+    def started(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+    ) -> subprocess.Popen[bytes]:
+        """The process; without streams it has those of this one."""
+        if shutil.which(self.command[0]) is None:
+            raise not_installed(self.command[0])
+        return subprocess.Popen(
+            [*self.command, *arguments],
+            cwd=self.folder,
+            env=settings.for_commands(**(environment or {})),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+
+
+DOCKER = Program(("docker",))
+
+
+def compose_in(folder: Path) -> Program:
+    """docker compose on the project in a folder."""
+    return Program(("docker", "compose"), folder)
 
 
 def docker(*arguments: str) -> str:
-    """The output of a docker command. Raises MlstackError with docker's own words."""
-    return _output(["docker", *arguments], cwd=None)
+    """The output of a docker command. Raises CommandFailed with docker's own message."""
+    return DOCKER.output(*arguments)
 
 
-def compose(project: Path, *arguments: str) -> str:
-    """The output of a docker compose command in this project. Raises MlstackError with compose's own words."""
-    return _output(["docker", "compose", *arguments], cwd=project)
+def config(compose: Program) -> dict[str, Any]:
+    """The compose file as compose reads it. Raises CommandFailed with compose's own message."""
+    parsed: dict[str, Any] = json.loads(compose.output("config", "--format", "json"))
+    return parsed
 
 
-def compose_config(project: Path) -> dict[str, Any]:
-    """The compose file as compose reads it. Raises MlstackError with compose's own words."""
-    config: dict[str, Any] = json.loads(compose(project, "config", "--format", "json"))
-    return config
-
-
-def attached(project: Path, *arguments: str, environment: dict[str, str] | None = None) -> int:
-    """Runs a docker compose command on the user's own terminal and returns its exit code."""
-    command = ["docker", "compose", *arguments]
-    _require_docker()
-    return subprocess.run(command, cwd=project, env=settings.for_commands(**(environment or {})), check=False).returncode
-
-
-def containers(project: Path) -> list[Container]:
-    """Every container of the stack."""
-    return [
-        Container(
-            service=str(row["Service"]),
-            name=str(row["Name"]),
-            state=str(row["State"]),
-            health=str(row["Health"]),
-            exit_code=int(row["ExitCode"]),
-            status=str(row["Status"]),
-        )
-        for row in _rows(compose(project, "ps", "--all", "--format", "json"))
-    ]
-
-
-def last_lines(container: Container, count: int) -> list[str]:
-    """The end of what a container wrote, on either stream."""
-    command = ["docker", "logs", "--tail", str(count), container.name]
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False).stdout.splitlines()
-
-
-def followed_logs(project: Path, service: str | None, show: Callable[[str], object]) -> int:
+def followed_logs(compose: Program, service: str | None, show: Callable[[str], object]) -> int:
     """Shows each line that the containers write, until they end or Ctrl-C, and returns compose's exit code."""
-    _require_docker()
-    command = ["docker", "compose", "--ansi", "never", "logs", "--follow", "--tail", "100", "--", *([service] if service else [])]
-    with subprocess.Popen(command, cwd=project, env=settings.for_commands(), stdout=subprocess.PIPE) as process:
+    arguments = ("--ansi", "never", "logs", "--follow", "--tail", "100", "--", *([service] if service else []))
+    with compose.started(*arguments, stdout=subprocess.PIPE) as process:
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         for line in process.stdout:
             text = line.removeprefix(_CLEAR_LINE).removesuffix(b"\n").decode(errors="backslashreplace")
@@ -95,37 +133,10 @@ def followed_logs(project: Path, service: str | None, show: Callable[[str], obje
     return process.returncode
 
 
-def volumes(name: str) -> list[str]:
-    """Names of the volumes that hold this stack's data."""
-    return docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={name}").split()
-
-
-def _rows(output: str) -> list[dict[str, str | int]]:
-    # A JSON list until compose 2.20, one object a line since 2.21.
-    text = output.strip()
-    rows: list[dict[str, str | int]] = (
-        json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+def not_installed(program: str) -> MlstackError:
+    """The error for a missing program."""
+    return MlstackError(
+        f"{program} is not on the PATH.",
+        "Everything here runs in containers.",
+        "make up (it installs what is missing, or says how)",
     )
-    return rows
-
-
-def _require_docker() -> None:
-    if shutil.which("docker") is None:
-        raise MlstackError(
-            "docker is not on the PATH.",
-            "Everything here runs in containers.",
-            "make up (it installs what is missing, or says how)",
-        )
-
-
-def _output(command: Sequence[str], cwd: Path | None) -> str:
-    _require_docker()
-    done = subprocess.run(command, cwd=cwd, env=settings.for_commands(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise MlstackError(
-            f"{' '.join(command[:3])} failed: {lines[-1]}",
-            "The stack could not be looked at or changed.",
-            "scripts/engine.sh check",
-        )
-    return done.stdout

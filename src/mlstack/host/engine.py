@@ -1,6 +1,7 @@
-"""The Docker engine's own interface, for what its command line is too slow for or does not tell."""
+"""The Docker engine's own API, for what its command line does too slowly or not at all."""
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,17 +16,20 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.compose import FOLDER_LABEL, HASH_LABEL, PROJECT_LABEL, SERVICE_LABEL
+from mlstack.host.compose import not_installed
 
-# Compose's labels on a container. The images that compose builds carry the first two as well, and hand them on to
-# whatever is started from them by hand: only compose itself writes a configuration's hash.
+# Compose's labels on its containers: the stack's name, and the folder that it was started from.
+PROJECT_LABEL, FOLDER_LABEL = "com.docker.compose.project", "com.docker.compose.project.working_dir"
+SERVICE_LABEL = "com.docker.compose.service"
+# Containers started by hand inherit the other labels from images that compose builds; only compose writes this one.
+HASH_LABEL = "com.docker.compose.config-hash"
 ONE_OFF_LABEL = "com.docker.compose.oneoff"
 VERSION_LABEL = "org.opencontainers.image.version"
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume in a container: its name, where it is inside, where the engine keeps it."""
+    """A volume in a container: its name, its path inside, and its path on the engine's host."""
 
     volume: str
     target: str
@@ -34,9 +38,9 @@ class Mount:
 
 @dataclass(frozen=True)
 class Container:
-    """One container of the stack, running or not. `version` is what its image says, empty if it says nothing.
+    """One container of the stack, running or not. `version` is its image's label, empty if there is none.
 
-    `started` is None before the first start, `memory_limit` (bytes) where there is none.
+    `started` is None before the first start, `memory_limit` (bytes) without a limit.
     """
 
     id: str
@@ -74,7 +78,11 @@ class Container:
             config_hash=labels[HASH_LABEL],
             version=labels.get(VERSION_LABEL, ""),
             folder=labels.get(FOLDER_LABEL, ""),
-            addresses=frozenset(f"{each['HostIp']}:{each['HostPort']}" for several in bindings for each in several or ()),
+            addresses=frozenset(
+                f"{binding['HostIp']}:{binding['HostPort']}"
+                for bindings_of_port in bindings
+                for binding in bindings_of_port or ()
+            ),
             mounts=tuple(
                 Mount(mount["Name"], mount["Destination"], mount["Source"])
                 for mount in inspected["Mounts"]
@@ -87,16 +95,23 @@ class Container:
         return self.state == "running"
 
     @property
-    def is_well(self) -> bool:
-        """Running and, where it has a healthcheck, healthy; or a one-shot that did its work."""
+    def is_healthy(self) -> bool:
+        """Running and, with a healthcheck, healthy; or a one-shot that succeeded."""
         if self.is_running:
             return self.health in ("", "healthy")
         return self.state == "exited" and self.exit_code == 0
 
+    @property
+    def description(self) -> str:
+        """State, health and exit code, in Docker's words."""
+        if self.is_running:
+            return f"{self.state} ({self.health})" if self.health else self.state
+        return f"{self.state} (exit code {self.exit_code})"
+
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the engine, of any project; `project` is empty for one that compose did not make."""
+    """A network of the engine, of any project; `project` is empty for one that compose did not create."""
 
     id: str
     name: str
@@ -112,31 +127,70 @@ class Engine:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What `docker info` says."""
+        """The output of `docker info`."""
         with _explained():
-            found: dict[str, Any] = self.api.info()
-        return found
+            information: dict[str, Any] = self.api.info()
+        return information
 
     def time(self) -> float:
         """The engine's clock, in seconds since 1970."""
         with _explained():
-            found = self.api.info()["SystemTime"]
+            text = self.api.info()["SystemTime"]
         # Nanoseconds, which Python cannot read, and the engine's own time zone.
-        return datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", found)).timestamp()
+        return datetime.fromisoformat(re.sub(r"(\.\d{1,6})\d*", r"\1", text)).timestamp()
 
     def containers(self, project_name: str) -> list[Container]:
-        """The stack's containers, by service; none that a command started beside it for a moment.
+        """The stack's containers, by service; without temporary ones that a command started.
 
         Raises MlstackError when the engine stops answering.
         """
+        return sorted(map(Container.of, self.inspected(project_name)), key=lambda container: container.service)
+
+    def inspected(self, project_name: str) -> list[dict[str, Any]]:
+        """The same containers, with all details."""
         with _explained():
             listed = self.api.containers(all=True, filters={"label": [f"{PROJECT_LABEL}={project_name}", HASH_LABEL]})
-            ids = [each["Id"] for each in listed if each["Labels"].get(ONE_OFF_LABEL) != "True"]
+            ids = [container["Id"] for container in listed if container["Labels"].get(ONE_OFF_LABEL) != "True"]
             if not ids:
                 return []
             with ThreadPoolExecutor(len(ids)) as pool:
-                found = [container for container in pool.map(self._inspected, ids) if container]
-        return sorted(found, key=lambda container: container.service)
+                return [container for container in pool.map(self._inspected, ids) if container]
+
+    def folders(self, project_name: str) -> set[str]:
+        """The folders from which containers of this name were started, running or not."""
+        with _explained():
+            listed = self.api.containers(all=True, filters={"label": [f"{PROJECT_LABEL}={project_name}"]})
+        return {container["Labels"][FOLDER_LABEL] for container in listed if container["Labels"].get(FOLDER_LABEL)}
+
+    def published_ports(self, project_name: str | None = None) -> dict[int, str]:
+        """The ports of the host that running containers hold, of one project or of all, with the container's name."""
+        filters = {"label": f"{PROJECT_LABEL}={project_name}"} if project_name else {}
+        with _explained():
+            listed = self.api.containers(filters=filters)
+        return {
+            port["PublicPort"]: container["Names"][0].removeprefix("/")
+            for container in listed
+            for port in container["Ports"] or ()
+            if "PublicPort" in port
+        }
+
+    def last_lines(self, container: Container, count: int) -> list[str]:
+        """The last lines of a container's log, of both streams."""
+        with _explained():
+            written: bytes = self.api.logs(container.id, tail=count)
+        return written.decode(errors="replace").splitlines()
+
+    def volumes(self, project_name: str) -> list[str]:
+        """Names of the volumes that hold a project's data."""
+        with _explained():
+            volumes = self.api.volumes(filters={"label": f"{PROJECT_LABEL}={project_name}"})["Volumes"]
+        return sorted(volume["Name"] for volume in volumes or ())
+
+    def volume_sizes(self) -> dict[str, int]:
+        """Bytes of every volume that the engine can count. It counts them now, which may take long."""
+        with _explained():
+            volumes = self.api.df()["Volumes"]
+        return {volume["Name"]: size for volume in volumes or () if (size := volume["UsageData"]["Size"]) >= 0}
 
     def run(self, container: Container, *command: str) -> str:
         """The output of a short command inside a running container. Raises MlstackError when it fails."""
@@ -153,14 +207,14 @@ class Engine:
         return output
 
     def last_probe(self, container: Container) -> str:
-        """What a container's last healthcheck said, in one line."""
+        """The output of a container's last healthcheck, in one line."""
         with _explained():
             log = self.api.inspect_container(container.id)["State"].get("Health", {}).get("Log") or [{}]
         lines = log[-1].get("Output", "").strip().splitlines()
         return lines[-1] if lines else ""
 
     def has_newer_image(self, container: Container) -> bool:
-        """Whether the name of the container's image means another image by now."""
+        """Whether the name of the container's image now refers to another image."""
         with _explained():
             used = self.api.inspect_container(container.id)
             try:
@@ -169,30 +223,44 @@ class Engine:
                 return False
         return bool(current != used["Image"])
 
-    def user(self, image: str) -> str:
-        """The user that an image runs as, as its Dockerfile names it; empty where it names none or there is no such image."""
+    def has_image(self, image: str) -> bool:
+        """Whether an image of this name exists."""
         with _explained():
             try:
-                found: str = self.api.inspect_image(image)["Config"]["User"]
+                self.api.inspect_image(image)
+            except ImageNotFound:
+                return False
+        return True
+
+    def tag(self, image: str, name: str, tag: str = "latest") -> None:
+        """Gives an image another name."""
+        with _explained():
+            self.api.tag(image, name, tag, force=True)
+
+    def user(self, image: str) -> str:
+        """The user that an image runs as, from its Dockerfile; empty if it names none or the image does not exist."""
+        with _explained():
+            try:
+                name: str = self.api.inspect_image(image)["Config"]["User"]
             except ImageNotFound:
                 return ""
-        return found
+        return name
 
     def unused_images(self, project_name: str) -> list[dict[str, Any]]:
-        """Images that were built for this project, have lost their name to a newer one, and no container was made from."""
+        """Untagged images of this project that no container uses."""
         with _explained():
             labels = [f"{PROJECT_LABEL}={project_name}"]
-            found = self.api.images(filters={"dangling": True, "label": labels})
-            used = {each["ImageID"] for each in self.api.containers(all=True)}
-        return [image for image in found if image["Id"] not in used]
+            untagged = self.api.images(filters={"dangling": True, "label": labels})
+            used = {container["ImageID"] for container in self.api.containers(all=True)}
+        return [image for image in untagged if image["Id"] not in used]
 
-    def remove_image(self, image_id: str) -> None:
-        """Removes an image that no container uses. Raises MlstackError when one does."""
+    def remove_image(self, image: str) -> None:
+        """Removes a name of an image, or an image by its id. Raises MlstackError when a container uses it."""
         with _explained():
             try:
-                self.api.remove_image(image_id)
+                self.api.remove_image(image)
             except ImageNotFound:
-                return  # it went with a later one that was built on it
+                return  # it was removed with a later one that was built on it
 
     def networks(self) -> list[Network]:
         """Every network of the engine. Raises MlstackError when the engine stops answering."""
@@ -200,16 +268,16 @@ class Engine:
             listed = self.api.networks()
         return [
             Network(
-                id=each["Id"],
-                name=each["Name"],
-                project=(each["Labels"] or {}).get(PROJECT_LABEL, ""),
-                subnets=tuple(config["Subnet"] for config in each["IPAM"]["Config"] or () if config.get("Subnet")),
+                id=network["Id"],
+                name=network["Name"],
+                project=(network["Labels"] or {}).get(PROJECT_LABEL, ""),
+                subnets=tuple(config["Subnet"] for config in network["IPAM"]["Config"] or () if config.get("Subnet")),
             )
-            for each in listed
+            for network in listed
         ]
 
     def remove_network(self, network: Network) -> bool:
-        """Removes a network unless a container is in it; says whether it did."""
+        """Removes a network unless a container is in it; returns whether it did."""
         try:
             with _explained():
                 self.api.remove_network(network.id)
@@ -217,15 +285,18 @@ class Engine:
             return False
         return True
 
-    def _inspected(self, container_id: str) -> Container | None:
+    def _inspected(self, container_id: str) -> dict[str, Any] | None:
         try:
-            return Container.of(self.api.inspect_container(container_id))
+            details: dict[str, Any] = self.api.inspect_container(container_id)
         except NotFound:  # removed since it was listed
             return None
+        return details
 
 
 def connect(timeout: float = 10) -> Engine:
     """The engine that the docker command uses too. Raises MlstackError when it does not answer within `timeout` seconds."""
+    if shutil.which("docker") is None:
+        raise not_installed("docker")
     with _explained():
         where = docker.utils.kwargs_from_env() if settings.of_shell("DOCKER_HOST") else ContextAPI.kwargs_from_context()
         return Engine(docker.APIClient(version="auto", timeout=timeout, **where))
@@ -237,7 +308,9 @@ def _explained() -> Iterator[None]:
         yield
     except APIError as error:
         raise MlstackError(
-            f"the Docker engine refuses: {error.explanation or error}", "The stack could not be looked at.", "docker info"
+            f"the Docker engine answers with an error: {error.explanation or error}",
+            "The stack could not be looked at.",
+            "docker info",
         ) from error
     except (DockerException, requests.RequestException) as error:
         raise MlstackError(
@@ -248,7 +321,7 @@ def _explained() -> Iterator[None]:
 
 
 def _time(value: str) -> datetime | None:
-    """The engine's times have nanoseconds, which Python cannot read, and the year 1 for never."""
+    """Parses the engine's times, which have nanoseconds that Python cannot read, and the year 1 for never."""
     if value.startswith("0001"):
         return None
     return datetime.fromisoformat(value[:19]).replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""`.env`: made from `.env.example`, completed by newer versions, never overwritten."""
+"""`.env`: created from `.env.example`, completed by newer versions, never overwritten."""
 
 import base64
 import difflib
@@ -21,10 +21,10 @@ from mlstack.settings import DETECTED, GENERATED, VARIABLES
 # 128 bits, in letters that need no quoting in any file, shell, URI or SQL.
 SECRET_BYTES = 16
 PRIVATE = 0o600
-# What a rotation writes first, and .env becomes last.
+# A rotation writes it first, and finally renames it to .env.
 NEXT = ".env.next"
-# Who is root on the host is this user in the containers: none of them runs as root, or as somebody who is there
-# (docs/adr/0013). It is the user of Jupyter's image. Until version 0.1 it was the first person of most machines.
+# The uid in the containers if the host's user is root: none of them runs as root, or as a user of the host
+# (docs/adr/0013). It is the user of Jupyter's image. Until version 0.1 it was 1000, the first user of most hosts.
 UID_FOR_ROOT = 60712
 _UID_OF_A_PERSON = "1000"
 # No .env from before UID_FOR_ROOT changed has this key.
@@ -56,12 +56,12 @@ class Changes:
 def ensure(
     project: Path, generated_is_lost: Callable[[str], str | None] = lambda name: None, known: Mapping[str, str] | None = None
 ) -> Changes:
-    """Writes `.env`, or adds the keys that it lacks; never changes a value that is there, but for root's old HOST_UID.
+    """Writes `.env`, or adds the keys that it lacks; never changes an existing value, except root's old HOST_UID.
 
-    `known` has values that a missing key gets instead of a fresh one.
+    `known` has values for missing keys, used instead of new ones.
 
-    `generated_is_lost` is asked before a secret is made: it says why a fresh one cannot work, if so, and nothing is written.
-    Raises MlstackError then, and when the file cannot be read or written.
+    `generated_is_lost` returns why a new secret cannot work, or None; then nothing is written.
+    Raises MlstackError in that case, and when the file cannot be read or written.
     """
     path = (project / ".env").resolve()
     example = (project / ".env.example").read_text(encoding="utf-8")
@@ -69,11 +69,11 @@ def ensure(
     bindings = _bindings(present or "")
     if broken := [_broken_line(binding) for binding in bindings if _is_broken(binding)]:
         raise MlstackError(f"{'; '.join(broken)}.", "Nothing was changed: a value could be lost.", "fix it in .env")
-    # A key that is there without a value counts as missing, unless the example leaves it empty too.
-    there = {binding.key for binding in bindings}
+    # A key without a value counts as missing, unless the example leaves it empty too.
+    keys = {binding.key for binding in bindings}
     filled = {binding.key for binding in bindings if binding.value}
-    wanted = dotenv_values(stream=StringIO(example), interpolate=False)
-    missing = {name: value for name, value in wanted.items() if name not in filled and (value or name not in there)}
+    defaults = dotenv_values(stream=StringIO(example), interpolate=False)
+    missing = {name: value for name, value in defaults.items() if name not in filled and (value or name not in keys)}
     known = known or {}
     for name, value in missing.items():
         if value == GENERATED and name not in known and (reason := generated_is_lost(name)):
@@ -100,7 +100,7 @@ def ensure(
 
 
 def _names_a_person(values: Mapping[str, str], path: Path) -> bool:
-    """Whether an older version wrote for root the uid of the first person of most machines."""
+    """Whether an older version wrote 1000, the first user of most hosts, for root."""
     is_roots = _owner(os.getuid(), "SUDO_UID") == UID_FOR_ROOT and _uid_of(path) == 0
     return is_roots and _NEWER not in values and {values.get("HOST_UID"), values.get("HOST_GID")} == {_UID_OF_A_PERSON}
 
@@ -114,7 +114,7 @@ def _with_uid_for_root(binding: Binding) -> Binding:
 
 
 def _uid_of(path: Path) -> int:
-    """The owner of a file, or of the folder where it will be."""
+    """The owner of a file, or of its folder."""
     return (path if path.exists() else path.parent).stat().st_uid
 
 
@@ -126,7 +126,7 @@ def begin_rotation(project: Path) -> None:
 
 
 def end_rotation(project: Path) -> None:
-    """Puts `.env.next` in the place of `.env`."""
+    """Replaces `.env` by `.env.next`."""
     path = (project / ".env").resolve()
     path.with_name(NEXT).replace(path)
 
@@ -145,45 +145,47 @@ def _rotated(binding: Binding) -> str:
 
 
 def change(project: Path, **values: str) -> None:
-    """Gives keys of `.env` other values; the rest stays as it is. Raises MlstackError when it cannot be written."""
+    """Gives keys of `.env` other values; the rest is unchanged. Raises MlstackError when it cannot be written."""
     path = (project / ".env").resolve()
     lines = (settings.file_text(path) or "").splitlines()
     changed = [f"{name}={_written(values[name])}" if (name := line.partition("=")[0]) in values else line for line in lines]
     _write(path, "\n".join(changed) + "\n")
 
 
-def problems(project: Path) -> list[str]:
-    """What in `.env` would be read differently than meant, or not at all. Shows no secret."""
-    text = settings.file_text(project / ".env")
+def problems(text: str | None, values: Mapping[str, str]) -> list[str]:
+    """What in this text of `.env`, which gives these values, would not be read as intended.
+
+    Shows no secret.
+    """
     if text is None:
         return [".env is missing (make env writes it)"]
-    found: list[str] = []
+    complaints: list[str] = []
     if "\r" in text:
-        found.append(f".env line {text[: text.index(chr(13))].count(chr(10)) + 1} has a carriage return in it: remove it")
+        complaints.append(f".env line {text[: text.index(chr(13))].count(chr(10)) + 1} has a carriage return in it: remove it")
     seen: set[str] = set()
     for binding in _bindings(text):
         if _is_broken(binding):
-            found.append(_broken_line(binding))
+            complaints.append(_broken_line(binding))
         elif binding.key:
             if binding.key in seen:
-                found.append(f"{_place(binding)} sets {binding.key} a second time")
+                complaints.append(f"{_place(binding)} sets {binding.key} a second time")
             if reason := _ambiguity(binding, seen):
-                found.append(f"{_place(binding)}: {binding.key} {reason}")
+                complaints.append(f"{_place(binding)}: {binding.key} {reason}")
             seen.add(binding.key)
-    return found + settings.complaints(settings.of_project(project))
+    return complaints + settings.complaints(values)
 
 
-def unknown_keys(project: Path) -> list[str]:
+def unknown_keys(text: str | None) -> list[str]:
     """Keys of `.env` that nothing here reads, with the known key that each resembles."""
-    bindings = _bindings(settings.file_text(project / ".env") or "")
+    bindings = _bindings(text or "")
     names = [binding.key for binding in bindings if binding.key and not _is_broken(binding)]
     return [_with_suggestion(name) for name in names if name not in VARIABLES]
 
 
-def missing_keys(project: Path) -> list[str]:
+def missing_keys(text: str | None) -> list[str]:
     """Keys that `.env.example` has and `.env` has not."""
-    there = {binding.key for binding in _bindings(settings.file_text(project / ".env") or "")}
-    return [name for name in VARIABLES if name not in there]
+    present = {binding.key for binding in _bindings(text or "")}
+    return [name for name in VARIABLES if name not in present]
 
 
 def _with_suggestion(name: str) -> str:
@@ -196,7 +198,7 @@ def _is_broken(binding: Binding) -> bool:
 
 
 def _broken_line(binding: Binding) -> str:
-    """A broken line may be a piece of a secret: only what begins a known key is shown."""
+    """A broken line may be a part of a secret: only the beginning of a known key is shown."""
     word = re.match(r"\s*(?:export\s+)?(\w*)", binding.original.string)
     key = f" ({word[1]})" if word and word[1] and any(name.startswith(word[1]) for name in VARIABLES) else ""
     return f"{_place(binding)}{key} is not KEY=value on one line: half of it is missing, or a quote is not closed"
@@ -208,7 +210,7 @@ def _place(binding: Binding) -> str:
 
 
 def _ambiguity(binding: Binding, above: Collection[str]) -> str | None:
-    """Why docker compose and python-dotenv would not read the same value, or not the one that was meant."""
+    """Why docker compose and python-dotenv would read different values, or not the intended one."""
     match = _ASSIGNMENT.fullmatch(binding.original.string)
     raw = match[1].strip(" \t") if match else ""
     if not raw.isprintable():
@@ -221,7 +223,7 @@ def _ambiguity(binding: Binding, above: Collection[str]) -> str | None:
 
 def _ambiguity_outside_quotes(raw: str, above: Collection[str], *, is_secret: bool) -> str | None:
     is_quoted = len(raw) > 1 and raw[0] == raw[-1] == '"'
-    # References to other keys, as in .env.example, mean the same to everybody.
+    # References to other keys, as in .env.example, are read alike by all.
     plain = _REFERENCE.sub("", raw[1:-1] if is_quoted else raw)
     if later := [name for name in _REFERENCE.findall(raw) if name not in above]:
         return f"refers to {later[0]}, which is not set above it: move it down"
@@ -239,7 +241,7 @@ def _filled(example: str, known: Mapping[str, str]) -> str:
 
 
 def _completed(bindings: Sequence[Binding], example: str, missing: Collection[str], known: Mapping[str, str]) -> str:
-    """The file as it is, with what it lacks at its end. Lines of missing keys without a value give way."""
+    """The file with the missing keys appended. Lines of those keys without a value are removed."""
     kept = "".join(binding.original.string for binding in bindings if binding.key not in missing)
     added = [_fill(line, known) for line in example.splitlines() if line.split("=", 1)[0] in missing]
     if not added:
@@ -249,7 +251,7 @@ def _completed(bindings: Sequence[Binding], example: str, missing: Collection[st
 
 
 def _fill(line: str, known: Mapping[str, str]) -> str:
-    """A line of the example with its value: the shell's if it sets one, since it would win over the file anyway."""
+    """A line of the example with its value: the shell's if it sets one, since it would override the file anyway."""
     name, _, value = line.partition("=")
     if name in VARIABLES and (chosen := _written(settings.of_shell(name) or known.get(name, ""))):
         return f"{name}={chosen}"
@@ -268,14 +270,14 @@ def fresh_secret(name: str) -> str:
 
 
 def _written(value: str) -> str:
-    """A value as `.env` can hold it; empty where it cannot."""
+    """A value as written in `.env`; empty if it cannot be written."""
     if re.fullmatch(r"[\w./:@+-]*", value):
         return value
     return f"'{value}'" if value.isprintable() and not re.search(r"['\\]|\$\{", value) else ""
 
 
 def _ca_bundle() -> str:
-    """The certificates that this host itself trusts; an empty list where it has none in a file."""
+    """The certificates that this host itself trusts; an empty list if it has none in a file."""
     candidates = [settings.of_shell("SSL_CERT_FILE"), *_CA_BUNDLES]
     return next((path for path in candidates if path and Path(path).is_file()), os.devnull)
 
@@ -285,7 +287,7 @@ def _owner(id_of_user: int, id_for_sudo: str) -> int:
 
 
 def closed_network() -> str:
-    """A network that no route of this host leads to, far from the ranges that Docker, Kubernetes and most offices use."""
+    """A network to which the host has no route, far from the ranges that Docker, Kubernetes and most offices use."""
     with suppress(OSError):
         taken = _routed(Path("/proc/net/route").read_text(encoding="ascii"))
         return secrets.choice([network for network in _CLOSED_NETWORKS if network not in taken])
@@ -311,7 +313,7 @@ def _bindings(text: str) -> list[Binding]:
 
 
 def _write(path: Path, text: str, owner_of: Path | None = None) -> None:
-    """Whole or not at all: written beside it, then put in its place. It belongs to the owner of the file it stands for."""
+    """Writes the file atomically: a temporary file, then a rename. It keeps the owner of the file it replaces."""
     beside = path.with_name(f".env.{os.getpid()}")
     owned = owner_of or path
     try:

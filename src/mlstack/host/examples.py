@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlstack import settings
 from mlstack.host import folders
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.examples")
@@ -21,14 +21,14 @@ RECORD = ".examples.json"  # what was last offered; not among the notebooks, whe
 PORTS = {"5001": "MLFLOW_PORT", "8888": "JUPYTER_PORT"}
 
 
-def offer(project: Path) -> None:
+def offer(stack: Stack) -> None:
     """Copies what is new to `notebooks/`, with the ports of `.env`. Follows no link there. Raises OSError."""
-    record_file = project / RECORD
+    record_file = stack.folder / RECORD
     record = json.loads(record_file.read_text(encoding="utf-8")) if record_file.exists() else {}
     offered = dict(record)
-    with folders.opened(project / "notebooks") as notebooks:
-        for original in sorted((project / ORIGINALS).glob("*.ipynb")):
-            text = with_ports(original.read_text(encoding="utf-8"), settings.of_project(project)).encode()
+    with folders.opened(stack.folder / "notebooks") as notebooks:
+        for original in sorted((stack.folder / ORIGINALS).glob("*.ipynb")):
+            text = with_ports(original.read_text(encoding="utf-8"), stack.values).encode()
             if record.get(original.name) != digest(text):
                 _copy(notebooks, original.name, text, record.get(original.name))
                 offered[original.name] = digest(text)
@@ -39,7 +39,7 @@ def offer(project: Path) -> None:
 def with_ports(text: str, values: Mapping[str, str]) -> str:
     """The text of a notebook with this stack's ports in its addresses, in place of the default ones."""
     ports = "|".join(PORTS)
-    return re.sub(rf"(127\.0\.0\.1|mlflow\.localhost):({ports})\b", lambda found: f"{found[1]}:{values[PORTS[found[2]]]}", text)
+    return re.sub(rf"(127\.0\.0\.1|mlflow\.localhost):({ports})\b", lambda match: f"{match[1]}:{values[PORTS[match[2]]]}", text)
 
 
 def digest(text: bytes) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.packages")
@@ -19,32 +20,32 @@ IMAGE = "requirements/notebook.txt"
 PYTHON = "3.13"  # of the image
 
 
-def lock(project: Path, sources: Mapping[str, str]) -> None:
+def lock(stack: Stack, sources: Mapping[str, str]) -> None:
     """Writes the lock of JUPYTER_EXTRA_REQUIREMENTS where it is missing or older, and removes it where none are wanted.
 
     Raises MlstackError when the file is missing, or uv finds no versions that fit.
     """
-    name = settings.of_project(project).get("JUPYTER_EXTRA_REQUIREMENTS")
-    target = project / LOCK
+    name = stack.values.get("JUPYTER_EXTRA_REQUIREMENTS")
+    target = stack.folder / LOCK
     if not name:
         target.unlink(missing_ok=True)
         return
-    wanted = project / name
+    wanted = stack.folder / name
     if not wanted.is_file():
         raise MlstackError(
             f"JUPYTER_EXTRA_REQUIREMENTS={name} is not a file.",
             "Its packages cannot be built into Jupyter's image.",
             f"write one package in each line of {wanted}, or set JUPYTER_EXTRA_REQUIREMENTS= in .env",
         )
-    command = f"make up # {_fingerprint(wanted, project / IMAGE)}"
+    command = f"make up # {_fingerprint(wanted, stack.folder / IMAGE)}"
     if target.exists() and command in target.read_text(encoding="utf-8"):
         return
     log.info("locking the packages of %s", name)
     flags = ("--quiet", "--universal", "--generate-hashes", "--python-version", PYTHON, "--custom-compile-command", command)
     index = {"UV_DEFAULT_INDEX": sources["PIP_INDEX_URL"]} if sources.get("PIP_INDEX_URL") else {}
     done = subprocess.run(
-        [_uv(), "pip", "compile", *flags, "--constraints", project / IMAGE, "--output-file", target, wanted],
-        cwd=project,
+        [_uv(), "pip", "compile", *flags, "--constraints", stack.folder / IMAGE, "--output-file", target, wanted],
+        cwd=stack.folder,
         env=settings.for_commands(UV_SYSTEM_CERTS="true", **index),
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """The folders of the host that containers write in: their owner, and what programs of the host would run from them.
 
-A container may exchange anything in such a folder at any moment, so everything here goes by directory descriptor and follows
-no link. `LOG_DIR` itself is mounted nowhere: host commands write there, and each container has a folder in it.
+A container may swap anything in such a folder at any time, so everything here uses directory descriptors and follows no
+link. `LOG_DIR` itself is mounted nowhere: host commands write there, and each container has a folder in it.
 """
 
 import os
@@ -12,13 +12,12 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.folders")
 
-# The services that write log files, each in LOG_DIR/<service>.
-LOGGING = ("bootstrap", "migration", "jupyter")
-# What programs of the host run code from when somebody merely enters or opens the folder. docker-compose.yml covers them with
+# Names from which programs of the host run code when a user enters or opens the folder. docker-compose.yml covers them with
 # empty read-only folders in Jupyter's container. HEAD: without it no folder is a Git repository by its own files.
 COVERED = (".git", ".hg", ".idea", ".vscode", "HEAD")
 # A cover takes the mode of the folder under it: Jupyter's user must be able to list it.
@@ -27,28 +26,26 @@ _DEEPEST = 100
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def prepare(project: Path) -> None:
-    """Makes the folders that containers write in, and gives them to their user; Docker would make them root's.
+def prepare(stack: Stack) -> None:
+    """Creates the folders that containers write in, and gives them to their user; Docker would create them as root.
 
-    Raises MlstackError when something else is in the place of one of them.
+    Raises MlstackError when one of them is something else.
     """
-    values = settings.of_project(project)
-    uid, gid = int(values["HOST_UID"]), int(values["HOST_GID"])
-    with opened(project / "notebooks") as notebooks:
+    uid, gid = int(stack.values["HOST_UID"]), int(stack.values["HOST_GID"])
+    with opened(stack.folder / "notebooks") as notebooks:
         for name in COVERED:
-            _make(notebooks, name, project / "notebooks", READABLE)
+            _make(notebooks, name, stack.folder / "notebooks", READABLE)
         give(notebooks, uid, gid)
-    logs = settings.log_dir(values["LOG_DIR"], project)
-    with opened(logs) as descriptor:
-        _keep_private(descriptor, project)
-        for name in LOGGING:
-            _make(descriptor, name, logs, PRIVATE)
+    with opened(stack.logs) as descriptor:
+        _keep_private(descriptor, stack.folder)
+        for name in stack.services.logging:
+            _make(descriptor, name, stack.logs, PRIVATE)
             with opened(name, descriptor) as folder:
                 give(folder, uid, gid)
 
 
 def close_notebooks(project: Path) -> None:
-    """Takes a fresh clone's notebooks from the other users of the host. Later on the folder's mode is the user's choice."""
+    """Makes a fresh clone's notebooks private. Later the folder's mode is the user's choice."""
     with suppress(FileNotFoundError):
         (project / "notebooks").chmod(PRIVATE)
 
@@ -57,37 +54,37 @@ def tidy(project: Path) -> None:
     """Removes from `notebooks/` the empty folders over which the covers were mounted. No container may be running."""
     with suppress(OSError), opened(project / "notebooks") as notebooks:
         for name in COVERED:
-            with suppress(OSError):  # not there, or the user's own: not empty
+            with suppress(OSError):  # missing, or the user's own: not empty
                 os.rmdir(name, dir_fd=notebooks)
 
 
 def give(folder: int, uid: int, gid: int) -> None:
-    """Gives an open folder and everything in it to a user, where this process may (as root). Follows no link."""
-    if settings.is_root():  # anybody else owns what they cloned
+    """Changes the owner of an open folder and everything in it, if this process may (as root). Follows no link."""
+    if settings.is_root():  # other users own what they cloned
         os.fchown(folder, uid, gid)
         _give_content(folder, uid, gid, _DEEPEST)
 
 
 def _give_content(folder: int, uid: int, gid: int, levels: int) -> None:
     for name in os.listdir(folder):
-        with suppress(FileNotFoundError):  # gone since it was listed
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if found.st_uid != uid:
+        with suppress(FileNotFoundError):  # removed since it was listed
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if status.st_uid != uid:
                 os.chown(name, uid, gid, dir_fd=folder, follow_symlinks=False)
-            if not stat.S_ISDIR(found.st_mode):
+            if not stat.S_ISDIR(status.st_mode):
                 continue
             if not levels:
                 log.warning("folders nested deeper than %d in a mounted folder keep their owner", _DEEPEST)
                 continue
-            with suppress(NotADirectoryError), opened(name, folder) as inner:  # exchanged for something else since
+            with suppress(NotADirectoryError), opened(name, folder) as inner:  # replaced by something else since
                 _give_content(inner, uid, gid, levels - 1)
 
 
 def _make(parent: int, name: str, shown: Path, mode: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=parent)
-        with opened(name, parent) as made:
-            os.fchmod(made, mode)  # whatever the umask is
+        with opened(name, parent) as folder:
+            os.fchmod(folder, mode)  # independent of the umask
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         raise MlstackError(
             f"{shown / name} is not a folder.",
@@ -97,7 +94,7 @@ def _make(parent: int, name: str, shown: Path, mode: int) -> None:
 
 
 def _keep_private(logs: int, project: Path) -> None:
-    """Who may read the project's commands as their own may read their logs, and nobody else."""
+    """Makes a folder readable by its owner only."""
     if settings.is_root():
         owner = project.stat()
         os.fchown(logs, owner.st_uid, owner.st_gid)
@@ -107,7 +104,7 @@ def _keep_private(logs: int, project: Path) -> None:
 
 @contextmanager
 def opened(folder: Path | str, parent: int | None = None) -> Iterator[int]:
-    """A folder by its descriptor: below `parent` without following a link, otherwise made if it is missing."""
+    """A folder by its descriptor: below `parent` without following a link, otherwise created if it is missing."""
     if parent is None:
         Path(folder).mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         descriptor = os.open(folder, _FOLDER)

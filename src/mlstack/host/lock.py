@@ -1,4 +1,4 @@
-"""One command at a time changes a stack."""
+"""Only one command at a time changes a stack."""
 
 import fcntl
 import os
@@ -19,9 +19,9 @@ PRIVATE = 0o600
 
 @contextmanager
 def held(project: Path, command: str) -> Iterator[None]:
-    """Holds the project's lock while `command` runs. Raises MlstackError saying who holds it, if somebody does.
+    """Holds the project's lock while `command` runs. Raises MlstackError naming its holder if another command has it.
 
-    The kernel frees the lock when its holder ends, however it ends: there are no stale ones.
+    The kernel frees the lock when its holder ends in any way: there are no stale locks.
     """
     with _opened(project / ".lock") as file:
         try:
@@ -41,26 +41,26 @@ def held(project: Path, command: str) -> Iterator[None]:
 
 
 def holder(project: Path) -> str:
-    """Which other command is at work, empty if none is. Only looks: it never takes the lock, not even for a moment."""
+    """The other running command, empty if there is none. It never takes the lock, not even briefly."""
     path = project / ".lock"
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    process = re.search(r"process (\d+)", text)  # a killed command leaves its line behind
+    process = re.search(r"process (\d+)", text)  # a killed command leaves its line
     return text if process and int(process[1]) != os.getpid() and psutil.pid_exists(int(process[1])) else ""
 
 
 def _opened(path: Path) -> TextIO:
-    """The lock's file, which the project's owner alone may open: whoever can read it could hold it for ever."""
+    """The lock's file, which only the project's owner may open: any reader could hold it forever."""
     try:
         file = open(path, "a+", encoding="utf-8", opener=_private)  # noqa: SIM115
     except OSError as error:
         raise _not_ours(path, str(error)) from error
-    found, project = os.fstat(file.fileno()), path.parent.stat()
+    status, project = os.fstat(file.fileno()), path.parent.stat()
     if settings.is_root():
-        os.fchown(file.fileno(), project.st_uid, project.st_gid)  # after sudo make, still the user's
-    elif found.st_uid != os.geteuid():
+        os.fchown(file.fileno(), project.st_uid, project.st_gid)  # after sudo make it is still the user's
+    elif status.st_uid != os.geteuid():
         file.close()
-        raise _not_ours(path, f"{path} belongs to uid {found.st_uid}")
-    if found.st_mode & 0o077:
+        raise _not_ours(path, f"{path} belongs to uid {status.st_uid}")
+    if status.st_mode & 0o077:
         os.fchmod(file.fileno(), PRIVATE)
     return file
 

@@ -1,6 +1,5 @@
 """Checks on the host that change nothing: whether the stack could start here."""
 
-import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -10,53 +9,52 @@ import psutil
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, folders
-from mlstack.host.compose import docker
+from mlstack.host import env_file
+from mlstack.host.engine import Engine
+from mlstack.host.stack import Stack
 
 GIB = 1024**3
 MIN_MEMORY_GIB = 4
-# Images and build cache of a first build; afterwards the room that a day's work needs.
+# Images and build cache of a first build; afterwards the space for a day's work.
 MIN_DISK_GIB_TO_BUILD, MIN_DISK_GIB = 10, 2
-PORTS = ("POSTGRES_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "JUPYTER_PORT")
 
 
-def check(project: Path, *, will_build: bool) -> list[MlstackError]:
-    """Everything that would keep the stack from starting; empty if nothing would."""
-    if wrong := check_env(project):
-        return wrong  # the other checks read .env
-    if env_file.is_being_rotated(project):
+def check(stack: Stack, *, will_build: bool) -> list[MlstackError]:
+    """Everything that would prevent a start; empty if nothing would."""
+    if wrong := check_env(stack):
+        return wrong  # the other checks need its values
+    if env_file.is_being_rotated(stack.folder):
         return [
             MlstackError(
                 "a rotation of the secrets was interrupted.",
                 "Some services may know the new ones of .env.next already, others the old ones of .env.",
-                "make rotate goes on where it ended",
+                "make rotate resumes where it ended",
             )
         ]
-    values = settings.of_project(project)
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    problems = (*check_ports(values), check_memory(), check_disk(project, expected_disk))
+    problems = (*check_ports(stack), check_memory(stack.engine), check_disk(stack, expected_disk))
     return [problem for problem in problems if problem]
 
 
-def check_env(project: Path) -> list[MlstackError]:
+def check_env(stack: Stack) -> list[MlstackError]:
     """Everything that is wrong with `.env`."""
     why = "The stack would not start, or not as you mean it."
     wrong = [
-        MlstackError(f"{problem}.", why, "edit .env (.env.example explains each key)") for problem in env_file.problems(project)
+        MlstackError(f"{problem}.", why, "edit .env (.env.example explains each key)")
+        for problem in env_file.problems(stack.env, stack.values)
     ]
-    return wrong or _folders_in_reach(project)
+    return wrong or _folders_in_reach(stack)
 
 
-def _folders_in_reach(project: Path) -> list[MlstackError]:
-    """Folders of the host's own files that are inside one that a container writes in."""
-    values = settings.of_project(project)
-    logs = settings.log_dir(values["LOG_DIR"], project).resolve()
-    mounted = [(project / "notebooks").resolve(), *(logs / name for name in folders.LOGGING)]
-    places = {"LOG_DIR": logs, "BACKUP_DIR": (project / Path(values["BACKUP_DIR"]).expanduser()).resolve()}
+def _folders_in_reach(stack: Stack) -> list[MlstackError]:
+    """Reports host folders that are inside a folder that a container writes in."""
+    logs = stack.logs.resolve()
+    mounted = [(stack.folder / "notebooks").resolve(), *(logs / name for name in stack.services.logging)]
+    places = {"LOG_DIR": logs, "BACKUP_DIR": stack.backups.resolve()}
     return [
         MlstackError(
-            f"{name}={values[name]} is inside {folder}, where a container writes.",
-            "A package in a notebook could choose which files the commands of this machine write to.",
+            f"{name}={stack.values[name]} is inside {folder}, where a container writes.",
+            "A package in a notebook could choose which files the host's commands write to.",
             f"set {name} in .env to another folder",
         )
         for name, place in places.items()
@@ -65,12 +63,12 @@ def _folders_in_reach(project: Path) -> list[MlstackError]:
     ]
 
 
-def warnings(project: Path) -> list[str]:
-    """What is allowed and probably not meant."""
+def warnings(stack: Stack) -> list[str]:
+    """What is allowed but probably not intended."""
     return [
-        *(f".env has a key that nothing reads: {name}" for name in env_file.unknown_keys(project)),
-        *(f"{name} comes from your shell, not from .env, and they differ" for name in settings.shadowed(project)),
-        *_open_mlflow(settings.of_project(project)),
+        *(f".env has a key that nothing reads: {name}" for name in env_file.unknown_keys(stack.env)),
+        *(f"{name} comes from your shell, not from .env, and they differ" for name in settings.shadowed(stack.env)),
+        *_open_mlflow(stack.values),
     ]
 
 
@@ -78,22 +76,22 @@ def _open_mlflow(values: Mapping[str, str]) -> list[str]:
     if values.get("MLFLOW_AUTH") != "off":
         return []
     return [
-        f"MLFLOW_AUTH=off: any program on this machine may read, change and delete what is in MLflow, through port"
+        f"MLFLOW_AUTH=off: any program on the host may read, change and delete what is in MLflow, through port"
         f" {values.get('MLFLOW_PORT')}, and, without the origin check, so may any page in your browser"
     ]
 
 
-def check_ports(values: Mapping[str, str]) -> list[MlstackError]:
-    """Every port that the stack cannot have, with its holder."""
-    ours = published_ports(values["COMPOSE_PROJECT_NAME"])
+def check_ports(stack: Stack) -> list[MlstackError]:
+    """Every port that is in use, with its holder."""
+    ours = stack.engine.published_ports(stack.name)
     problems = []
     names_of: dict[int, str] = {}
-    for name in PORTS:
-        port = int(values[name])
+    for name in stack.services.ports:
+        port = stack.port(name)
         if port in names_of:
             problems.append(_port_problem(name, port, f"by {names_of[port]} too"))
         elif port not in ours and not _is_free(port):
-            problems.append(_port_problem(name, port, f"by {_holder(port)}"))
+            problems.append(_port_problem(name, port, f"by {_holder(stack.engine, port)}"))
         names_of[port] = name
     return problems
 
@@ -102,20 +100,8 @@ def _port_problem(name: str, port: int, holder: str) -> MlstackError:
     return MlstackError(f"port {port} is used {holder}.", f"{name} needs it.", f"stop that, or set {name} in .env to a free port")
 
 
-def published_ports(project_name: str) -> set[int]:
-    """Ports that this stack's own running containers hold."""
-    output = docker("ps", "--filter", f"label=com.docker.compose.project={project_name}", "--format", "{{.Ports}}")
-    return _ports_in(output)
-
-
-def _ports_in(listing: str) -> set[int]:
-    """The host's ports in a listing of docker ps, which writes neighbours as one range: 127.0.0.1:9000-9001->9000-9001/tcp."""
-    ranges = re.findall(r":(\d+)(?:-(\d+))?->", listing)
-    return {port for first, last in ranges for port in range(int(first), int(last or first) + 1)}
-
-
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody holds at the moment, all different."""
+    """Different ports that are free at the moment."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -128,7 +114,7 @@ def free_ports(count: int) -> list[int]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As Docker's own proxy does: a port whose last connection is still closing can be had.
+        # As Docker's own proxy does: a port whose last connection is still closing can be used.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -137,11 +123,9 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _holder(port: int) -> str:
-    for line in docker("ps", "--format", "{{.Names}}\t{{.Ports}}").splitlines():
-        name, _, ports = line.partition("\t")
-        if port in _ports_in(ports):
-            return f"the container {name}"
+def _holder(engine: Engine, port: int) -> str:
+    if container := engine.published_ports().get(port):
+        return f"the container {container}"
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
@@ -152,10 +136,10 @@ def _holder(port: int) -> str:
     return "another program"
 
 
-def check_memory() -> MlstackError | None:
-    """Whether Docker has memory enough."""
-    total = int(docker("info", "--format", "{{.MemTotal}}")) / GIB
-    if total >= MIN_MEMORY_GIB * 0.9:  # a machine sold with 4 GiB reports a little less
+def check_memory(engine: Engine) -> MlstackError | None:
+    """Whether Docker has enough memory."""
+    total = engine.info["MemTotal"] / GIB
+    if total >= MIN_MEMORY_GIB * 0.9:  # a computer with 4 GiB reports a little less
         return None
     return MlstackError(
         f"too little memory for Docker: expected at least {MIN_MEMORY_GIB} GiB, found {total:.1f}.",
@@ -164,11 +148,11 @@ def check_memory() -> MlstackError | None:
     )
 
 
-def check_disk(project: Path, expected: float) -> MlstackError | None:
+def check_disk(stack: Stack, expected: float) -> MlstackError | None:
     """Whether `expected` GiB are free where Docker keeps images and volumes."""
-    # Inside Docker Desktop's machine the folder is not to be seen from here: its disk file lies on the project's side.
-    root = Path(docker("info", "--format", "{{.DockerRootDir}}").strip())
-    place = root if root.exists() else project
+    # Docker Desktop's folder is inside its virtual machine, whose disk file is on the project's disk.
+    root = Path(stack.engine.info["DockerRootDir"])
+    place = root if root.exists() else stack.folder
     free = shutil.disk_usage(place).free / GIB
     if free >= expected:
         return None

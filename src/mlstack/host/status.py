@@ -1,48 +1,39 @@
 """`make status`: the whole stack on one screen, in less than two seconds, whatever state it is in.
 
-Every source is asked at once and has a moment to answer; what does not answer is unknown, never an old value.
+Every source is queried at the same time and has a short deadline; without an answer its value is unknown, never old.
 """
 
-import base64
 import json
 import os
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import psycopg2
 
 from mlstack import settings
 from mlstack.errors import MlstackError, quoted
-from mlstack.host import engine
-from mlstack.host.backup.manifest import opened
+from mlstack.host import http
+from mlstack.host.backup import manifest
 from mlstack.host.engine import Container, Engine, Mount
-from mlstack.host.preflight import PORTS
+from mlstack.host.services import Services
+from mlstack.host.stack import Stack
+from mlstack.settings import Account
 
-# Seconds that a source has to answer. Sizes are counted for a little less, so that they can say how far they got.
+# Seconds for each answer. Sizes are counted for a little less, so that a partial size can be reported.
 PATIENCE, COUNTING = 0.8, 0.5
-BACKUP_NAME = "%Y%m%dT%H%M%SZ"
-MANIFEST_BYTES = 16 * 1024 * 1024  # of which there are a few thousand in a manifest that mlstack wrote
-
-# Where each long-running service is found on this machine, and where it says its version if it does so over HTTP.
-ADDRESSES: Mapping[str, str] = {
-    "jupyter": "http://127.0.0.1:{JUPYTER_PORT}",
-    "mlflow": "http://127.0.0.1:{MLFLOW_PORT}",
-    "minio": "http://127.0.0.1:{MINIO_CONSOLE_PORT}",
-    "postgres": "127.0.0.1:{POSTGRES_PORT}/{POSTGRES_DB}",
-}
+OK = 200
 
 _MEMORY = """\
 cat /sys/fs/cgroup/memory.current 2>/dev/null || cat /sys/fs/cgroup/memory/memory.usage_in_bytes
 cat /sys/fs/cgroup/memory.stat 2>/dev/null || cat /sys/fs/cgroup/memory/memory.stat"""
-# Prints the bytes counted so far, and 0 if that was all.
+# Prints the bytes counted, and 0 if the count is complete.
 _SIZE = """\
 { timeout "$2" find "$1" -type f -printf '%b\\n' 2>/dev/null; echo "ended $?"; } |
 awk '/^ended/ { code = $2; next } { blocks += $1 } END { printf "%.0f %d\\n", blocks * 512, code == 124 }'"""
@@ -55,7 +46,7 @@ class Service:
     name: str
     state: str
     health: str
-    is_well: bool
+    is_healthy: bool
     uptime: int | None = None
     memory: int | None = None
     memory_limit: int | None = None
@@ -65,7 +56,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and its size in bytes; `is_complete` is False where counting had to stop before the end."""
+    """A volume and its size in bytes; `is_complete` is False if counting was stopped."""
 
     name: str
     size: int | None
@@ -84,7 +75,7 @@ class Backup:
 
 @dataclass(frozen=True)
 class Status:
-    """What `make status` shows. `problem` says why the engine could not be asked, if so."""
+    """What `make status` shows. `problem` says why the engine did not answer, if so."""
 
     project: str
     problem: str | None
@@ -95,39 +86,39 @@ class Status:
     backup: Backup | None
 
     @property
-    def is_well(self) -> bool:
-        return self.problem is None and all(service.is_well for service in self.services)
+    def is_healthy(self) -> bool:
+        return self.problem is None and all(service.is_healthy for service in self.services)
 
     @property
     def is_down(self) -> bool:
-        """Nothing of the stack is running."""
+        """Whether nothing of the stack is running."""
         return not any(service.state == "running" for service in self.services)
 
     def as_json(self) -> str:
-        return json.dumps({"is_well": self.is_well, **asdict(self)}, indent=2)
+        return json.dumps({"is_healthy": self.is_healthy, **asdict(self)}, indent=2)
 
 
-def status(project: Path) -> Status:
-    """The state of the stack. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
-    values = settings.of_project(project)
-    settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *PORTS, values=values)
-    name = values["COMPOSE_PROJECT_NAME"]
-    backup = last_backup(project)
+def status(stack: Stack) -> Status:
+    """The state of a stack. Raises MlstackError when `.env` or the last backup's manifest cannot be read."""
+    settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *stack.services.ports, values=stack.values)
+    backup = last_backup(stack)
     try:
-        docker = engine.connect(timeout=PATIENCE)
-        containers = docker.containers(name)
+        containers = list(stack.containers.values())
     except MlstackError as error:
-        unknown = tuple(Service(service, "unknown", "", is_well=False) for service in ADDRESSES)
-        return Status(name, error.wrong, unknown, (), None, None, backup)
-    running = {container.service: container for container in containers if container.is_running}
-    answers = _ask(_questions(docker, values, running, containers))
+        unknown = tuple(Service(service.name, "unknown", "", is_healthy=False) for service in stack.services.long_running)
+        return Status(stack.name, error.wrong, unknown, (), None, None, backup)
+    answers = _ask(_questions(stack, containers))
     volumes = {mount.volume: mount for container in containers for mount in container.mounts}
     schema, made_by, server = answers.get("database") or (None, None, None)
-    versions = {**{service: answers.get(f"version {service}") for service in ADDRESSES}, "postgres": server}
+    # Each service says its own version, where it can, and otherwise its image does: asking MinIO takes longer than a moment.
+    of_image = {container.service: container.version.partition("T")[0] for container in containers}
+    versions = of_image | {"mlflow": answers.get("version mlflow"), "jupyter": answers.get("version jupyter"), "postgres": server}
     return Status(
-        project=name,
+        project=stack.name,
         problem=None,
-        services=tuple(_service(container, values, answers, versions) for container in _expected(containers)),
+        services=tuple(
+            _service(container, stack.services, answers, versions) for container in _expected(stack.services, containers)
+        ),
         volumes=tuple(Volume(volume, *(answers.get(f"size {volume}") or (None, False))) for volume in sorted(volumes)),
         schema=schema and quoted(schema),
         schema_is_of=made_by and quoted(made_by),
@@ -135,70 +126,49 @@ def status(project: Path) -> Status:
     )
 
 
-def last_backup(project: Path) -> Backup | None:
-    """The newest complete backup. Raises MlstackError when a manifest cannot be read."""
-    for folder in sorted(settings.backup_dir(project).glob("*/manifest.json"), reverse=True):
-        if not _is_backup_name(folder.parent.name):
-            continue
-        try:
-            with opened(folder.parent, folder.name) as file:
-                manifest = json.loads(file.read(MANIFEST_BYTES))
-            created = datetime.fromisoformat(manifest["created"]).astimezone(UTC)
-            size = int(manifest["bytes"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise MlstackError(
-                f"the manifest of the last backup cannot be read: {error}.",
-                "It says what the backup holds.",
-                f"look at {folder}, or make backup",
-            ) from error
-        age = int((datetime.now(UTC) - created).total_seconds())
-        place = folder.parent.relative_to(project) if folder.is_relative_to(project) else folder.parent
-        return Backup(str(place), created.isoformat(), size, age)
+def last_backup(stack: Stack) -> Backup | None:
+    """The newest complete backup. Raises MlstackError when its manifest cannot be read."""
+    for folder in manifest.folders(stack.backups)[:1]:
+        contents = manifest.read_manifest(folder)
+        age = int((datetime.now(UTC) - contents.time).total_seconds())
+        place = folder.relative_to(stack.folder) if folder.is_relative_to(stack.folder) else folder
+        return Backup(str(place), contents.time.astimezone(UTC).isoformat(), contents.bytes, age)
     return None
-
-
-def _is_backup_name(name: str) -> bool:
-    try:
-        datetime.strptime(name, BACKUP_NAME)  # only the shape matters
-    except ValueError:
-        return False
-    return True
 
 
 # ---- sources ------------------------------------------------------------------------------------
 
 
-def _questions(
-    docker: Engine, values: Mapping[str, str], running: Mapping[str, Container], containers: Sequence[Container]
-) -> dict[str, Callable[[], Any]]:
+def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Callable[[], Any]]:
+    running = {container.service: container for container in containers if container.is_running}
     questions: dict[str, Callable[[], Any]] = {
-        f"memory {service}": partial(memory, docker, container) for service, container in running.items()
+        f"memory {service}": partial(memory, stack.engine, container) for service, container in running.items()
     }
     for container in containers:
         for mount in container.mounts:
-            if os.access(mount.source, os.R_OK | os.X_OK):  # an engine of this machine, and its owner: much faster
+            if os.access(mount.source, os.R_OK | os.X_OK):  # a local engine, and its user: much faster
                 questions[f"size {mount.volume}"] = partial(_size_here, mount)
             elif container.is_running:
-                questions[f"size {mount.volume}"] = partial(_size_inside, docker, container, mount)
+                questions[f"size {mount.volume}"] = partial(_size_inside, stack.engine, container, mount)
     if "postgres" in running:
-        questions["database"] = partial(_database, values)
+        questions["database"] = partial(_database, stack)
     if "mlflow" in running:
-        account = f"{values.get('MLFLOW_TRACKING_USERNAME')}:{values.get('MLFLOW_TRACKING_PASSWORD')}"
-        questions["version mlflow"] = partial(_http, ADDRESSES["mlflow"].format_map(values) + "/version", account)
+        account = settings.notebook_account(stack.values)
+        questions["version mlflow"] = partial(_page, stack, "mlflow", "/version", account)
     if "jupyter" in running:
-        questions["version jupyter"] = lambda: json.loads(_http(ADDRESSES["jupyter"].format_map(values) + "/api"))["version"]
+        questions["version jupyter"] = lambda: json.loads(_page(stack, "jupyter", "/api"))["version"]
     return questions
 
 
 def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """The answers that come within PATIENCE. Whatever hangs is left behind: its thread does not keep the command."""
+    """The answers within PATIENCE. A thread that hangs does not keep the command from ending."""
     answers: dict[str, Any] = {}
 
     def ask(name: str, question: Callable[[], Any]) -> None:
         try:
             answers[name] = question()
         except (MlstackError, psycopg2.Error, OSError, ValueError, KeyError):
-            return  # unknown, and shown as such: a service that is half up refuses in many ways
+            return  # unknown, and shown as such: a starting service fails in many ways
 
     threads = [threading.Thread(target=ask, args=question, daemon=True) for question in questions.items()]
     for thread in threads:
@@ -210,7 +180,7 @@ def _ask(questions: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 
 
 def memory(docker: Engine, container: Container) -> int:
-    """Bytes as `docker stats` counts them, which needs two seconds: what is used, without files that could be dropped at once.
+    """Bytes as `docker stats` counts them, which takes two seconds: used memory without the file cache that can be evicted.
 
     Raises MlstackError when the container does not answer.
     """
@@ -233,11 +203,11 @@ def _counted(output: str) -> tuple[int, bool]:
     return int(size), was_cut_short == "0"
 
 
-def _database(values: Mapping[str, str]) -> tuple[str, str | None, str]:
-    """The schema's revision, who made it, and the server's version, with MLflow's own login."""
-    login = settings.tracking_login(values)
+def _database(stack: Stack) -> tuple[str, str | None, str]:
+    """The schema's revision, its MLflow version, and the server's version, read with MLflow's own login."""
+    login = stack.tracking
     connection = psycopg2.connect(
-        host="127.0.0.1", port=values["POSTGRES_PORT"], user=login.user, password=login.password, dbname=login.database
+        host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
     )
     try:
         with connection.cursor() as cursor:
@@ -249,40 +219,39 @@ def _database(values: Mapping[str, str]) -> tuple[str, str | None, str]:
     return revision, made_by, server
 
 
-def _http(url: str, account: str = "") -> str:
-    request = urllib.request.Request(url)  # noqa: S310 # http on this machine
-    if account:
-        request.add_header("Authorization", "Basic " + base64.b64encode(account.encode()).decode())
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-        text: str = answer.read().decode()
-    return text.strip()
+def _page(stack: Stack, service: str, path: str, account: Account | None = None) -> str:
+    url = urljoin(stack.services.by_name[service].url, path)
+    answer = http.call(service, "GET", url, why="It says its version there.", timeout=PATIENCE, account=account)
+    if answer.status != OK:
+        raise ValueError(f"{url} answers {answer.status}")
+    return answer.data.decode().strip()
 
 
 # ---- what they make together ----------------------------------------------------------------------
 
 
-def _expected(containers: Sequence[Container]) -> list[Container | str]:
+def _expected(services: Services, containers: Sequence[Container]) -> list[Container | str]:
     """Every container, and the names of long-running services that have none."""
-    there = {container.service for container in containers}
-    return [*(name for name in ADDRESSES if name not in there), *containers]
+    existing = {container.service for container in containers}
+    return [*(service.name for service in services.long_running if service.name not in existing), *containers]
 
 
 def _service(
-    container: Container | str, values: Mapping[str, str], answers: Mapping[str, Any], versions: Mapping[str, str | None]
+    container: Container | str, services: Services, answers: Mapping[str, Any], versions: Mapping[str, str | None]
 ) -> Service:
     if isinstance(container, str):
-        return Service(container, "missing", "", is_well=False)
-    is_long_running = container.service in ADDRESSES
+        return Service(container, "missing", "", is_healthy=False)
+    described = services.by_name.get(container.service)
+    is_long_running = described is not None and described.is_long_running
     uptime = int((datetime.now(UTC) - container.started).total_seconds()) if container.started and container.is_running else None
     return Service(
         name=container.service,
-        state="done" if container.is_well and not container.is_running and not is_long_running else container.state,
+        state="done" if container.is_healthy and not container.is_running and not is_long_running else container.state,
         health=container.health if container.is_running else "",
-        is_well=container.is_well and (container.is_running or not is_long_running),
+        is_healthy=container.is_healthy and (container.is_running or not is_long_running),
         uptime=uptime,
         memory=answers.get(f"memory {container.service}"),
         memory_limit=container.memory_limit,
-        # What the service says, or, where asking takes longer than a moment (MinIO), what its image says.
-        version=quoted(versions.get(container.service) or "") or container.version.partition("T")[0] or None,
-        url=ADDRESSES[container.service].format_map(values) if is_long_running and container.is_running else None,
+        version=(quoted(versions.get(container.service) or "") or None) if is_long_running else None,
+        url=described.origin or None if described and container.is_running else None,
     )

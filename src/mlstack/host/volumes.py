@@ -1,21 +1,17 @@
-"""Data volumes belong to the user that their service runs as. One that an image with another uid filled is given over once."""
+"""Data volumes belong to the user that their service runs as. A volume of an older image with another uid changes owner once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from mlstack import settings
-from mlstack.host import engine
-from mlstack.host.compose import compose, docker, volumes
+from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 
 log = get_logger("mlstack.volumes")
 
-# Postgres' is not among them: its uid has always been that of the official image.
-SERVICE_OF: Mapping[str, str] = {"minio": "minio", "spool": "mlflow", "home": "jupyter", "scratch": "jupyter"}
-# A container that sees these volumes and nothing else.
+# A container with only these volumes.
 _CONFINED = ("--network=none", "--user=0:0", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only")
-# It may look into every folder and change owners.
+# It may read every folder and change owners.
 _MAY_GIVE = ("--cap-add=CHOWN", "--cap-add=DAC_READ_SEARCH")
 
 
@@ -29,43 +25,42 @@ class Volume:
     uid: str
 
 
-def give_to_services(project: Path) -> None:
-    """Gives each volume to its service's user where it belongs to another; the service is stopped for that.
+def give_to_services(stack: Stack) -> None:
+    """Changes the owner of each volume to its service's user, if it belongs to another; stops the service for that.
 
-    May be interrupted and repeated: a folder is given after all that is in it, and the volume's own folder last, so that its
-    owner alone shows whether there is anything to do. Raises MlstackError with docker's own words.
+    May be interrupted and repeated: a folder changes its owner after its content, and the volume's root last, so that the
+    root's owner shows whether there is anything to do. Raises MlstackError with docker's own message.
     """
-    found = list(_volumes(project))
-    for volume, owner in zip(found, _owners(found), strict=True):
+    volumes = list(_volumes(stack))
+    for volume, owner in zip(volumes, _owners(volumes), strict=True):
         if owner != volume.uid:
-            what = "the volume %s belongs to uid %s: %s is stopped while it is given to uid %s"
-            log.info(what, volume.name, owner, volume.service, volume.uid)
-            compose(project, "stop", volume.service)
+            message = "the volume %s belongs to uid %s: %s is stopped while it is given to uid %s"
+            log.info(message, volume.name, owner, volume.service, volume.uid)
+            stack.compose.output("stop", volume.service)
             _give(volume)
 
 
-def _volumes(project: Path) -> Iterator[Volume]:
-    """The volumes that are there. None of an image that is not ours, or that any user can run.
+def _volumes(stack: Stack) -> Iterator[Volume]:
+    """The existing volumes, without those of foreign images or images that any user can run.
 
-    On a user's own machine Jupyter runs as that user, whom no image knows: its folders are open to all.
+    On a user's own computer Jupyter runs as that user, which no image knows: its folders are open to all.
     """
-    values = settings.of_project(project)
-    name = values["COMPOSE_PROJECT_NAME"]
-    there = volumes(name)
-    docker_engine = engine.connect()
-    for volume, service in SERVICE_OF.items():
-        if f"{name}_{volume}" in there and not values.get(f"{service.upper()}_IMAGE"):
-            uid = docker_engine.user(f"{name}-{service}").partition(":")[0]
-            if uid and (service != "jupyter" or uid == values["HOST_UID"]):
-                yield Volume(f"{name}_{volume}", service, f"{name}-{service}", uid)
+    existing = stack.engine.volumes(stack.name)
+    for name in stack.built:
+        service = stack.services.by_name[name]
+        uid = stack.engine.user(service.image).partition(":")[0]
+        if uid and service.user in ("", uid):
+            for volume in service.volumes:
+                if f"{stack.name}_{volume.name}" in existing:
+                    yield Volume(f"{stack.name}_{volume.name}", name, service.image, uid)
 
 
-def _owners(found: Sequence[Volume]) -> list[str]:
-    if not found:
+def _owners(volumes: Sequence[Volume]) -> list[str]:
+    if not volumes:
         return []
-    mounts = [f"--volume={volume.name}:/volumes/{volume.name}:ro" for volume in found]
-    paths = [f"/volumes/{volume.name}" for volume in found]
-    return docker("run", "--rm", *_CONFINED, *mounts, "--entrypoint=stat", found[0].image, "--format=%u", *paths).split()
+    mounts = [f"--volume={volume.name}:/volumes/{volume.name}:ro" for volume in volumes]
+    paths = [f"/volumes/{volume.name}" for volume in volumes]
+    return docker("run", "--rm", *_CONFINED, *mounts, "--entrypoint=stat", volumes[0].image, "--format=%u", *paths).split()
 
 
 def _give(volume: Volume) -> None:

@@ -2,21 +2,43 @@
 
 from functools import cache
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
-from mlflow.server import app as flask_app
-from mlflow.server.fastapi_security import get_allowed_hosts, get_allowed_origins
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlstack import settings
 from mlstack.server import auth, locations, presigned_urls, runs_table
 from mlstack.server.guard import Bodies, Login, Origins
 from mlstack.server.metric_routes import MetricRoutes
+from mlstack.server.upstream import (
+    INTERNAL_ERROR,
+    INVALID_PARAMETER_VALUE,
+    app_without_accounts,
+    flask_app,
+    get_allowed_hosts,
+    get_allowed_origins,
+)
 
 ROUTERS = (runs_table.router, presigned_urls.router)
+OWN = "/api/2.0/mlstack/"
+# Any request: FastAPI prepares the routes of a router when the first one comes.
+_FIRST: Scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
+
+
+class _Applications:
+    """This project's routes, in an application of their own, and MLflow's for everything else.
+
+    MLflow's own checks are the guard's already; as middlewares they would take half the time of a call.
+    """
+
+    def __init__(self, own: ASGIApp, mlflow: ASGIApp) -> None:
+        self._own, self._mlflow = own, mlflow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_own = scope["type"] == "http" and scope["path"].startswith(OWN)
+        await (self._own if is_own else self._mlflow)(scope, receive, send)
 
 
 def create_app() -> ASGIApp:
@@ -26,32 +48,32 @@ def create_app() -> ASGIApp:
 
 @cache
 def _made() -> ASGIApp:
-    app: ASGIApp = Bodies(_application())
+    app: ASGIApp = Bodies(_Applications(_own_application(), _mlflow_application()))
     if settings.accounts_are_on():
         app = Login(app)
     return Origins(MetricRoutes(app), get_allowed_hosts(), get_allowed_origins())
 
 
-def _application() -> FastAPI:
+def _mlflow_application() -> FastAPI:
     locations.confine()
     for error in (RecursionError, 500):
         flask_app.register_error_handler(error, _flask_error)
-    if settings.accounts_are_on():
-        app: FastAPI = auth.with_accounts(flask_app)
-    else:
-        from mlflow.server.fastapi_app import app
+    app: FastAPI = auth.with_accounts(flask_app) if settings.accounts_are_on() else app_without_accounts
     for kind in (RecursionError, Exception):
         app.add_exception_handler(kind, _error)
-    app.router.routes[:0] = _own_routes().routes  # before MLflow's last one, which takes every path
+    for route in app.router.routes:
+        route.matches(_FIRST)  # once here, and not in each worker while a client waits
     return app
 
 
-def _own_routes() -> APIRouter:
+def _own_application() -> FastAPI:
     """The routes of this project: none is reached without an account."""
-    own = APIRouter(dependencies=[Depends(auth.asker)])
+    app = FastAPI(dependencies=[Depends(auth.caller_or_none)], openapi_url=None)
     for router in ROUTERS:
-        own.include_router(router)
-    return own
+        app.include_router(router)
+    for kind in (MlflowException, RecursionError, Exception):
+        app.add_exception_handler(kind, _error)
+    return app
 
 
 def _flask_error(error: Exception) -> tuple[str, int, dict[str, str]]:
@@ -61,11 +83,13 @@ def _flask_error(error: Exception) -> tuple[str, int, dict[str, str]]:
 
 
 def _error(_: Request, error: Exception) -> Response:
-    """The same for its other routes."""
+    """The same for its other routes and for those of this project."""
     return auth.error_response(_described(error))
 
 
 def _described(error: Exception) -> MlflowException:
+    if isinstance(error, MlflowException):
+        return error
     if isinstance(error, RecursionError):
         return MlflowException("The request's JSON is nested too deeply.", INVALID_PARAMETER_VALUE)
     return MlflowException(f"The server failed: {type(error).__name__}. Its log says more.", INTERNAL_ERROR)

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 
 from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
-from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+from mlstack.server.upstream import BAD_REQUEST, ArtifactRepository, S3ArtifactRepository
 
 
 class ProxiedS3ArtifactRepository(ArtifactRepository):
-    """MLflow's own S3 repository without its presigned links. Registered for `s3:` through MLflow's entry point."""
+    """MLflow's own S3 repository without its presigned links. Registered for `s3:` by plugin.py."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         super().__init__(artifact_uri, tracking_uri, registry_uri)

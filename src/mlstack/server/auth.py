@@ -15,33 +15,30 @@ permissions are read at each call, so that a removed account, a changed password
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+import psycopg2
 from cachetools import TTLCache
-from fastapi import HTTPException
+from fastapi import Depends, HTTPException
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
-from mlflow.server import auth as mlflow_auth
-from mlflow.server.handlers import _get_tracking_store
-from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
-from sqlalchemy import TextClause, text
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from psycopg2.extras import NamedTupleCursor
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from werkzeug.datastructures import Authorization
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from mlstack import settings
-from mlstack.server import passwords
+from mlstack.server import passwords, upstream
 from mlstack.server.throttle import Throttle
+from mlstack.server.upstream import Requirement, Validator
 
-auth: Any = mlflow_auth  # more of it is used than it exports: to be read again at each of MLflow's upgrades
 CHALLENGE = 'Basic realm="mlflow"'
 
 
@@ -49,7 +46,6 @@ CHALLENGE = 'Basic realm="mlflow"'
 _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
-Validator = Callable[[], bool]  # MLflow's name for what decides whether a request may do what it asks for
 
 
 @dataclass(frozen=True)
@@ -71,28 +67,17 @@ class Login:
 
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 _known: TTLCache[tuple[str, bytes], Login] = TTLCache(
-    auth.auth_config.auth_cache_max_size, auth.auth_config.auth_cache_ttl_seconds
+    upstream.auth_config.auth_cache_max_size, upstream.auth_config.auth_cache_ttl_seconds
 )
 _throttle = Throttle()
 
 
 def with_accounts(flask_app: Any) -> Any:
     """MLflow's own application with accounts. Who calls is decided before it, by guard.Login."""
-    auth._authenticate_fastapi_request = lambda _: _caller.get()
-    auth.authenticate_request_basic_auth = _caller_of_flask
-    auth.sender_is_admin = lambda: caller().is_admin
-    auth._run_requirement = _run_requirement
-    auth.resolve_permissions = _permissions
-    auth._redact_run_response = _redact_runs
-    for route, validator in list(auth.BEFORE_REQUEST_VALIDATORS.items()):
-        if validator in (auth.validate_can_update_user_password, auth.validate_can_manage_resource):
-            auth.BEFORE_REQUEST_VALIDATORS[route] = _unless_shared(validator)
-        elif validator == auth.validate_can_delete_experiment:
-            auth.BEFORE_REQUEST_VALIDATORS[route] = _unless_default_experiment(validator)
-    auth._find_validator = _judging_parameters(auth._find_validator)
-    app = auth.create_app(flask_app)
-    auth.store.create_user = _with_good_password(auth.store.create_user)
-    auth.store.update_user = _with_good_password(auth.store.update_user)
+    upstream.replace_login(lambda _: _caller.get(), _caller_of_flask, lambda: caller().is_admin)
+    upstream.replace_permissions(_find_validator, _permissions, _run_requirement, _redact_runs)
+    app = upstream.app_with_accounts(flask_app)
+    upstream.replace_passwords(_with_good_password)
     return app
 
 
@@ -109,14 +94,17 @@ def set_caller(found: Caller | None) -> None:
     _caller.set(found)
 
 
-def asker(_: Request) -> Caller | None:
+async def caller_or_none() -> Caller | None:  # async: FastAPI would start a thread for it
     """Whose request it is, for the routes of this project; None where nobody is asked (MLFLOW_AUTH=off)."""
     return caller() if settings.accounts_are_on() else None
 
 
+CallerOrNone = Annotated[Caller | None, Depends(caller_or_none)]
+
+
 def is_public(path: str) -> bool:
     """Whether anybody may ask for this: static files, the health check, and what the server can do."""
-    return bool(auth.is_unprotected_route(path))
+    return bool(upstream.is_unprotected_route(path))
 
 
 def known(headers: Mapping[str, str]) -> Login | None:
@@ -144,7 +132,7 @@ async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
         if not await _throttle.check(name, address, key, is_right) or row is None:
             return None
         _known[key] = Login(name, password_hash)
-    if row is None or auth._is_disabled_legacy_admin_login(name, password, row):
+    if row is None or upstream.is_disabled_legacy_admin_login(name, password, row):
         return None
     return Caller(row.id, row.username, row.is_admin)
 
@@ -172,10 +160,10 @@ def may_log(login: Login | None, experiment: str) -> bool:
     if not rows or rows[0].password_hash != login.password_hash:
         return False
     _, requirements = _on_runs_of(experiment, "update")
-    keys = auth.requirements_to_grant_load_keys(requirements)
+    keys = upstream.requirements_to_grant_load_keys(requirements)
     permissions = dict(zip(keys, _resolved(rows, keys), strict=True))
-    default, absent = auth.auth_config.default_permission, auth._absent_permission(DEFAULT_WORKSPACE_NAME)
-    return rows[0].is_admin or all(auth.requirement_satisfied(one, permissions, default, absent) for one in requirements)
+    default, absent = upstream.auth_config.default_permission, upstream.absent_permission(upstream.DEFAULT_WORKSPACE_NAME)
+    return rows[0].is_admin or all(upstream.requirement_satisfied(one, permissions, default, absent) for one in requirements)
 
 
 def _credentials(headers: Mapping[str, str]) -> tuple[str, str] | None:
@@ -195,20 +183,21 @@ def _key(name: str, password: str) -> tuple[str, bytes]:
 def _caller_of_flask() -> Any:
     """In the place of MLflow's own login on its Flask routes."""
     found = _caller.get()
-    return Authorization("basic", {"username": found.username}) if found else auth.make_basic_auth_response()
+    return Authorization("basic", {"username": found.username}) if found else upstream.make_basic_auth_response()
 
 
-def _judging_parameters(find: Callable[[Any], Validator | None]) -> Callable[[Any], Validator | None]:
-    """MLflow looks permissions up before it looks at the types of parameters: a list for an id would be an error 500."""
-
-    def found(request: Any) -> Validator | None:
-        validator = find(request)
-        return validator and partial(_judged, validator)
-
-    return found
+def _find_validator(request: Any) -> Validator | None:
+    """What decides whether this request may do what it asks for: MLflow's own validator, and more for some routes."""
+    validator = upstream.find_validator(request)
+    if validator in (upstream.may_update_password, upstream.may_manage_resource):
+        validator = _unless_shared(validator)
+    elif validator == upstream.may_delete_experiment:
+        validator = _unless_default_experiment(validator)
+    return validator and partial(_judged, validator)
 
 
 def _judged(validator: Validator) -> bool:
+    """MLflow looks permissions up before it looks at the types of parameters: a list for an id would be an error 500."""
     try:
         return validator()
     except (TypeError, ValueError, AttributeError) as error:
@@ -225,7 +214,7 @@ def _unless_default_experiment(validator: Validator) -> Validator:
 
     def is_allowed() -> bool:
         try:
-            is_default = int(auth._get_request_param("experiment_id")) == DEFAULT_EXPERIMENT
+            is_default = int(upstream.get_request_param("experiment_id")) == DEFAULT_EXPERIMENT
         except (TypeError, ValueError):
             is_default = False
         return not is_default and validator()
@@ -244,43 +233,59 @@ def _with_good_password(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def hidden(username: str, experiments: Sequence[str]) -> list[str]:
     """Those of the experiments whose runs this account may not see."""
-    not_denied = auth.Requirement(auth.RESOURCE_TYPE_RUN, "*", auth.ACTION_NOT_DENIED)
-    may_read = auth._role_based_read_predicate(username, "experiment", also_require=[not_denied])
+    not_denied = Requirement(upstream.RESOURCE_TYPE_RUN, "*", upstream.ACTION_NOT_DENIED)
+    may_read = upstream.role_based_read_predicate(username, "experiment", also_require=[not_denied])
     return [experiment for experiment in experiments if not may_read(experiment)]
 
 
-_GRANTS = text(
+_GRANTS = (
     "SELECT password_hash, is_admin, resource_type, resource_pattern, permission FROM users"
-    " LEFT JOIN (user_role_assignments JOIN roles ON roles.id = role_id AND workspace = :workspace"
-    " JOIN role_permissions ON role_permissions.role_id = roles.id) ON user_id = users.id WHERE username = :username"
+    " LEFT JOIN (user_role_assignments JOIN roles ON roles.id = role_id AND workspace = %(workspace)s"
+    " JOIN role_permissions ON role_permissions.role_id = roles.id) ON user_id = users.id WHERE username = %(username)s"
 )
-_ACCOUNT = text("SELECT id, username, is_admin, password_hash FROM users WHERE username = :username")
-_EXPERIMENT = text("SELECT experiment_id::text AS experiment_id FROM runs WHERE run_uuid = :run")
+_ACCOUNT = "SELECT id, username, is_admin, password_hash FROM users WHERE username = %(username)s"
+_EXPERIMENT = "SELECT experiment_id::text AS experiment_id FROM runs WHERE run_uuid = %(run)s"
 
 
-def _rows(store: Any, query: TextClause, **values: object) -> Sequence[Any]:
-    """From the pool of one of MLflow's stores, as one statement without a transaction around it.
+def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
+    """From the pool of one of MLflow's stores, as one statement without a transaction around it, and without the two that
+    SQLAlchemy would make of a change of the isolation level.
 
     Raises MlflowException as MLflow's own sessions do: 503 when the database does not answer, 400 for a value that it rejects.
     """
     try:
-        with store.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            found: Sequence[Any] = connection.execute(query, values).all()
-    except (OperationalError, PoolTimeout) as error:
-        raise MlflowException(f"The database does not answer: {error}", TEMPORARILY_UNAVAILABLE) from error
-    except SQLAlchemyError as error:
-        raise MlflowException(str(error), BAD_REQUEST) from error
+        with (
+            closing(store.engine.raw_connection()) as connection,
+            _autocommit(connection.dbapi_connection),
+            connection.cursor(cursor_factory=NamedTupleCursor) as cursor,
+        ):
+            cursor.execute(query, values)
+            found: Sequence[Any] = cursor.fetchall()
+    except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeout) as error:
+        raise MlflowException(f"The database does not answer: {error}", upstream.TEMPORARILY_UNAVAILABLE) from error
+    except psycopg2.Error as error:
+        raise MlflowException(str(error), upstream.BAD_REQUEST) from error
     except ValueError as error:  # the character NUL, half of a surrogate pair
         raise MlflowException.invalid_parameter_value(str(error)) from error
     return found
 
 
+@contextmanager
+def _autocommit(connection: Any) -> Iterator[None]:
+    connection.autocommit = True
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.autocommit = False  # MLflow's own sessions make transactions on it
+
+
 def _account(username: str) -> Any:
-    return next(iter(_rows(auth.store, _ACCOUNT, username=username)), None)
+    return next(iter(rows(upstream.accounts, _ACCOUNT, username=username)), None)
 
 
-def _grants(username: str, workspace: str = DEFAULT_WORKSPACE_NAME) -> Sequence[Any]:
-    return _rows(auth.store, _GRANTS, username=username, workspace=workspace)
+def _grants(username: str, workspace: str = upstream.DEFAULT_WORKSPACE_NAME) -> Sequence[Any]:
+    return rows(upstream.accounts, _GRANTS, username=username, workspace=workspace)
 
 
 def _permissions(username: str, workspace: str, keys: Sequence[Any]) -> list[Any]:
@@ -289,31 +294,28 @@ def _permissions(username: str, workspace: str, keys: Sequence[Any]) -> list[Any
 
 
 def _resolved(rows: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
-    grants = [auth.RoleGrantRow(row.resource_type, row.resource_pattern, row.permission) for row in rows if row.resource_type]
-    if any(map(auth.is_workspace_admin_grant, grants)):
-        return [auth.MANAGE] * len(keys)
-    return [auth.fold_grants_for_key(grants, key) for key in keys]
+    grants = [upstream.RoleGrantRow(row.resource_type, row.resource_pattern, row.permission) for row in rows if row.resource_type]
+    if any(map(upstream.is_workspace_admin_grant, grants)):
+        return [upstream.MANAGE] * len(keys)
+    return [upstream.fold_grants_for_key(grants, key) for key in keys]
 
 
 def _run_requirement(run: Any, action: str) -> Any:
     """In the place of MLflow's own: where to look for a permission, and what it must be; None for an unknown run."""
-    found = _rows(_get_tracking_store(), _EXPERIMENT, run=run)
+    found = rows(upstream.tracking_store(), _EXPERIMENT, run=run)
     return _on_runs_of(found[0].experiment_id, action) if found else None
-
-
-_redact_run_response = auth._redact_run_response
 
 
 def _redact_runs(response: Any, message: Any, runs_of: Any) -> None:
     """MLflow reads every answer with runs once more, to take out links to models. Only for whom models are denied."""
-    models = auth.RESOURCE_TYPE_LOGGED_MODEL
-    if models in auth._denied_sibling_tiers(auth.authenticate_request().username, (models,)):
-        _redact_run_response(response, message, runs_of)
+    models = upstream.RESOURCE_TYPE_LOGGED_MODEL
+    if models in upstream.denied_sibling_tiers(caller().username, (models,)):
+        upstream.redact_run_response(response, message, runs_of)
 
 
 def _on_runs_of(experiment: str, action: str) -> Any:
-    container = (auth.RESOURCE_TYPE_EXPERIMENT, experiment)
+    container = (upstream.RESOURCE_TYPE_EXPERIMENT, experiment)
     return container, [
-        auth.Requirement(*container, "read"),
-        auth.Requirement(auth.RESOURCE_TYPE_RUN, "*", action, fallback_if_no_grant=(container,)),
+        Requirement(*container, "read"),
+        Requirement(upstream.RESOURCE_TYPE_RUN, "*", action, fallback_if_no_grant=(container,)),
     ]

@@ -15,8 +15,6 @@ import time
 from collections.abc import Collection
 
 from mlflow.exceptions import MlflowException
-from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header, is_health_endpoint
-from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
@@ -25,6 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlstack.errors import MlstackError
 from mlstack.server import auth
 from mlstack.server.throttle import TooManyLoginsError
+from mlstack.server.upstream import (
+    INVALID_HOST_MSG,
+    TRACE_RENDERER_ASSET_PATH,
+    is_allowed_host_header,
+    is_health_endpoint,
+)
 
 # MLflow's largest calls fit in: a data set's profile of 16 MB, with JSON's escapes. Artifacts are streamed, without a limit.
 LARGEST_BODY = 32 << 20  # bytes

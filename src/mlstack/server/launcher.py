@@ -7,24 +7,18 @@ cannot work like this: they are rejected by name.
 """
 
 import gc
-import multiprocessing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import uvicorn._subprocess
-import uvicorn.main
-
-# MLflow sets up its Flask application when it is imported, with its security layer only if uvicorn was imported before.
-import mlflow.server  # isort: skip
 import click
 from click.core import ParameterSource
-from mlflow.cli import server as mlflow_server
 from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from sqlalchemy import Engine
 
 from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.server.app import create_app
+from mlstack.server.upstream import mlflow_server, replace_start, run_uvicorn
 
 # What cannot work, and why.
 REJECTED = {
@@ -57,7 +51,7 @@ def main() -> None:
         run(**options)
 
     mlflow_server.callback = checked
-    mlflow.server._exec_cmd = _serve  # type: ignore[assignment, attr-defined]
+    replace_start(_serve)
     mlflow_server(prog_name="mlflow server")
 
 
@@ -95,8 +89,7 @@ def _serve(command: Sequence[str], extra_env: Mapping[str, str], **_: Any) -> No
     gc.collect()
     gc.freeze()  # the collector would write to what the workers share
     gc.enable()
-    uvicorn._subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]
-    uvicorn.main.main(command[3:])
+    run_uvicorn(command[3:])
     raise SystemExit
 
 

@@ -1,16 +1,12 @@
-"""Where experiments, model versions and traces keep artifacts: in this server's bucket, within their own permissions.
-
-Not part of artifacts.py, which MLflow loads as a plugin before its handlers are there.
-"""
+"""Where experiments, model versions and traces keep artifacts: in this server's bucket, within their own permissions."""
 
 import re
 from typing import Any
 
 from mlflow.exceptions import MlflowException
-from mlflow.server import handlers
-from mlflow.utils.uri import append_to_uri_path
 
 from mlstack import settings
+from mlstack.server.upstream import append_to_uri_path, replace_locations, tracking_store
 
 # A folder of the bucket. Numbers are the folders of experiments without a location of their own: permissions go by them.
 _LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-][\w. -]*(?:/[\w-][\w. -]*)*/?")
@@ -18,10 +14,7 @@ _LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-]
 
 def confine() -> None:
     """Changes how MLflow's handlers decide where artifacts are: a request does not say so for what is not its own."""
-    upstream: Any = handlers
-    upstream._validate_experiment_artifact_location = _validate_location
-    upstream.validate_artifact_uri_host = _validate_stored
-    upstream.get_artifact_uri_for_trace = _location_of_trace
+    replace_locations(_validate_location, _validate_stored, _location_of_trace)
 
 
 def _validate_location(location: str) -> None:
@@ -46,6 +39,6 @@ def _validate_stored(uri: str) -> None:
 
 def _location_of_trace(trace: Any) -> str:
     """Not what a tag of the trace says, which whoever may edit the trace may change."""
-    experiment = handlers._get_tracking_store().get_experiment(trace.experiment_id)
+    experiment = tracking_store().get_experiment(trace.experiment_id)
     location: str = append_to_uri_path(experiment.artifact_location, "traces", trace.trace_id, "artifacts")
     return location

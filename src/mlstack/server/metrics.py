@@ -21,11 +21,11 @@ from typing import Any
 
 import psycopg2
 from mlflow.exceptions import MlflowException
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH, _validate_metric
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.server import auth
 from mlstack.server.auth import Login
+from mlstack.server.upstream import MAX_METRICS_PER_BATCH, validate_metric
 
 _log = logging.getLogger(__name__)
 # A database that is gone without a word is given up after this time, in milliseconds: TCP itself would take a quarter of an hour.
@@ -107,7 +107,7 @@ def _row(point: dict[str, Any]) -> Row:
         raise ValueError(point)
     key, value, timestamp, step = point["key"], point["value"], point["timestamp"], point.get("step", 0)
     value = _SPECIAL[value] if isinstance(value, str) else value
-    _validate_metric(key, value, timestamp, step)
+    validate_metric(key, value, timestamp, step)
     if type(timestamp) is not int or type(step) is not int or max(timestamp, abs(step)) >= 2**63:
         raise ValueError(point)
     if math.isnan(value):

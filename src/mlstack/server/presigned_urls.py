@@ -15,16 +15,13 @@ import urllib3
 from fastapi import APIRouter, HTTPException
 from minio import Minio
 from minio.error import S3Error
-from mlflow.server import auth as mlflow_auth
-from mlflow.server.handlers import _get_tracking_store, _get_workspace_scoped_repo_path_if_enabled
-from mlflow.utils.uri import validate_path_is_safe
 from pydantic import BaseModel, Field
-from sqlalchemy import text
 from starlette.requests import Request
 
 from mlstack import s3, settings
 from mlstack.server import auth
 from mlstack.server.signature import Signer
+from mlstack.server.upstream import authorizes_artifact, tracking_store, validate_path_is_safe
 
 # A link is used within seconds, but one call hands out a page of them, and the last of a thousand large files waits for the
 # others. Who is later asks again: nothing breaks, so nothing speaks for longer.
@@ -47,18 +44,20 @@ NOT_IN_UPLOADS = (
 AS_A_FILE = {"response-content-disposition": "attachment", "response-content-type": "application/octet-stream"}
 
 # Where runs, models and traces that are not deleted keep artifacts, and the folder by which MLflow knows what each is.
-_OWNERS = text("""
-WITH active AS (SELECT * FROM experiments WHERE lifecycle_stage = 'active')
-SELECT artifact_uri AS location, experiment_id || '/' || run_uuid || '/artifacts' AS folder
-FROM runs JOIN active USING (experiment_id) WHERE run_uuid = ANY(:ids) AND runs.lifecycle_stage = 'active'
-UNION ALL
-SELECT logged_models.artifact_location, experiment_id || '/models/' || model_id || '/artifacts'
-FROM logged_models JOIN active USING (experiment_id) WHERE model_id = ANY(:ids) AND logged_models.lifecycle_stage = 'active'
-UNION ALL
-SELECT rtrim(artifact_location, '/') || '/traces/' || request_id || '/artifacts',
-  experiment_id || '/traces/' || request_id || '/artifacts'
-FROM trace_info JOIN active USING (experiment_id) WHERE request_id = ANY(:ids)
-""")
+_OWNERS = """
+SELECT
+  CASE kind WHEN '/traces/' THEN rtrim(artifact_location, '/') || '/traces/' || id || '/artifacts' ELSE location END AS location,
+  experiment_id || kind || id || '/artifacts' AS folder
+FROM (
+  SELECT experiment_id, artifact_uri AS location, '/' AS kind, run_uuid AS id FROM runs
+  WHERE run_uuid = ANY(%(ids)s) AND lifecycle_stage = 'active'
+  UNION ALL
+  SELECT experiment_id, artifact_location, '/models/', model_id FROM logged_models
+  WHERE model_id = ANY(%(ids)s) AND lifecycle_stage = 'active'
+  UNION ALL
+  SELECT experiment_id, NULL, '/traces/', request_id FROM trace_info WHERE request_id = ANY(%(ids)s)
+) AS owners JOIN experiments USING (experiment_id) WHERE experiments.lifecycle_stage = 'active'
+"""
 
 router = APIRouter(prefix="/api/2.0/mlstack/artifacts")
 
@@ -102,17 +101,17 @@ class LinksToRead(BaseModel):
 
 
 @router.post("/links-to-write")
-def write(wanted: ToWrite, request: Request) -> LinksToWrite:
+def write(wanted: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
     """A URL for each file. Raises HTTPException 401, 403, or 404 where only MLflow's own route can serve the client."""
-    host, root = _host(request), _allowed(request, wanted.root, "update")
+    host, root = _host(request), _allowed(caller, wanted.root, "update")
     signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
     return LinksToWrite(links=[signer.url(_key(root, name)) for name in wanted.names], probe=_probe(_reader(host), root))
 
 
 @router.post("/links-to-read")
-def read(wanted: ToRead, request: Request) -> LinksToRead:
+def read(wanted: ToRead, request: Request, caller: auth.CallerOrNone) -> LinksToRead:
     """A URL for each file that is there. Raises as `write` does, and 503 when MinIO does not answer."""
-    signer, root = _reader(_host(request)), _allowed(request, wanted.root, "read")
+    signer, root = _reader(_host(request)), _allowed(caller, wanted.root, "read")
     path = _key(root, wanted.path) if wanted.path else root
     keys, is_folder = _found(path, _key(path, wanted.after) if wanted.after else None)
     files = [File(name=key[len(path) + 1 :], link=signer.url(key)) for key in keys[:PAGE]]
@@ -136,16 +135,15 @@ def _found(path: str, after: str | None) -> tuple[list[str], bool]:
     return [path], False
 
 
-def _allowed(request: Request, root: str, action: Literal["read", "update"]) -> str:
+def _allowed(caller: auth.Caller | None, root: str, action: Literal["read", "update"]) -> str:
     """The root as MLflow's proxy would see it, if the caller may do this there."""
-    user = auth.asker(request)
-    path = _get_workspace_scoped_repo_path_if_enabled(validate_path_is_safe(root.strip("/"))) or ""
+    path: str = validate_path_is_safe(root.strip("/"))
     if posixpath.normpath(path) != path:
         raise HTTPException(404, f"{root!r} is no folder of artifacts.")
     folders = _folders(path)
-    if user and not user.is_admin:
+    if caller and not caller.is_admin:
         for folder in folders or [path]:
-            if not mlflow_auth._authorize_fastapi_artifact_proxy(f"{PROXY}/{folder}", user.username, None, action):
+            if not authorizes_artifact(f"{PROXY}/{folder}", caller.username, None, action):
                 raise HTTPException(403, "Permission denied")
     if not folders:
         raise HTTPException(404, f"No run, model or trace keeps artifacts in {root!r}, or it is deleted.")
@@ -157,7 +155,7 @@ def _folders(path: str) -> set[str]:
 
     They differ where the experiment has a location of its own. Empty when there is no such run, model or trace.
     """
-    for location, folder in auth._rows(_get_tracking_store(), _OWNERS, ids=path.split("/")):
+    for location, folder in auth.rows(tracking_store(), _OWNERS, ids=path.split("/")):
         own = location.removeprefix(LOCATION)
         if location.startswith(LOCATION) and f"{path}/".startswith(f"{own}/"):
             return {own, folder}

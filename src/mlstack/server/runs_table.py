@@ -15,25 +15,18 @@ from typing import Any, Literal
 
 import psycopg2
 from anyio import from_thread
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import StreamingResponse
-from mlflow.entities import ViewType
-from mlflow.entities.lifecycle_stage import LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
-from mlflow.server.handlers import _get_tracking_store
-from mlflow.store.tracking.dbmodels.models import SqlExperiment, SqlRun
-from mlflow.store.tracking.sqlalchemy_store import _get_orderby_clauses, _get_sqlalchemy_filter_clauses
-from mlflow.utils.search_utils import SearchUtils
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 from pydantic import BaseModel
-from sqlalchemy import select
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect as Postgres  # noqa: N812
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
 from mlstack.server import auth
+from mlstack.server.upstream import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST, statement_of_search, tracking_store
 
 router = APIRouter()
 CHUNK = 1 << 18  # bytes
@@ -46,6 +39,7 @@ _ID = re.compile(r"0|[1-9][0-9]{0,9}")
 # Whoever holds the reader's login may change its settings, and not those of these sessions.
 SESSION = f"-csearch_path=public -cstatement_timeout={DEADLINE}s"
 
+_NAMED = "SELECT name, experiment_id FROM experiments WHERE name = ANY(%(names)s)"
 _INFO = "run_uuid AS run_id, experiment_id, status, artifact_uri, start_time, end_time"
 _CHOSEN = (
     "WITH chosen AS MATERIALIZED (SELECT run_uuid, n - 1 AS n FROM unnest(ARRAY({ids})) WITH ORDINALITY AS one(run_uuid, n))"
@@ -73,12 +67,11 @@ class Question(BaseModel, extra="forbid"):
 
 
 @router.post("/api/2.0/mlstack/runs/search")
-def search(question: Question, request: Request) -> StreamingResponse:
+def search(question: Question, caller: auth.CallerOrNone) -> StreamingResponse:
     """Two CSV tables: the length of the first in bytes and a line's end, the runs in order, what they hold.
 
     Raises HTTPException 429 or 503 when too many answers are still being read, MlflowException for what cannot be answered.
     """
-    caller = auth.asker(request)
     ids = _experiments(question)
     if caller is not None and not caller.is_admin and (hidden := auth.hidden(caller.username, ids)):
         raise MlflowException(f"{caller.username} may not read the runs of experiment {', '.join(hidden)}.", PERMISSION_DENIED)
@@ -191,35 +184,16 @@ def _experiments(question: Question) -> list[str]:
         raise MlflowException.invalid_parameter_value(f"No experiment has the id {', '.join(wrong)}.")
     if not question.experiment_names:
         return question.experiment_ids
-    store: Any = _get_tracking_store()
-    with store.ManagedSessionMaker() as session:
-        wanted = select(SqlExperiment.name, SqlExperiment.experiment_id).where(SqlExperiment.name.in_(question.experiment_names))
-        found = dict(session.execute(wanted).tuples().all())
+    found = {row.name: row.experiment_id for row in auth.rows(tracking_store(), _NAMED, names=question.experiment_names)}
     if missing := set(question.experiment_names) - found.keys():
         raise MlflowException(f"No experiment is called {', '.join(sorted(missing))}.", RESOURCE_DOES_NOT_EXIST)
     return [*question.experiment_ids, *map(str, found.values())]
 
 
 def _runs(cursor: Cursor, question: Question, experiments: list[str]) -> str:
-    """The statement of MLflow's search (SqlAlchemyStore._search_runs), with its values."""
-    store: Any = _get_tracking_store()
-    stages = LifecycleStage.view_type_to_stages(ViewType.from_string(question.view.lower()))
-    with store.ManagedSessionMaker() as session:
-        ordered, order, joins = _get_orderby_clauses(question.order_by, session)
-        attributes, others, datasets = _get_sqlalchemy_filter_clauses(
-            SearchUtils.parse_search_filter(question.filter), session, store._get_dialect()
-        )
-        chosen = select(SqlRun, *ordered)
-        for one in others:
-            chosen = chosen.join(one)
-        for one in datasets:
-            chosen = chosen.join(one, SqlRun.run_uuid == one.c.destination_id)
-        for one in joins:
-            chosen = chosen.outerjoin(one)
-        chosen = chosen.distinct().where(
-            SqlRun.experiment_id.in_(map(int, experiments)), SqlRun.lifecycle_stage.in_(stages), *attributes
-        )
-        compiled = chosen.order_by(*order).compile(dialect=Postgres(), compile_kwargs={"render_postcompile": True})
+    """The statement of MLflow's search, with its values."""
+    chosen = statement_of_search(experiments, question.filter, question.order_by, question.view.lower())
+    compiled = chosen.compile(dialect=Postgres(), compile_kwargs={"render_postcompile": True})
     statement: bytes = cursor.mogrify(str(compiled), compiled.params)
     return statement.decode()
 

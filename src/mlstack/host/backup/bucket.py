@@ -1,6 +1,6 @@
-"""The bucket's half of a backup: every object as it was at the time of the dump.
+"""The bucket's part of a backup: every object as it was at the time of the dump.
 
-The bucket keeps versions, so this needs no pause: what is overwritten or deleted while the copy runs is still there.
+The bucket keeps versions, so the stack need not pause: what is overwritten or deleted during the copy is still readable.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from minio.error import S3Error
 
 from mlstack.errors import MlstackError
 from mlstack.host.backup import log
+from mlstack.host.backup.data_services import CONNECTIONS
 from mlstack.host.backup.journal import Ids, Journal
 from mlstack.host.backup.manifest import (
     CHUNK,
@@ -34,12 +35,11 @@ from mlstack.host.backup.manifest import (
     path_of,
     sha256_of,
 )  # fmt: skip
-from mlstack.host.backup.stack import CONNECTIONS
 
-BATCH = 256  # objects that are noted in the journal together
+BATCH = 256  # objects that are recorded in the journal together
 _SHOWN = 5
 PART = 16 * 1024 * 1024  # of a large upload; two are in memory at once, for each connection
-# What tells one content of a key from another.
+# Identifies one content of a key.
 Identity = tuple[str, str, str, int]
 
 Item = TypeVar("Item")
@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Version:
-    """One content that a key has, or had."""
+    """One version of an object."""
 
     key: str
     version: str
@@ -67,37 +67,37 @@ def identity(artifact: Artifact) -> Identity:
 
 
 def as_of(client: Minio, bucket: str, time: datetime) -> list[Version]:
-    """What the bucket held at `time`: of each key the newest version that is not newer, unless that is a deletion."""
+    """The bucket at `time`: the newest version of each key up to then, unless that is a delete marker."""
     newest: dict[str, Any] = {}
-    for found in client.list_objects(bucket, recursive=True, include_version=True):
-        if found.last_modified <= time and (
-            found.object_name not in newest or newest[found.object_name].last_modified < found.last_modified
+    for item in client.list_objects(bucket, recursive=True, include_version=True):
+        if item.last_modified <= time and (
+            item.object_name not in newest or newest[item.object_name].last_modified < item.last_modified
         ):
-            newest[found.object_name] = found
-    return [_version(found) for found in newest.values() if not found.is_delete_marker]
+            newest[item.object_name] = item
+    return [_version(item) for item in newest.values() if not item.is_delete_marker]
 
 
 def current(client: Minio, bucket: str) -> dict[str, Version]:
-    """What the bucket holds now, by key."""
-    found = client.list_objects(bucket, recursive=True, include_version=True)
-    return {item.object_name: _version(item) for item in found if item.is_latest == "true" and not item.is_delete_marker}
+    """The current objects of the bucket, by key."""
+    items = client.list_objects(bucket, recursive=True, include_version=True)
+    return {item.object_name: _version(item) for item in items if item.is_latest == "true" and not item.is_delete_marker}
 
 
 def ids(client: Minio, bucket: str) -> dict[str, list[str]]:
-    """Of each key the ids of all its versions and deletion markers."""
-    found: dict[str, list[str]] = {}
+    """The ids of all versions and delete markers of each key."""
+    by_key: dict[str, list[str]] = {}
     for item in client.list_objects(bucket, recursive=True, include_version=True):
-        found.setdefault(item.object_name or "", []).append(item.version_id or "null")
-    return found
+        by_key.setdefault(item.object_name or "", []).append(item.version_id or "null")
+    return by_key
 
 
 def is_versioned(client: Minio, bucket: str) -> bool:
-    """Whether what is overwritten stays readable."""
+    """Whether the bucket keeps overwritten versions."""
     return bool(client.get_bucket_versioning(bucket).status == "Enabled")
 
 
 class Copy:
-    """Copies versions into a folder, taking from earlier copies what is there already."""
+    """Copies versions into a folder; files of earlier copies are reused."""
 
     def __init__(self, client: Minio, bucket: str, folder: Path, advance: Advance) -> None:
         self._client, self._bucket, self._folder, self._advance = client, bucket, folder, advance
@@ -108,9 +108,9 @@ class Copy:
     def run(
         self, versions: Iterable[Version], known: Mapping[Identity, tuple[Artifact, Path]], done: Callable[[Artifact], None]
     ) -> list[Artifact]:
-        """Copies every version; `done` is told of each. `known` has artifacts of earlier copies and their folders."""
+        """Copies every version and calls `done` for each. `known` has artifacts of earlier copies and their folders."""
 
-        def one(version: Version) -> Artifact:
+        def copy_version(version: Version) -> Artifact:
             if self._stop.is_set():
                 raise InterruptedError
             earlier = known.get(version.identity)
@@ -119,15 +119,15 @@ class Copy:
                 done(artifact)
             return artifact
 
-        return list(each(one, versions, self._stop))
+        return list(in_parallel(copy_version, versions, self._stop))
 
     def _taken_over(self, artifact: Artifact, source: Path) -> Artifact | None:
-        """A file of an earlier backup, linked; read whole first, so that damage does not travel from backup to backup."""
+        """A hard link to a file of an earlier backup, which is read first, so that damage is not copied."""
         origin, target = source / artifact.path, self._folder / artifact.path
         try:
             if sha256_of(source, artifact.path, self._advance) != artifact.sha256:
                 return None
-        except OSError:  # missing, or something else in its place: it is read from the bucket again
+        except OSError:  # missing or not a file: it is read from the bucket again
             return None
         if origin != target:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Copy:
                 os.link(origin, target, follow_symlinks=False)
             except FileExistsError:
                 pass
-            except OSError:  # a file system without hard links, or a link too many
+            except OSError:  # a file system without hard links, or too many links
                 self._placed(target, lambda file: shutil.copyfileobj(opened(source, artifact.path), file, CHUNK))
         return artifact
 
@@ -171,7 +171,7 @@ class Copy:
             part.unlink()
             raise MlstackError(
                 f"the artifact {version.key} changed while it was read: {received} bytes instead of {version.size}.",
-                "The bucket keeps versions, so somebody has removed this one for good.",
+                "The bucket keeps versions, so it was removed with the owner's keys.",
                 "the same command again takes the bucket as it is then",
             )
         target = self._folder / path_of(digest.hexdigest())
@@ -194,10 +194,10 @@ class Copy:
 def upload(
     client: Minio, bucket: str, folder: Path, artifacts: Sequence[Artifact], *, journal: Journal, before: Ids, advance: Advance
 ) -> None:
-    """Makes the bucket hold these artifacts, as new versions of their keys, each noted in the journal."""
+    """Writes these artifacts into the bucket, as new versions of their keys, each recorded in the journal."""
     stop = threading.Event()
 
-    def one(artifact: Artifact) -> None:
+    def upload_artifact(artifact: Artifact) -> None:
         if stop.is_set():
             raise InterruptedError
         metadata: dict[str, str | list[str] | tuple[str]] = dict(artifact.headers)
@@ -212,21 +212,21 @@ def upload(
     for start in range(0, len(artifacts), BATCH):
         batch = artifacts[start : start + BATCH]
         journal.intend([artifact.key for artifact in batch], before)
-        for _ in each(one, batch, stop):
+        for _ in in_parallel(upload_artifact, batch, stop):
             pass
-        stop.clear()  # only an error or Ctrl-C gets past it
+        stop.clear()  # reached only after an error or Ctrl-C
 
 
 def differences(client: Minio, bucket: str, artifacts: Iterable[Artifact], advance: Advance) -> list[str]:
-    """What the bucket holds otherwise than these artifacts, read whole; empty when it is the same."""
+    """How the bucket differs from these artifacts, which are read completely; empty when it does not."""
     stop = threading.Event()
-    wanted = {artifact.key: artifact for artifact in artifacts}
-    found = current(client, bucket)
+    expected = {artifact.key: artifact for artifact in artifacts}
+    stored = current(client, bucket)
 
-    def one(artifact: Artifact) -> str | None:
+    def difference(artifact: Artifact) -> str | None:
         if stop.is_set():
             raise InterruptedError
-        if artifact.key not in found:
+        if artifact.key not in stored:
             return f"the artifact {artifact.key} is missing"
         digest = hashlib.sha256()
         response = client.get_object(bucket, artifact.key)
@@ -237,26 +237,26 @@ def differences(client: Minio, bucket: str, artifacts: Iterable[Artifact], advan
         finally:
             response.close()
             response.release_conn()
-        return None if digest.hexdigest() == artifact.sha256 else f"the artifact {artifact.key} is another one"
+        return None if digest.hexdigest() == artifact.sha256 else f"the artifact {artifact.key} differs"
 
-    complaints = [text for text in each(one, wanted.values(), stop) if text]
-    return complaints + [f"the artifact {key} is not in the backup" for key in sorted(found.keys() - wanted.keys())]
+    complaints = [text for text in in_parallel(difference, expected.values(), stop) if text]
+    return complaints + [f"the artifact {key} is not in the backup" for key in sorted(stored.keys() - expected.keys())]
 
 
 def hide(client: Minio, bucket: str, keys: Iterable[str]) -> None:
-    """Deletes keys as MLflow would: their versions stay."""
+    """Deletes keys as MLflow would: their versions are kept."""
     _remove(client, bucket, [DeleteObject(key) for key in keys])
 
 
 def remove(client: Minio, bucket: str, versions: Iterable[tuple[str, str]]) -> None:
-    """Removes these versions, by key and id, for good: what was there before them shows again."""
+    """Removes these versions permanently, by key and id: older versions are current again."""
     _remove(client, bucket, [DeleteObject(key, version) for key, version in versions])
 
 
 def redate(client: Minio, bucket: str, clock: Callable[[], datetime]) -> None:
-    """Gives every version that is dated in the future the date of now, and names it. Its content stays what the bucket shows.
+    """Gives every version that is dated in the future today's date, and returns its key. The current content stays the same.
 
-    Only whoever holds a key of the storage can make one. It would hide later uploads from everybody, a backup and a restore.
+    Only a holder of a key of MinIO can create one. It would hide later uploads from clients, backups and restores.
     """
     listed = list(client.list_objects(bucket, recursive=True, include_version=True))
     now = clock()  # that of Postgres, which MinIO shares; after the listing
@@ -266,7 +266,7 @@ def redate(client: Minio, bucket: str, clock: Callable[[], datetime]) -> None:
     named = ", ".join(f"{item.object_name} ({item.last_modified:%Y-%m-%d})" for item in ahead[:_SHOWN])
     log.warning("%d versions are dated in the future and get the date of now: %s", len(ahead), named)
     for item in sorted(ahead, key=lambda item: item.last_modified):
-        # The new one first: interrupted, there are two and none is lost.
+        # The new version first: if interrupted, there are two and none is lost.
         if item.is_delete_marker:
             client.remove_object(bucket, item.object_name)
         else:
@@ -274,8 +274,8 @@ def redate(client: Minio, bucket: str, clock: Callable[[], datetime]) -> None:
         client.remove_object(bucket, item.object_name, version_id=item.version_id)
 
 
-def each(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event) -> Iterator[Result]:
-    """The results of `work` on every item, several at once. The first failure, or Ctrl-C, ends all of it soon."""
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event) -> Iterator[Result]:
+    """The results of `work` on every item, in parallel. The first failure, or Ctrl-C, stops the rest."""
     pool = ThreadPoolExecutor(CONNECTIONS)
     futures = [pool.submit(work, item) for item in items]
     try:
@@ -285,8 +285,8 @@ def each(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.
         if error.code not in ("NoSuchVersion", "NoSuchKey"):
             raise
         raise MlstackError(
-            f"the artifact {error.object_name} was removed for good while it was read.",
-            "The bucket keeps versions, so somebody has deleted this one with the owner's keys.",
+            f"the artifact {error.object_name} was removed permanently while it was read.",
+            "The bucket keeps versions, so it was deleted with the owner's keys.",
             "the same command again takes the bucket as it is then",
         ) from error
     finally:
@@ -297,11 +297,13 @@ def each(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.
 def _remove(client: Minio, bucket: str, doomed: list[DeleteObject]) -> None:
     for error in client.remove_objects(bucket, doomed):
         raise MlstackError(
-            f"{error.name} could not be removed: {error.message}", "The bucket is not as wanted.", "docker compose logs minio"
+            f"{error.name} could not be removed: {error.message}",
+            "The bucket may have objects that should be gone.",
+            "docker compose logs minio",
         )
 
 
-def _version(found: Any) -> Version:
+def _version(item: Any) -> Version:
     return Version(
-        found.object_name, found.version_id or "null", (found.etag or "").strip('"'), found.size or 0, found.last_modified
+        item.object_name, item.version_id or "null", (item.etag or "").strip('"'), item.size or 0, item.last_modified
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a restore writes into the bucket, version by version, so that undoing it removes exactly that.
+"""The record of every version that a restore writes into the bucket, so that undoing it removes exactly those.
 
-Dates cannot tell: whoever may write an object may choose its date, and a client with a presigned URL may write meanwhile.
-The journal is a table of the server's owner, in a database that no other role enters.
+Dates are no evidence: a client that may write an object may choose its date, and may write during the restore.
+The journal is a table of the server's owner, in a database that no other role can connect to.
 """
 
 import json
@@ -11,7 +11,7 @@ from minio import Minio
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-# By key: the ids of the versions and deletion markers that were there before the restore.
+# By key: the ids of the versions and delete markers before the restore.
 Ids = Mapping[str, Sequence[str]]
 
 
@@ -22,7 +22,7 @@ class Journal:
         self._server, self._table = server, sql.Identifier("mlstack", name)
 
     def start(self) -> None:
-        """An empty journal."""
+        """Creates an empty journal."""
         self._execute("CREATE SCHEMA IF NOT EXISTS mlstack")
         self.end()
         self._execute("CREATE TABLE {} (key text PRIMARY KEY, before jsonb NOT NULL, deletes bool NOT NULL, version text)")
@@ -32,13 +32,13 @@ class Journal:
         self._execute("DROP TABLE IF EXISTS {}")
 
     def exists(self) -> bool:
-        """Whether a restore began one."""
+        """Whether a restore has a journal."""
         with self._server.cursor() as cursor:
             cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (self._table.as_string(self._server),))
             return cursor.fetchone() == (True,)
 
     def intend(self, keys: Iterable[str], before: Ids, *, deletes: bool = False) -> None:
-        """These keys are about to be written, or hidden by a deletion marker. It is on the disk when this returns."""
+        """Records keys before they are written, or hidden by a delete marker. It is on the disk when this returns."""
         rows = [{"key": key, "before": before.get(key, ())} for key in keys]
         self._execute(
             "SET LOCAL synchronous_commit = on; INSERT INTO {} SELECT row->>'key', row->'before', %s"
@@ -48,21 +48,21 @@ class Journal:
         )
 
     def wrote(self, key: str, version: str) -> None:
-        """This version is the restore's own. Lost in a crash, it is recognised by what was there before."""
+        """Records a version that the restore wrote. If this is lost in a crash, the ids from before identify it."""
         self._execute("SET LOCAL synchronous_commit = off; UPDATE {} SET version = %s WHERE key = %s", version, key)
 
     def written(self, client: Minio, bucket: str) -> list[tuple[str, str]]:
-        """Key and version id of everything that the restore wrote, and of nothing else."""
+        """Key and version id of exactly what the restore wrote."""
         with self._server.cursor() as cursor:
             cursor.execute(sql.SQL("SELECT key, before, deletes, version FROM {}").format(self._table))
             rows = cursor.fetchall()
-        found = [(key, version) for key, _, _, version in rows if version]
+        versions = [(key, version) for key, _, _, version in rows if version]
         unknown = {key: (set(before), deletes) for key, before, deletes, version in rows if not version}
         for item in client.list_objects(bucket, recursive=True, include_version=True) if unknown else ():
             before, deletes = unknown.get(item.object_name or "", (None, False))
             if before is not None and item.version_id not in before and item.is_delete_marker == deletes:
-                found.append((item.object_name or "", item.version_id or ""))
-        return found
+                versions.append((item.object_name or "", item.version_id or ""))
+        return versions
 
     def _execute(self, statement: str, *values: object) -> None:
         with self._server.cursor() as cursor:

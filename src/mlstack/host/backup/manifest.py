@@ -1,7 +1,7 @@
-"""What a backup holds, and whether that is still what was written.
+"""The content of a backup, and whether it is unchanged.
 
-Whoever made a backup chose every byte of it: nothing in it is believed before it is checked, and no file is opened through a
-link or waited for.
+A backup may come from an attacker: nothing in it is trusted before it is checked, no link is followed, and no pipe is waited
+for.
 
 backups/20261124T065000Z/
   manifest.json         versions, counts, checksums
@@ -27,7 +27,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
-from mlstack.errors import MlstackError
+from mlstack import __version__
+from mlstack.errors import MlstackError, quoted
 
 FORMAT = 2
 NAME_FORMAT = "%Y%m%dT%H%M%SZ"
@@ -39,9 +40,9 @@ WORKERS = 4
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
-# What mlstack writes is far below these; a file that is larger was made to fill the memory.
+# mlstack writes far less; a larger file is an attempt to fill the memory.
 _LARGEST_MANIFEST, _LONGEST_LINE, _LONGEST_KEY = 16 * 1024 * 1024, 64 * 1024, 1024
-# The headers that belong to an object and not to the answer that brings it.
+# The headers that belong to an object, not to the response.
 KEPT_HEADERS = ("content-type", "content-encoding", "content-disposition", "content-language", "cache-control")
 METADATA = "x-amz-meta-"
 
@@ -69,7 +70,7 @@ class Artifact:
 
     @property
     def path(self) -> str:
-        """Where its bytes are, within the backup."""
+        """The path of its bytes in the backup."""
         return path_of(self.sha256)
 
     def as_line(self) -> str:
@@ -78,7 +79,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A backup's table of contents. `created` is the moment that it shows; `bytes` is its size as if it stood alone."""
+    """A backup's table of contents. `created` is its point in time; `bytes` is its size without sharing files."""
 
     created: str
     bytes: int
@@ -96,14 +97,19 @@ class Manifest:
         return datetime.fromisoformat(self.created)
 
     @property
+    def made_by(self) -> str:
+        """The mlstack that created it."""
+        return f"mlstack {self.versions.get('mlstack') or 'of an unknown version'}"
+
+    @property
     def dumps(self) -> tuple[str, ...]:
-        """The files that hold the database."""
+        """The files of the database."""
         return (DUMP, ACCOUNTS_DUMP) if ACCOUNTS_DUMP in self.files else (DUMP,)
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A complete backup on this machine, read."""
+    """A complete backup on the host."""
 
     folder: Path
     manifest: Manifest
@@ -111,14 +117,14 @@ class Backup:
 
 
 def path_of(sha256: str) -> str:
-    """Where the bytes with this checksum are, within a backup."""
+    """The path of the bytes with this checksum in a backup."""
     return f"{OBJECTS}/{sha256[:2]}/{sha256}"
 
 
 def folders(backups: Path) -> list[Path]:
     """The complete backups, the newest first."""
-    found = [path for path in backups.iterdir() if _NAME.fullmatch(path.name)] if backups.is_dir() else []
-    return sorted((path for path in found if (path / MANIFEST).is_file()), reverse=True)
+    complete = [path for path in backups.iterdir() if _NAME.fullmatch(path.name)] if backups.is_dir() else []
+    return sorted((path for path in complete if (path / MANIFEST).is_file()), reverse=True)
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -133,16 +139,16 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a backup. Raises MlstackError when it is missing, damaged, or of a newer mlstack."""
     content = _content(folder, MANIFEST)
     try:
-        found = _parsed(content)
-        written_as = _typed(int, found["format"], "format") if isinstance(found, dict) else 0
+        fields_of_file = _parsed(content)
+        written_as = _typed(int, fields_of_file["format"], "format") if isinstance(fields_of_file, dict) else 0
     except (ValueError, KeyError) as error:
         raise damaged(folder, [f"{MANIFEST} is not what was written: {error}"]) from error
     if written_as > FORMAT:
-        versions = found.get("versions")
-        by = versions.get("mlstack") if isinstance(versions, dict) else None
+        versions = fields_of_file.get("versions")
+        maker = quoted(str(versions.get("mlstack"))) if isinstance(versions, dict) else "of a newer version"
         raise MlstackError(
-            f"{folder / MANIFEST} is in format {written_as}, written by mlstack {by or 'of a newer version'}; this one reads up"
-            f" to format {FORMAT}.",
+            f"{folder / MANIFEST} is in format {written_as}, written by mlstack {maker}; this is mlstack {__version__}, which"
+            f" reads up to format {FORMAT}.",
             "Nothing was changed: an older mlstack cannot tell whether it would restore everything.",
             "update mlstack (git pull), then the same command",
         )
@@ -150,7 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
     if hashlib.sha256(content).hexdigest() != expected:
         raise damaged(folder, [f"{MANIFEST} does not have the checksum in {CHECKSUM}"])
     try:
-        return _sound_manifest(_typed(Manifest, found, "it"))
+        return _sound_manifest(_typed(Manifest, fields_of_file, "it"))
     except ValueError as error:
         raise damaged(folder, [f"{MANIFEST} is not what mlstack writes: {error}"]) from error
 
@@ -180,7 +186,7 @@ def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:
 
 
 def check(backup: Backup, advance: Advance) -> None:
-    """Reads every file of a backup. Raises MlstackError naming those that are missing or not what was written."""
+    """Reads every file of a backup. Raises MlstackError naming missing or changed files."""
     expected = {name: backup.manifest.files[name] for name in backup.manifest.dumps}
     expected |= {artifact.path: artifact.sha256 for artifact in backup.artifacts}
     used_by: dict[str, list[Artifact]] = {}
@@ -189,17 +195,17 @@ def check(backup: Backup, advance: Advance) -> None:
 
     def complaint(name: str) -> str | None:
         users = used_by.get(name, [])
-        what = f"{name} (artifact {users[0].key})" if users else name
+        description = f"{name} (artifact {users[0].key})" if users else name
         try:
             with opened(backup.folder, name) as file:
                 size = os.fstat(file.fileno()).st_size
-                found = _digest(file, advance)
+                digest = _digest(file, advance)
         except FileNotFoundError:
-            return f"{what} is missing"
+            return f"{description} is missing"
         except OSError as error:
-            return f"{what} cannot be read: {error.strerror}"
-        if found != expected[name]:
-            return f"{what} does not have its checksum"
+            return f"{description} cannot be read: {error.strerror}"
+        if digest != expected[name]:
+            return f"{description} does not have its checksum"
         wrong = next((artifact for artifact in users if artifact.size != size), None)
         return f"{name} has {size} bytes, and not {wrong.size} as the line of {wrong.key} says" if wrong else None
 
@@ -213,9 +219,9 @@ def check(backup: Backup, advance: Advance) -> None:
 
 
 def opened(folder: Path, name: str) -> BinaryIO:
-    """A file of a backup, to be read. Raises OSError unless it is a regular file in folders that are no links.
+    """Opens a file of a backup. Raises OSError unless it is a regular file in folders that are no links.
 
-    A pipe in its place would be waited for, a device could do anything, and a link shows another file.
+    A pipe would block, a device could do anything, and a link would show another file.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -231,8 +237,8 @@ def opened(folder: Path, name: str) -> BinaryIO:
         raise
 
 
-def _require(found: os.stat_result, *kinds: int) -> None:
-    if stat.S_IFMT(found.st_mode) not in kinds:
+def _require(status: os.stat_result, *kinds: int) -> None:
+    if stat.S_IFMT(status.st_mode) not in kinds:
         raise OSError(errno.EINVAL, "it is not a regular file")
 
 
@@ -251,7 +257,7 @@ def _digest(file: BinaryIO, advance: Advance) -> str:
 
 
 def damaged(folder: Path, complaints: list[str]) -> MlstackError:
-    """The refusal of a backup that is not what was written."""
+    """The error for a backup that is missing a file or was changed."""
     more = f"; and {len(complaints) - _SHOWN} more" if len(complaints) > _SHOWN else ""
     return MlstackError(
         f"the backup {folder} is damaged: {'; '.join(complaints[:_SHOWN])}{more}.",
@@ -292,7 +298,7 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _typed(kind: Any, value: Any, place: str) -> Any:
-    """A value of JSON as the type that it should have."""
+    """A JSON value converted to its type. Raises ValueError for another type."""
     if is_dataclass(kind):
         types, needed = _fields(kind)  # type: ignore[arg-type]
         if not isinstance(value, dict) or not needed <= value.keys() <= types.keys():
@@ -303,13 +309,17 @@ def _typed(kind: Any, value: Any, place: str) -> Any:
         return {name: _typed(kind_of_value, item, place) for name, item in _typed(dict, value, place).items()}
     kinds = get_args(kind) or (kind,)
     if type(value) not in kinds or (type(value) is int and value < 0):
-        raise ValueError(f"{place} is not of the type {' or '.join(each.__name__ for each in kinds)}")
+        raise ValueError(f"{place} is not of the type {' or '.join(expected_kind.__name__ for expected_kind in kinds)}")
     return value
 
 
 @cache
 def _fields(kind: type[Any]) -> tuple[dict[str, Any], set[str]]:
-    needed = {each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING}
+    needed = {
+        class_field.name
+        for class_field in fields(kind)
+        if class_field.default is MISSING and class_field.default_factory is MISSING
+    }
     return get_type_hints(kind), needed
 
 
@@ -338,7 +348,7 @@ def _of_different_keys(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
 def _sound_artifact(artifact: Artifact) -> Artifact:
     if not _SHA256.fullmatch(artifact.sha256):
         raise ValueError(f"not a checksum: {artifact.sha256[:80]}")
-    parts = artifact.key.removesuffix("/").split("/")  # a folder that an S3 client made ends with /
+    parts = artifact.key.removesuffix("/").split("/")  # a folder that an S3 client created ends with /
     if any(part in ("", ".", "..") for part in parts) or "\0" in artifact.key or len(artifact.key.encode()) > _LONGEST_KEY:
         raise ValueError(f"no bucket can hold a key like {artifact.key[:80]}")
     for name, value in artifact.headers.items():

@@ -1,28 +1,27 @@
-"""The database's half of a backup: pg_dump and pg_restore in Postgres' own container, and a checksum of every table."""
+"""The database's part of a backup: pg_dump and pg_restore in Postgres' own container, and a checksum of every table."""
 
 import hashlib
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from mlstack import postgres, settings
+from mlstack import postgres
 from mlstack.errors import MlstackError
 from mlstack.host.backup.manifest import CHUNK, Advance, Table, opened
-from mlstack.host.backup.stack import Stack
+from mlstack.host.compose import DOCKER
+from mlstack.host.stack import Stack
 from mlstack.postgres import ACCOUNTS_SCHEMA
 from mlstack.settings import Login
 
 DEADLINE = 60  # seconds
-# What a person counts, and the table that holds it.
+# What users count, and its table.
 COUNTED: Mapping[str, str] = {
     "experiments": "experiments",
     "runs": "runs",
@@ -35,9 +34,9 @@ COUNTED: Mapping[str, str] = {
     "accounts": "users",
 }
 MARK = re.compile(r"migrated by MLflow ([\w.+-]+)")
-# What says where artifacts are. A server that hands them through itself does not name the bucket there.
+# Columns with artifact locations. A server that proxies artifacts does not name the bucket there.
 _LOCATED = ("experiments", "runs", "model_versions", "logged_models", "trace_tags")
-# A row as text must not depend on how a server or a session is configured.
+# Rows as text must not depend on the configuration of a server or session.
 _SESSION = (
     "SET TimeZone = 'UTC'; SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'postgres';"
     " SET extra_float_digits = 1; SET bytea_output = 'hex'; SET search_path = pg_catalog"
@@ -58,7 +57,7 @@ _CHECKSUM = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The database at one moment, for as long as its transaction is open."""
+    """The database at one point in time, while its transaction is open."""
 
     connection: Connection
     name: str
@@ -66,26 +65,26 @@ class Snapshot:
 
 
 def login_of(stack: Stack, schema: str) -> Login:
-    """Who owns what is in a schema, and alone dumps, reads and restores it (docs/adr/0017)."""
+    """The login that owns a schema, and alone dumps, reads and restores it (docs/adr/0017)."""
     return stack.accounts if schema == ACCOUNTS_SCHEMA else stack.tracking
 
 
 @contextmanager
 def connected(stack: Stack, name: str | None = None) -> Iterator[Connection]:
-    """The owner's connection to a database of the stack, MLflow's without a name. For catalogs alone: never for rows."""
+    """The owner's connection to a database of the stack, by default MLflow's. Only for catalogs, never for rows."""
     with postgres.connected(replace(stack.owner, database=name or stack.owner.database), DEADLINE) as connection:
         yield connection
 
 
 @contextmanager
 def snapshot(stack: Stack) -> Iterator[Snapshot]:
-    """One state of the database, which pg_dump and the checksums both read while clients go on writing."""
+    """One state of the database, read by pg_dump and the checksums while clients write."""
     with connected(stack) as connection:
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_export_snapshot()")
             name = str(_one(cursor))
-            cursor.execute("SELECT clock_timestamp()")  # after it: what the snapshot shows was committed before
+            cursor.execute("SELECT clock_timestamp()")  # after it: the snapshot contains only earlier commits
             yield Snapshot(connection, name, datetime.fromisoformat(str(_one(cursor))))
         connection.rollback()
 
@@ -111,7 +110,7 @@ def require_readable(stack: Stack, connection: Connection) -> None:
 
 def tables(stack: Stack, listing: Connection, snapshot_name: str | None = None) -> dict[str, Table]:
     """Rows and checksum of every table that the owner's connection lists, each read by the login that owns its schema."""
-    found = {}
+    by_name = {}
     with listing.cursor() as cursor:
         cursor.execute(_TABLES)
         listed = [(schema, table) for schema, table, _ in cursor.fetchall()]
@@ -128,21 +127,21 @@ def tables(stack: Stack, listing: Connection, snapshot_name: str | None = None) 
                 for schema, table in own:
                     cursor.execute(sql.SQL(_CHECKSUM).format(sql.Identifier(schema, table)))
                     rows, first, second = cursor.fetchone() or (0, 0, 0)
-                    found[f"{schema}.{table}"] = Table(int(rows), f"{int(first) % 2**64:016x}{int(second) % 2**64:016x}")
+                    by_name[f"{schema}.{table}"] = Table(int(rows), f"{int(first) % 2**64:016x}{int(second) % 2**64:016x}")
             connection.rollback()
-    return dict(sorted(found.items()))
+    return dict(sorted(by_name.items()))
 
 
-def counts(found: Mapping[str, Table]) -> dict[str, int]:
-    """The numbers that a person knows their work by."""
+def counts(by_name: Mapping[str, Table]) -> dict[str, int]:
+    """Row counts that users know."""
     rows: dict[str, int] = {}
-    for name, table in found.items():
+    for name, table in by_name.items():
         rows.setdefault(name.partition(".")[2], table.rows)
-    return {what: rows[table] for what, table in COUNTED.items() if table in rows}
+    return {label: rows[table] for label, table in COUNTED.items() if table in rows}
 
 
 def owners(connection: Connection) -> dict[str, str]:
-    """Each schema and the variable of `.env` that names its owner: on another machine the role has another name."""
+    """Each schema and the variable of `.env` that names its owner: on another host the role has another name."""
     with connection.cursor() as cursor:
         cursor.execute(_TABLES)
         schemas = {schema for schema, *_ in cursor.fetchall()}
@@ -150,7 +149,7 @@ def owners(connection: Connection) -> dict[str, str]:
 
 
 def mlflow_version(connection: Connection) -> str | None:
-    """The MLflow that made the tables, as the migration marked them; None for tables from elsewhere."""
+    """The MLflow version that created the tables, from the migration's comment; None for other tables."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT obj_description(to_regclass('public.alembic_version'), 'pg_class')")
         mark = MARK.fullmatch(str(_one(cursor)))
@@ -188,7 +187,7 @@ def dump(stack: Stack, login: Login, schemas: Iterable[str], *, snapshot_name: s
 
 
 def prepare(stack: Stack, name: str, schemas: Iterable[str]) -> None:
-    """Lets the two logins into a new database, each to make things in its own schemas and nowhere else."""
+    """Grants the two logins access to a new database, each in its own schemas only."""
     with connected(stack, name) as connection:
         for login in (stack.tracking, stack.accounts):
             _execute(connection, "GRANT CONNECT ON DATABASE {} TO {}", sql.Identifier(name), sql.Identifier(login.user))
@@ -214,19 +213,22 @@ def load(stack: Stack, login: Login, schemas: Iterable[str], *, path: Path, name
 
 
 def names_bucket(image: str, path: Path, bucket: str) -> bool:
-    """Whether rows in a dump lead to artifacts by this bucket's name. Reads it with the pg_restore of an image of Postgres.
+    """Whether rows in a dump name this bucket in artifact locations. Reads it with the pg_restore of an image of Postgres.
 
     Raises MlstackError when the dump cannot be read.
     """
     place = re.compile(rb"\ts3://" + re.escape(bucket.encode()) + rb"[/\t\n]")
     command = [
-        "docker", "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
+        "run", "--rm", "--interactive", "--network", "none", "--entrypoint", "pg_restore", image,
         "--data-only", "--file=-", *(f"--table={table}" for table in _LOCATED),
     ]  # fmt: skip
-    with opened(path.parent, path.name) as file, _running(command, "the dump could not be read", stdin=file) as process:
+    with (
+        opened(path.parent, path.name) as file,
+        DOCKER.piped(*command, wrong="the dump could not be read", stdin=file) as process,
+    ):
         assert process.stdout  # noqa: S101 - a pipe, as asked for
-        found = [line for line in process.stdout if place.search(line)]
-    return bool(found)
+        lines = [line for line in process.stdout if place.search(line)]
+    return bool(lines)
 
 
 def exists(server: Connection, name: str) -> bool:
@@ -237,7 +239,7 @@ def exists(server: Connection, name: str) -> bool:
 
 
 def note(server: Connection, name: str) -> str | None:
-    """What was written to a database with `annotate`."""
+    """The remark that `annotate` wrote to a database."""
     with server.cursor() as cursor:
         cursor.execute("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", (name,))
         row = cursor.fetchone()
@@ -245,23 +247,23 @@ def note(server: Connection, name: str) -> str | None:
 
 
 def annotate(server: Connection, name: str, text: str | None) -> None:
-    """Writes a remark to a database, which stays with it; None removes it."""
+    """Stores a remark with a database; None removes it."""
     _execute(server, "COMMENT ON DATABASE {} IS {}", sql.Identifier(name), sql.Literal(text))
 
 
 def create(server: Connection, name: str, template: str = "template1") -> None:
-    """Makes a database, closed to the public as the bootstrap keeps all of them."""
+    """Creates a database to which PUBLIC cannot connect, as the bootstrap keeps all."""
     _execute(server, "CREATE DATABASE {} TEMPLATE {}", *map(sql.Identifier, (name, template)))
     _execute(server, "REVOKE ALL ON DATABASE {} FROM PUBLIC", sql.Identifier(name))
 
 
 def drop(server: Connection, name: str) -> None:
-    """Removes a database, if it is there."""
+    """Removes a database, if it exists."""
     _execute(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", sql.Identifier(name))
 
 
 def close(server: Connection, name: str) -> None:
-    """Nobody connects to this database, whatever starts; who is connected is cut."""
+    """Forbids connections to this database and ends the existing ones."""
     _execute(server, "ALTER DATABASE {} ALLOW_CONNECTIONS false", sql.Identifier(name))
     with server.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", (name,))
@@ -273,7 +275,7 @@ def open_(server: Connection, name: str) -> None:
 
 
 def swap(server: Connection, name: str, replacement: str, aside: str) -> None:
-    """`replacement` becomes `name`, and what had that name `aside`: both or neither. Nobody may be connected to either."""
+    """`replacement` becomes `name`, and what had that name `aside`: both or neither. Neither may have connections."""
     server.autocommit = False
     try:
         _execute(server, "ALTER DATABASE {} RENAME TO {}", sql.Identifier(name), sql.Identifier(aside))
@@ -292,7 +294,7 @@ def now(server: Connection) -> datetime:
 
 
 def _only(schemas: Iterable[str]) -> list[str]:
-    """pg_dump takes patterns: in quotes a name stands for itself."""
+    """pg_dump expects patterns: quoted, a name matches itself."""
     quoted = (schema.replace('"', '""') for schema in schemas)
     return ["--strict-names", *(f'--schema="{schema}"' for schema in quoted)]
 
@@ -310,29 +312,5 @@ def _execute(connection: Connection, statement: str, *parts: sql.Composable) -> 
 @contextmanager
 def _in_postgres(stack: Stack, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password."""
-    with _running(["docker", "compose", "exec", "--no-TTY", "postgres", *command], wrong, folder=stack.project) as process:
+    with stack.compose.piped("exec", "--no-TTY", "postgres", *command, wrong=wrong) as process:
         yield process
-
-
-@contextmanager
-def _running(
-    command: Sequence[str], wrong: str, *, stdin: int | IO[bytes] = subprocess.PIPE, folder: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A command between pipes. Raises MlstackError beginning with `wrong` when it fails."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, cwd=folder, env=settings.for_commands(), stdin=stdin, stdout=subprocess.PIPE, stderr=errors
-        )
-        with process:  # closes the pipes and waits
-            try:
-                yield process
-            except BrokenPipeError:
-                pass  # it gave up, and says why
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            telling = [line for line in lines if "error:" in line] or lines
-            raise MlstackError(f"{wrong}: {telling[0]}", "Nothing was changed.", "docker compose logs postgres")

@@ -1,4 +1,4 @@
-"""Whether a backup is one of this stack's own: an HMAC of its manifest, which has the checksum of everything else."""
+"""The signature of a backup: an HMAC of its manifest, which has the checksums of all other files."""
 
 import hmac
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from mlstack.host.backup.manifest import MANIFEST
 
 SIGNATURE = f"{MANIFEST}.hmac"
-_LONGEST = 200  # bytes: more than a signature has
+_LONGEST = 200  # bytes: longer than a signature
 
 
 def sign(folder: Path, key: str) -> None:
@@ -18,7 +18,7 @@ def sign(folder: Path, key: str) -> None:
 
 
 def is_authentic(folder: Path, key: str) -> bool:
-    """Whether the manifest of a backup is as a stack with this BACKUP_KEY wrote it."""
+    """Whether a stack with this BACKUP_KEY wrote the manifest of a backup."""
     path = folder / SIGNATURE
     if path.is_symlink() or not path.is_file():
         return False

@@ -1,8 +1,8 @@
-"""New content in the place of old, which can be undone until its last step, after a crash too.
+"""Replaces a stack's content; can be undone until its last step, also after a crash.
 
-The new database is made beside the old one, which lets nobody in meanwhile, and its remark says since when; objects come
-as new versions. Then two names are exchanged in one transaction. So the state of an exchange is in the stack itself:
-a database `…_restoring` means undo, a database `…_replaced` means that only the old one is left to remove.
+The new database is created beside the old one, which accepts no connections meanwhile, with the start time as its remark;
+objects are added as new versions. Then two names are swapped in one transaction. So the state of a swap is in the stack
+itself: a database `…_restoring` means undo, a database `…_replaced` means that only the old one has to be removed.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, postgres, stack
+from mlstack.host.backup import bucket, data_services, log, postgres
 from mlstack.host.backup.journal import Journal
-from mlstack.host.backup.stack import Stack
+from mlstack.host.stack import Stack
 
-SERVER = "postgres"  # the database that one is connected to while another is exchanged
+SERVER = "postgres"  # the database to connect to while another is swapped
 
 
 def new_name(target: Stack) -> str:
@@ -30,9 +30,9 @@ def old_name(target: Stack) -> str:
 
 @contextmanager
 def exchange(target: Stack) -> Iterator[Journal]:
-    """In it, fill the database `new_name` and, noting each version in the journal, the bucket.
+    """A context in which the caller fills the database `new_name` and the bucket, recording each version in the journal.
 
-    At its end both are the stack's; on any failure all is as before.
+    At its end both are the stack's; on any failure everything is as before.
     """
     with postgres.connected(target, SERVER) as server:
         _settle(server, target)
@@ -49,12 +49,12 @@ def exchange(target: Stack) -> Iterator[Journal]:
 
 
 @contextmanager
-def kept_if_well(target: Stack) -> Iterator[None]:
-    """In it, try the exchanged content. On failure the old is put back; afterwards it is removed."""
+def on_trial(target: Stack) -> Iterator[None]:
+    """A context in which the caller tries the new content. On failure the old content is restored; otherwise it is removed."""
     try:
         yield
     except BaseException:
-        stack.stop_clients(target.project)
+        data_services.stop_clients(target)
         with postgres.connected(target, SERVER) as server, _undone_on_failure(server, target):
             postgres.close(server, target.owner.database)
             postgres.swap(server, target.owner.database, old_name(target), new_name(target))
@@ -64,7 +64,7 @@ def kept_if_well(target: Stack) -> Iterator[None]:
 
 
 def settle(target: Stack) -> None:
-    """Ends what a killed exchange left: before the names changed it is undone, afterwards completed."""
+    """Ends a killed swap: undoes it if the names are not swapped yet, completes it otherwise."""
     with postgres.connected(target, SERVER) as server:
         _settle(server, target)
 
@@ -78,7 +78,7 @@ def _settle(server: Connection, target: Stack) -> None:
         postgres.drop(server, old_name(target))
         Journal(server, new_name(target)).end()
     if postgres.exists(server, target.owner.database):
-        postgres.open_(server, target.owner.database)  # whoever closed it is gone: one command at a time
+        postgres.open_(server, target.owner.database)  # the command that closed it has ended: only one runs at a time
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def _undone_on_failure(server: Connection, target: Stack) -> Iterator[None]:
 
 
 def _undo(server: Connection, target: Stack) -> None:
-    """Every step may be repeated; the mark of an unfinished exchange, its database, goes last."""
+    """Every step may be repeated; the marker of an unfinished swap, its database, is removed last."""
     journal = Journal(server, new_name(target))
     if postgres.note(server, new_name(target)):
         if not journal.exists():
@@ -102,7 +102,7 @@ def _undo(server: Connection, target: Stack) -> None:
                 "It left no list of what it wrote into the bucket.",
                 "check out that version, make up there, then this version again",
             )
-        client = stack.storage_client(target.keys)
+        client = data_services.storage_client(target.keys)
         bucket.remove(client, target.keys.bucket, journal.written(client, target.keys.bucket))
     if postgres.exists(server, target.owner.database):
         postgres.open_(server, target.owner.database)

@@ -1,23 +1,22 @@
-"""`make backup`: database and bucket as of one moment, while clients write."""
+"""`make backup`: database and bucket, point-in-time consistent, while clients write."""
 
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 
 from minio import Minio
 
-from mlstack import settings
+from mlstack import __version__
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack
+from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature
 from mlstack.host.backup.bucket import Identity, Version
 from mlstack.host.backup.manifest import Advance, Artifact, Manifest
-from mlstack.host.backup.stack import Stack
-from mlstack.host.compose import compose
+from mlstack.host.render import size
 from mlstack.host.render.progress import bar
+from mlstack.host.stack import Stack
 
 INCOMPLETE, REMOVED = ".incomplete", ".removed-"
 JOURNAL = "journal.jsonl"  # what an interrupted backup has copied, for the next one
@@ -34,15 +33,15 @@ class Taken:
     pruned: tuple[Path, ...] = ()
 
 
-def find(project: Path, backup: str | None) -> Path:
+def find(stack: Stack, backup: str | None) -> Path:
     """The folder of a backup: by path, by its name, or the newest. Raises MlstackError when there is none."""
-    backups = settings.backup_dir(project)
+    backups = stack.backups
     if backup in (None, "latest"):
         complete = manifest.folders(backups)
         if not complete:
             raise MlstackError(f"there is no complete backup in {backups}.", "Nothing was done.", "make backup takes one")
         return complete[0]
-    for path in (Path(backup).expanduser(), project / backup, backups / backup):
+    for path in (Path(backup).expanduser(), stack.folder / backup, backups / backup):
         if path.is_dir():
             return path.resolve()
     raise MlstackError(
@@ -52,21 +51,21 @@ def find(project: Path, backup: str | None) -> Path:
     )
 
 
-@stack.explained()
-def back_up(project: Path, keep: int | None = None) -> Taken:
-    """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; what is copied by then is used next time."""
-    before = os.umask(0o077)  # a backup shows everything to who can read it
+@data_services.explained()
+def back_up(stack: Stack, keep: int | None = None) -> Taken:
+    """Takes a backup, then removes all but the newest `keep`. Raises MlstackError; the next backup reuses what was copied."""
+    before = os.umask(0o077)  # a backup contains everything: private
     try:
-        return _taken(project, keep)
+        return _taken(stack, keep)
     finally:
         os.umask(before)
 
 
-def _taken(project: Path, keep: int | None) -> Taken:
-    stack.require_running(project)
-    source, backups = stack.of_project(project), settings.backup_dir(project)
+def _taken(source: Stack, keep: int | None) -> Taken:
+    data_services.require_running(source)
+    backups = source.backups
     work = _prepared(backups)
-    client = stack.storage_client(source.keys)
+    client = data_services.storage_client(source.keys)
     if not bucket.is_versioned(client, source.keys.bucket):
         raise MlstackError(
             f"the bucket {source.keys.bucket} keeps no versions.",
@@ -74,7 +73,7 @@ def _taken(project: Path, keep: int | None) -> Taken:
             "make up switches it on",
         )
     known = _known(backups, work, source.backup_key)
-    with postgres.connected(source) as connection:  # after it, what is dated later than the snapshot was written later
+    with postgres.connected(source) as connection:  # after the snapshot: later dates mean later writes
         bucket.redate(client, source.keys.bucket, lambda: postgres.now(connection))
     with postgres.snapshot(source) as snapshot:
         postgres.require_readable(source, snapshot.connection)
@@ -82,11 +81,11 @@ def _taken(project: Path, keep: int | None) -> Taken:
         new = {item.etag: item.size for item in versions if item.identity not in known}
         database_size = postgres.size(snapshot.connection)
         require_room(backups, sum(new.values()) + database_size)
-        log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", in_units(database_size))
+        log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", size(database_size))
         described = _described(source, snapshot)
         with bar("database", None) as advance:
             dumps = _dump(source, snapshot, described.owners, work, advance)
-    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), in_units(sum(new.values())))
+    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), size(sum(new.values())))
     artifacts, new_bytes = _copy(client, source.keys.bucket, work, versions, known)
     listing = "".join(artifact.as_line() for artifact in sorted(artifacts, key=lambda artifact: artifact.key))
     (work / manifest.OBJECTS_LIST).write_text(listing, encoding="ascii")
@@ -111,9 +110,9 @@ def _taken(project: Path, keep: int | None) -> Taken:
 
 
 def prune(backups: Path, keep: int) -> Iterator[Path]:
-    """Removes all but the newest `keep` complete backups. What others share with them stays on the disk."""
+    """Removes all but the newest `keep` complete backups. Files that others share with them stay on the disk."""
     for doomed in manifest.folders(backups)[keep:]:
-        aside = doomed.rename(backups / f"{REMOVED}{doomed.name}")  # half a backup never looks like one
+        aside = doomed.rename(backups / f"{REMOVED}{doomed.name}")  # half a backup never looks complete
         _remove(aside)
         log.info("removed the backup %s", doomed.name)
         yield doomed
@@ -124,18 +123,10 @@ def require_room(backups: Path, needed: int) -> None:
     free = shutil.disk_usage(backups).free
     if free < needed + RESERVE:
         raise MlstackError(
-            f"too little room at {backups}: the backup takes up to {in_units(needed + RESERVE)}, {in_units(free)} are free.",
+            f"too little room at {backups}: the backup takes up to {size(needed + RESERVE)}, {size(free)} are free.",
             "A full disk would stop the stack too.",
             "make backup KEEP=… removes old ones; or set BACKUP_DIR in .env to a larger disk",
         )
-
-
-def in_units(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 @dataclass(frozen=True)
@@ -150,10 +141,10 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
     return _Description(
         created=snapshot.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         versions={
-            "mlstack": version("mlstack"),
+            "mlstack": __version__,
             "mlflow": postgres.mlflow_version(snapshot.connection),
             "postgres": postgres.server_version(snapshot.connection),
-            "minio": compose(source.project, "exec", "--no-TTY", "minio", "minio", "--version").split()[2],
+            "minio": source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2],
         },
         owners=postgres.owners(snapshot.connection),
         tables=postgres.tables(source, snapshot.connection, snapshot.name),
@@ -161,17 +152,19 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
 
 
 def _dump(source: Stack, snapshot: postgres.Snapshot, owners: Mapping[str, str], work: Path, advance: Advance) -> dict[str, str]:
-    """The checksum of each dump: one of each login, with what is in its schemas."""
-    found = {}
+    """The checksum of each dump: one for each login, with its schemas."""
+    checksums = {}
     for login, name in ((source.tracking, manifest.DUMP), (source.accounts, manifest.ACCOUNTS_DUMP)):
         (work / name).unlink(missing_ok=True)
         if schemas := [schema for schema in owners if postgres.login_of(source, schema) is login]:
-            found[name] = postgres.dump(source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance)
-    return found
+            checksums[name] = postgres.dump(
+                source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance
+            )
+    return checksums
 
 
 def _prepared(backups: Path) -> Path:
-    """The folder of the backup that is being made, with what an interrupted one left there."""
+    """The folder of the new backup, with the files of an interrupted one."""
     work = backups / INCOMPLETE
     try:
         backups.mkdir(parents=True, exist_ok=True)
@@ -189,7 +182,7 @@ def _prepared(backups: Path) -> Path:
 
 
 def _keep_only_content(work: Path) -> None:
-    """What an interrupted backup left is its journal and its objects. Anything else could lead what is written elsewhere."""
+    """Keeps the journal and the objects of an interrupted backup. A link among them could redirect writes."""
     if work.is_symlink():
         work.unlink()
     for folder, folders, files in os.walk(work, topdown=False):
@@ -200,7 +193,7 @@ def _keep_only_content(work: Path) -> None:
 
 
 def _known(backups: Path, work: Path, key: str) -> dict[Identity, tuple[Artifact, Path]]:
-    """Artifacts that the newest backup or an interrupted one has read already, and the folder that holds each."""
+    """Artifacts that the newest or an interrupted backup has read already, and the folder of each."""
     known: dict[Identity, tuple[Artifact, Path]] = {}
     for previous in manifest.folders(backups)[:1]:
         if not signature.is_authentic(previous, key):
@@ -224,7 +217,7 @@ def _whole_lines(journal: Path) -> Iterable[str]:
 def _copy(
     client: Minio, name: str, work: Path, versions: list[Version], known: dict[Identity, tuple[Artifact, Path]]
 ) -> tuple[list[Artifact], int]:
-    # The journal of this run begins with what is carried over: a crash loses none of it.
+    # The journal of this run starts with the reused artifacts: a crash loses none of them.
     with (work / JOURNAL).open("a", encoding="ascii") as journal, bar("artifacts", sum(v.size for v in versions)) as advance:
 
         def done(artifact: Artifact) -> None:
@@ -236,7 +229,7 @@ def _copy(
 
 
 def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:
-    """What an interrupted backup copied and this one does not hold."""
+    """Removes what an interrupted backup copied and this one does not contain."""
     used = {artifact.sha256 for artifact in artifacts}
     for path in (work / manifest.OBJECTS).rglob("*"):
         if path.is_file() and path.name not in used:
@@ -245,7 +238,7 @@ def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:
 
 def _in_place(work: Path, backups: Path, time: datetime) -> Path:
     (work / JOURNAL).unlink()
-    os.sync()  # everything is on the disk before the name says so
+    os.sync()  # everything is on the disk before the folder gets its name
     name = time.astimezone(UTC)
     while (target := backups / f"{name:{manifest.NAME_FORMAT}}").exists():
         name += timedelta(seconds=1)

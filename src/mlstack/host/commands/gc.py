@@ -1,19 +1,17 @@
-"""`make gc`: what may be deleted for good, and deleting it. Nothing younger than the age limit is touched."""
+"""`make gc`: permanent deletion. Nothing younger than the age limit is touched."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlstack import postgres, settings
+from mlstack import postgres
 from mlstack.errors import MlstackError
-from mlstack.host import engine
-from mlstack.host.compose import compose
 from mlstack.host.one_shot import in_one_shot
+from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
 from mlstack.s3 import DOCTOR, Folder
 
@@ -21,28 +19,28 @@ log = get_logger("mlstack.gc")
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 NEEDED = {"postgres", "minio", "mlflow"}
-BATCH = 200  # ids or folders that one one-shot is given: so often there is a word about progress
+BATCH = 200  # ids or folders for each one-shot: progress is shown after each
 READY = 2  # MLflow's status of a logged model whose files are complete
-# Folders whose shape is MLflow's own. Anything else in the bucket is somebody's, and never touched.
+# Folders whose shape is MLflow's own. Anything else in the bucket is a user's own, and never touched.
 _OURS = re.compile(r"\d+/(?:(?P<run>[0-9a-f]{32})|models/(?P<model>m-[0-9a-f]{32})|traces/(?P<trace>tr-[0-9a-f]{32}))/")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What MLflow's database knows. The trash is what was deleted longer ago than the age limit; folders by id."""
+    """The rows of MLflow's database. The trash is what was deleted longer ago than the age limit; folders by id."""
 
     known: frozenset[str]
-    used: frozenset[str]  # by versions of registered models: their files stay, whatever is in the trash
+    used: frozenset[str]  # by versions of registered models: their files are kept, whatever is in the trash
     trashed_runs: dict[str, str]
     trashed_models: dict[str, str]
     trashed_experiments: tuple[str, ...]
     models: dict[str, tuple[str, str]]  # id: name and folder of those that should have files
-    versions: dict[str, str]  # what a registered model's version is called: the id that it refers to
+    versions: dict[str, str]  # name of a registered model's version: the id that it refers to
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of this project that has lost its name, as a newer one took it. Size in bytes, shared layers included."""
+    """An untagged image of this project: a newer one has its name. Size in bytes, shared layers included."""
 
     id: str
     size: int
@@ -50,7 +48,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be deleted, what was found and is left alone, and why. Sizes in bytes."""
+    """What would be deleted, what is kept, and why. Sizes in bytes."""
 
     age: timedelta
     runs: tuple[str, ...] = ()
@@ -65,7 +63,7 @@ class Plan:
     kept: tuple[str, ...] = ()  # in the trash, and used by a registered model
     young: int = 0  # folders without a row, too young to judge
     missing: tuple[str, ...] = ()  # rows without files
-    foreign: int = 0  # objects that are none of MLflow's
+    foreign: int = 0  # objects that are not MLflow's
 
     @property
     def is_empty(self) -> bool:
@@ -82,71 +80,77 @@ def age_of(text: str) -> timedelta:
     if not match:
         raise MlstackError(
             f"OLDER_THAN={text} is no age.",
-            "It says what is old enough to be deleted for good.",
+            "It says what is old enough to be deleted permanently.",
             "a number and d, h, m or s: 30d",
         )
     return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
-def plan(project: Path, age: timedelta) -> Plan:
-    """What could be deleted. Changes nothing. Raises MlstackError when the stack cannot be asked."""
-    values = settings.of_project(project)
-    docker = engine.connect()
-    running = {each.service for each in docker.containers(values["COMPOSE_PROJECT_NAME"]) if each.is_running}
+def plan(stack: Stack, age: timedelta) -> Plan:
+    """What could be deleted. Changes nothing. Raises MlstackError unless the stack is running."""
+    running = {name for name, container in stack.containers.items() if container.is_running}
     if asleep := sorted(NEEDED - running):
         raise MlstackError(
-            f"not running: {', '.join(asleep)}.", "What may go is for MLflow, its database and its storage to say.", "make up"
+            f"not running: {', '.join(asleep)}.", "MLflow, Postgres and MinIO decide what may be deleted.", "make up"
         )
-    images = tuple(Image(found["Id"], found["Size"]) for found in docker.unused_images(values["COMPOSE_PROJECT_NAME"]))
-    rows = _rows(values, age)
-    surveyed = in_one_shot(project, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(project, age))
-    folders = {found["name"]: Folder(**found) for found in surveyed}
+    images = tuple(Image(entry["Id"], entry["Size"]) for entry in stack.engine.unused_images(stack.name))
+    rows = _rows(stack, age)
+    surveyed = in_one_shot(stack.compose, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(stack, age))
+    folders = {entry["name"]: Folder(**entry) for entry in surveyed}
     return replace(_sorted_out(rows, folders, age), images=images)
 
 
-def carry_out(project: Path, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
-    """Deletes what was agreed to, part by part. Interrupted, the rest is found again by the next plan."""
-    # In this order: rows first, so that no row ever points at files that are gone.
+def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
+    """Deletes what was confirmed, in parts. After an interruption the next plan contains the rest."""
+    # Rows first, so that no row ever points to deleted files.
     for number, runs in enumerate(_batches(agreed.runs)):
         announce(f"runs: {number * BATCH} of {len(agreed.runs)} deleted")
-        in_one_shot(project, "migration", "runs", runs=runs, models=[], experiments=[])
+        in_one_shot(stack.compose, "migration", "runs", runs=runs, models=[], experiments=[])
     if agreed.models or agreed.experiments:
         announce("models and experiments")
-        in_one_shot(project, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
+        in_one_shot(stack.compose, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
     log.info("deleted %d runs, %d models, %d experiments", len(agreed.runs), len(agreed.models), len(agreed.experiments))
-    # A row may have been made since the question was asked.
-    known = _rows(settings.of_project(project), agreed.age).known
+    # A row may have been created since the confirmation.
+    known = _rows(stack, agreed.age).known
     orphans = [orphan.name for orphan in agreed.orphans if not known & set(_ids(orphan.name))]
     folders = [*agreed.folders, *orphans]
     for number, some in enumerate(_batches(folders)):
         announce(f"files: {number * BATCH} of {len(folders)} folders deleted")
-        in_one_shot(project, "bootstrap", "purge", prefixes=some)
+        in_one_shot(stack.compose, "bootstrap", "purge", prefixes=some)
     log.info("deleted the files of %d folders, %d of them without a row", len(folders), len(orphans))
     if agreed.expired:
         announce("old versions")
-        found = in_one_shot(project, "bootstrap", "aged", age=agreed.age.total_seconds())
-        changed = set(_changed(project, agreed.age))  # after the listing: what is written from now on replaces nothing in it
-        doomed = [version for version in found if version[0] not in changed]
-        removed = in_one_shot(project, "bootstrap", "remove", versions=doomed)["removed"]
+        aged = in_one_shot(stack.compose, "bootstrap", "aged", age=agreed.age.total_seconds())
+        changed = set(_changed(stack, agreed.age))  # after the listing: later writes replace nothing in it
+        doomed = [version for version in aged if version[0] not in changed]
+        removed = in_one_shot(stack.compose, "bootstrap", "remove", versions=doomed)["removed"]
         log.info("deleted %d old versions", removed)
-    docker = engine.connect()
     for image in agreed.images:
         announce("images")
-        docker.remove_image(image.id)
+        stack.engine.remove_image(image.id)
     log.info("deleted %d images", len(agreed.images))
 
 
-def _changed(project: Path, age: timedelta) -> list[str]:
+def _changed(stack: Stack, age: timedelta) -> list[str]:
     """The objects of the bucket that were written within `age`, by the clock of MinIO's disk.
 
-    The dates of versions are no evidence: whoever may write an object may choose its date. MinIO keeps all versions of an
+    The dates of versions are no evidence: a client that may write an object may choose its date. MinIO keeps all versions of an
     object in one file, `xl.meta`, which the kernel dates at each write.
     """
-    bucket = settings.of_project(project)["MINIO_BUCKET"]
-    # As a name on the disk, an object that ends in / has this suffix instead.
+    # On the disk, an object whose name ends with / has this suffix instead.
     since = f"-{age.total_seconds():.0f} seconds"
-    find = ("find", f"/data/{bucket}", "-ignore_readdir_race", "-name", "xl.meta", "-newermt", since, "-printf", "%P\\0")
-    listed = compose(project, "exec", "--no-TTY", "minio", *find).split("\0")
+    find = (
+        "find",
+        f"/data/{stack.tracking_keys.bucket}",
+        "-ignore_readdir_race",
+        "-name",
+        "xl.meta",
+        "-newermt",
+        since,
+        "-printf",
+        "%P\\0",
+    )
+    listed = stack.compose.output("exec", "--no-TTY", "minio", *find).split("\0")
     return [name.removesuffix("/xl.meta").replace("__XLDIR__", "/") for name in listed if name]
 
 
@@ -154,27 +158,27 @@ def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
     cutoff = (datetime.now(UTC) - age).timestamp()
     runs = {run: folder for run, folder in rows.trashed_runs.items() if run not in rows.used}
     models = {model: folder for model, folder in rows.trashed_models.items() if model not in rows.used}
-    theirs = {folder for folder in (*runs.values(), *models.values()) if folder in folders}
+    trashed = {folder for folder in (*runs.values(), *models.values()) if folder in folders}
     unknown = [folder for folder in folders.values() if folder.objects and _is_orphan(folder.name, rows)]
-    rest = [folder for folder in folders.values() if folder.name not in theirs]
+    rest = [folder for folder in folders.values() if folder.name not in trashed]
     orphans = tuple(folder for folder in unknown if folder.changed <= cutoff)
-    there = {name for name, folder in folders.items() if folder.objects}
-    ids_there = {each for name in there for each in _ids(name)}
+    with_objects = {name for name, folder in folders.items() if folder.objects}
+    ids_with_objects = {folder_id for name in with_objects for folder_id in _ids(name)}
     return Plan(
         age=age,
         runs=tuple(sorted(runs)),
         models=tuple(sorted(models)),
         experiments=rows.trashed_experiments,
-        folders=tuple(sorted(theirs)),
-        folders_size=sum(folders[name].size + folders[name].old_size for name in theirs),
+        folders=tuple(sorted(trashed)),
+        folders_size=sum(folders[name].size + folders[name].old_size for name in trashed),
         expired=sum(folder.expired for folder in rest if folder not in orphans),
         expired_size=sum(folder.expired_size for folder in rest if folder not in orphans),
         orphans=orphans,
         kept=tuple(sorted({*rows.trashed_runs, *rows.trashed_models} & rows.used)),
         young=len(unknown) - len(orphans),
         missing=(
-            *(f"model {name} ({model})" for model, (name, folder) in rows.models.items() if folder not in there),
-            *(f"registered model {name}" for name, model in rows.versions.items() if model not in ids_there),
+            *(f"model {name} ({model})" for model, (name, folder) in rows.models.items() if folder not in with_objects),
+            *(f"registered model {name}" for name, model in rows.versions.items() if model not in ids_with_objects),
         ),
         foreign=folders[""].objects if "" in folders else 0,
     )
@@ -206,12 +210,12 @@ _TRASHED_MODELS = """
 _MODELS = "SELECT model_id, name, artifact_location FROM logged_models WHERE lifecycle_stage = 'active' AND status = %s"
 
 
-def _rows(values: dict[str, str], age: timedelta) -> Rows:
+def _rows(stack: Stack, age: timedelta) -> Rows:
     cutoff = int((datetime.now(UTC) - age).timestamp() * 1000)
-    with _cursor(values) as ask:
+    with _cursor(stack) as ask:
         versions = {name: _ids(sources) for name, sources in ask(_VERSIONS)}
-        used = frozenset(each for ids in versions.values() for each in ids)
-        # An experiment takes its runs and models with it: one that a registered model uses stays whole.
+        used = frozenset(used_id for ids in versions.values() for used_id in ids)
+        # An experiment takes its runs and models with it: one that a registered model uses is kept completely.
         experiments = [row[0] for row in ask(_TRASHED_EXPERIMENTS, cutoff) if not used & set(row[1])]
         return Rows(
             known=frozenset(row[0] for row in ask(_KNOWN)),
@@ -225,9 +229,8 @@ def _rows(values: dict[str, str], age: timedelta) -> Rows:
 
 
 @contextmanager
-def _cursor(values: dict[str, str]) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-    login = replace(settings.tracking_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
-    with postgres.connected(login, deadline=5) as connection, connection.cursor() as cursor:
+def _cursor(stack: Stack) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    with postgres.connected(stack.tracking, deadline=5) as connection, connection.cursor() as cursor:
 
         def ask(statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
             cursor.execute(statement, arguments)

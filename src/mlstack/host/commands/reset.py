@@ -1,22 +1,14 @@
-"""`make reset`: back to an empty stack, and only on purpose."""
+"""`make reset`: back to an empty stack, only on request."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import folders
-from mlstack.host.compose import attached, docker, volumes
+from mlstack.host import engine, folders
+from mlstack.host.render import size
+from mlstack.host.stack import Stack
 
-# What losing a volume costs, as the comments in docker-compose.yml say it.
-COSTS = {
-    "postgres": "every run, metric, model version and account",
-    "minio": "every artifact and model",
-    "home": "packages and settings that users added in Jupyter",
-    "spool": "nothing: uploads on their way",
-    "scratch": "temporary files of notebooks",
-}
+COUNTING = 300  # seconds that Docker may take to count the sizes
 
 
 @dataclass(frozen=True)
@@ -28,29 +20,27 @@ class Loss:
     cost: str
 
 
-def losses(project: Path) -> list[Loss]:
-    """What a reset would delete, with sizes as Docker tells them. Raises MlstackError without an `.env`."""
-    if not (project / ".env").exists():
+def losses(stack: Stack) -> list[Loss]:
+    """What a reset would delete, with Docker's sizes. Raises MlstackError without an `.env`."""
+    if stack.env is None:
         raise MlstackError(
             "there is no .env here.",
             "It says which stack belongs to this folder; volumes of the usual name may be another folder's.",
             "make env writes one (if it was lost: with what the containers were given)",
         )
-    name = settings.of_project(project)["COMPOSE_PROJECT_NAME"]
-    ours = volumes(name)
+    settings.read("COMPOSE_PROJECT_NAME", values=stack.values)
+    ours = stack.engine.volumes(stack.name)
     if not ours:
         return []
-    usage = json.loads(docker("system", "df", "--verbose", "--format", "{{json .Volumes}}"))
-    sizes = {row["Name"]: row["Size"] for row in usage}
-    return [
-        Loss(volume, sizes.get(volume, "?"), COSTS.get(volume.removeprefix(f"{name}_"), "its data")) for volume in sorted(ours)
-    ]
+    sizes = engine.connect(COUNTING).volume_sizes()
+    cost = {f"{stack.name}_{volume.name}": volume.loss for volume in stack.services.volumes}
+    return [Loss(volume, size(sizes.get(volume)), cost.get(volume, "its data")) for volume in ours]
 
 
-def reset(project: Path) -> None:
-    """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs stay."""
-    if attached(project, "down", "--volumes", "--remove-orphans"):
+def reset(stack: Stack) -> None:
+    """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs are kept."""
+    if stack.compose.attached("down", "--volumes", "--remove-orphans"):
         raise MlstackError(
             "the stack could not be deleted whole.", "Some containers or volumes are left.", "see above, then make reset again"
         )
-    folders.tidy(project)
+    folders.tidy(stack.folder)

@@ -1,4 +1,4 @@
-"""`make restore`: a backup into an empty stack, or in the place of what a stack holds."""
+"""`make restore`: a backup into an empty stack, or replacing a stack's content."""
 
 import re
 from collections.abc import Mapping
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from minio import Minio
 
+from mlstack import __version__
 from mlstack.errors import MlstackError
-from mlstack.host.backup import bucket, log, manifest, postgres, signature, stack, swap
+from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Backup, Table
-from mlstack.host.backup.stack import Stack
 from mlstack.host.commands import start
-from mlstack.host.compose import docker, volumes
+from mlstack.host.compose import docker
 from mlstack.host.render.progress import bar
+from mlstack.host.stack import Stack
 
 _SHOWN = 5
 _WANTED = ("runs", "registered models", "artifacts")
@@ -22,47 +23,46 @@ _WANTED = ("runs", "registered models", "artifacts")
 
 @dataclass(frozen=True)
 class Content:
-    """What a stack holds, in numbers that a person knows."""
+    """A stack's content, in counts that users know."""
 
     counts: dict[str, int]
 
     @property
     def is_empty(self) -> bool:
-        """Nothing but what a first start makes."""
+        """Whether it has only what a first start creates."""
         return self.counts.get("experiments", 0) <= 1 and not any(self.counts.get(what) for what in _WANTED)
 
 
-@stack.explained()
+@data_services.explained()
 def checked(folder: Path) -> Backup:
-    """A backup whose every file is as it was written. Changes nothing. Raises MlstackError naming what is damaged."""
+    """Reads and checks every file of a backup. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
     sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
     for name in backup.manifest.dumps:
         sizes[name] = (folder / name).stat().st_size if (folder / name).exists() else 0  # a missing one is named below
-    log.info("reading the backup %s: %d artifacts", folder.name, len(backup.artifacts))
+    log.info("reading the backup %s, made by %s: %d artifacts", folder.name, backup.manifest.made_by, len(backup.artifacts))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
     return backup
 
 
-def is_authentic(project: Path, backup: Backup) -> bool:
-    """Whether a stack with the BACKUP_KEY of this project (or of the shell) made the backup."""
-    return signature.is_authentic(backup.folder, stack.of_project(project).backup_key)
+def is_authentic(stack: Stack, backup: Backup) -> bool:
+    """Whether a stack with this one's BACKUP_KEY (or the shell's) signed the backup."""
+    return signature.is_authentic(backup.folder, stack.backup_key)
 
 
-def require_fits(project: Path, backup: Backup) -> None:
-    """Raises MlstackError when the backup comes from newer versions than this project's images hold."""
-    versions, images = backup.manifest.versions, stack.of_project(project).images
-    _require_not_newer("MLflow", versions["mlflow"], _version_in(images["mlflow"], _MLFLOW))
-    _require_not_newer("Postgres", _major(versions["postgres"]), _version_in(images["postgres"], _POSTGRES))
+def require_fits(stack: Stack, backup: Backup) -> None:
+    """Raises MlstackError when the backup comes from newer versions than those in this stack's images."""
+    versions, maker = backup.manifest.versions, backup.manifest.made_by
+    _require_not_newer("MLflow", maker, versions["mlflow"], _version_in(stack.image("mlflow"), _MLFLOW))
+    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _version_in(stack.image("postgres"), _POSTGRES))
 
 
-@stack.explained()
-def require_bucket(project: Path, backup: Backup) -> None:
-    """Raises MlstackError when rows of the backup lead to its bucket by name, and the bucket has another name here."""
-    target, name = stack.of_project(project), backup.manifest.bucket
-    dump = backup.folder / manifest.DUMP
-    if name != target.keys.bucket and postgres.names_bucket(target.images["postgres"], dump, name):
+@data_services.explained()
+def require_bucket(target: Stack, backup: Backup) -> None:
+    """Raises MlstackError when rows of the backup name its bucket, and this stack's bucket has another name."""
+    name, dump = backup.manifest.bucket, backup.folder / manifest.DUMP
+    if name != target.keys.bucket and postgres.names_bucket(target.image("postgres"), dump, name):
         raise MlstackError(
             f"runs or models in the backup are stored under s3://{name}/, and the bucket here is {target.keys.bucket}.",
             "Nothing was changed: their artifacts would be in the bucket, and MLflow would look for them in another.",
@@ -70,52 +70,49 @@ def require_bucket(project: Path, backup: Backup) -> None:
         )
 
 
-@stack.explained()
-def content(project: Path) -> Content:
+@data_services.explained()
+def content(target: Stack) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
-    target = stack.of_project(project)
-    if not volumes(target.name):
+    if not target.engine.volumes(target.name):
         return Content({})
-    stack.start_data_services(project)
+    data_services.start_data_services(target)
     swap.settle(target)
     with postgres.connected(target, swap.SERVER) as server:
         if not postgres.exists(server, target.owner.database):
             return Content({})
     with postgres.connected(target) as connection:
         counts = postgres.counts(postgres.tables(target, connection))
-    client = stack.storage_client(target.keys)
+    client = data_services.storage_client(target.keys)
     if client.bucket_exists(target.keys.bucket):
         counts["artifacts"] = len(bucket.current(client, target.keys.bucket))
     return Content(counts)
 
 
-def restore(project: Path, backup: Backup) -> None:
-    """Replaces what the stack holds by a checked backup and starts it. On failure or Ctrl-C the stack holds what it held."""
-    target = load(project, backup)
-    with swap.kept_if_well(target):
-        start.start(project)
+def restore(target: Stack, backup: Backup) -> None:
+    """Replaces the stack's content by a checked backup and starts it. On failure or Ctrl-C the content stays as it was."""
+    load(target, backup)
+    with swap.on_trial(target):
+        start.start(target)
 
 
-@stack.explained()
-def load(project: Path, backup: Backup) -> Stack:
+@data_services.explained()
+def load(target: Stack, backup: Backup) -> None:
     """Fills database and bucket of a stack whose other services are stopped, and compares both with the manifest."""
-    target = stack.of_project(project)
-    stack.stop_clients(project)
-    stack.start_data_services(project)
+    data_services.stop_clients(target)
+    data_services.start_data_services(target)
     swap.settle(target)
-    stack.run_bootstrap(project)
-    client = stack.storage_client(target.keys)
-    with postgres.connected(target) as connection:  # a version dated in the future would hide what is uploaded now
+    data_services.run_bootstrap(target)
+    client = data_services.storage_client(target.keys)
+    with postgres.connected(target) as connection:  # a version dated in the future would hide new uploads
         bucket.redate(client, target.keys.bucket, lambda: postgres.now(connection))
     with swap.exchange(target) as journal:
         _load_database(target, backup)
         _load_bucket(client, target, backup, journal)
     log.info("every table and every artifact equals the manifest")
-    return target
 
 
 def _load_database(target: Stack, backup: Backup) -> None:
-    """Each schema with the rights of its own login alone: SQL of a dump can do no more than that login."""
+    """Loads each schema with its own login only: SQL in a dump can do no more than that login."""
     name, schemas = swap.new_name(target), backup.manifest.owners
     postgres.prepare(target, name, schemas)
     files = {login: _file(backup, login is target.accounts) for login in (target.tracking, target.accounts)}
@@ -134,32 +131,33 @@ def _file(backup: Backup, of_accounts: bool) -> Path:
 
 def _load_bucket(client: Minio, target: Stack, backup: Backup, journal: Journal) -> None:
     name = target.keys.bucket
-    there, before = bucket.current(client, name), bucket.ids(client, name)
-    # The same etag is the same content, or two parts of it: what is left as it is gets compared all the same.
+    present, before = bucket.current(client, name), bucket.ids(client, name)
+    # The same etag is almost certainly the same content; everything is compared at the end anyway.
     missing = [
         artifact
         for artifact in backup.artifacts
-        if artifact.key not in there or (there[artifact.key].etag, there[artifact.key].size) != (artifact.etag, artifact.size)
+        if artifact.key not in present
+        or (present[artifact.key].etag, present[artifact.key].size) != (artifact.etag, artifact.size)
     ]
     kept = len(backup.artifacts) - len(missing)
     log.info("filling the bucket: %d artifacts, %d are there already", len(backup.artifacts), kept)
     with bar("artifacts", sum(artifact.size for artifact in missing)) as advance:
         bucket.upload(client, name, backup.folder, missing, journal=journal, before=before, advance=advance)
-    hidden = sorted(there.keys() - {artifact.key for artifact in backup.artifacts})
+    hidden = sorted(present.keys() - {artifact.key for artifact in backup.artifacts})
     journal.intend(hidden, before, deletes=True)
     bucket.hide(client, name, hidden)
     with bar("comparing", sum(artifact.size for artifact in backup.artifacts)) as advance:
         _refuse(bucket.differences(client, name, backup.artifacts, advance))
 
 
-def _differences(wanted: Mapping[str, Table], found: Mapping[str, Table]) -> list[str]:
+def _differences(expected: Mapping[str, Table], restored: Mapping[str, Table]) -> list[str]:
     """How tables differ from a manifest's; empty when they do not."""
-    complaints = [f"the table {name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    complaints += [f"the table {name} is not in the backup" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        if found[name].rows != wanted[name].rows:
-            complaints.append(f"the table {name} has {found[name].rows} rows instead of {wanted[name].rows}")
-        elif found[name] != wanted[name]:
+    complaints = [f"the table {name} is missing" for name in sorted(expected.keys() - restored.keys())]
+    complaints += [f"the table {name} is not in the backup" for name in sorted(restored.keys() - expected.keys())]
+    for name in sorted(expected.keys() & restored.keys()):
+        if restored[name].rows != expected[name].rows:
+            complaints.append(f"the table {name} has {restored[name].rows} rows instead of {expected[name].rows}")
+        elif restored[name] != expected[name]:
             complaints.append(f"the table {name} has other values")
     return complaints
 
@@ -181,22 +179,23 @@ _POSTGRES = ("postgres", "--version")
 def _version_in(image: str, command: tuple[str, ...]) -> str:
     """The version of a program in an image."""
     entrypoint, *arguments = command
-    said = docker("run", "--rm", "--network", "none", "--entrypoint", entrypoint, image, *arguments)
-    found = re.search(r"\d+(\.\d+)*", said)
-    return found[0] if found else said.strip()
+    output = docker("run", "--rm", "--network", "none", "--entrypoint", entrypoint, image, *arguments)
+    number = re.search(r"\d+(\.\d+)*", output)
+    return number[0] if number else output.strip()
 
 
 def _major(version: str | None) -> str | None:
     return version and version.partition(".")[0]
 
 
-def _require_not_newer(product: str, of_backup: str | None, here: str) -> None:
+def _require_not_newer(product: str, maker: str, of_backup: str | None, here: str) -> None:
     def parts(version: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", version)]
 
     if of_backup and parts(of_backup) > parts(here):
         raise MlstackError(
-            f"the backup comes from {product} {of_backup}, here is {product} {here}.",
+            f"the backup comes from {product} {of_backup}, here is {product} {here}; {maker} made it, this is mlstack"
+            f" {__version__}.",
             "Nothing was changed: an older version cannot read what a newer one wrote.",
             "update mlstack (git pull), make up, then the same command",
         )

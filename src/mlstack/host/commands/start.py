@@ -1,4 +1,4 @@
-"""`make up`: from whatever is there to a healthy stack."""
+"""`make up`: from any state to a healthy stack."""
 
 import re
 import shutil
@@ -9,32 +9,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from mlstack import settings
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
 from mlstack.host import env_file, examples, extra_packages, folders, networks, preflight, recovery
-from mlstack.host.backup import stack, swap
-from mlstack.host.compose import Container, attached, containers, docker, last_lines, volumes
+from mlstack.host.backup import data_services, swap
+from mlstack.host.engine import Container
+from mlstack.host.stack import Stack
 from mlstack.logger import create, get_logger
 
 log = get_logger("mlstack.start")
 
-# Services whose images are built here unless .env names another; the one-shots share MLflow's.
-# MinIO first: compiling it takes longest.
-IMAGES: Mapping[str, str] = {
-    "minio": "MINIO_IMAGE",
-    "mlflow": "MLFLOW_IMAGE",
-    "jupyter": "JUPYTER_IMAGE",
-    "postgres": "POSTGRES_IMAGE",
-}
-HEARTBEAT = 20  # seconds between signs of life in a build
+HEARTBEAT = 20  # seconds between progress messages of a build
 SHOWN_LINES = 15
 _UNREACHABLE = r"(error sending request|dial tcp|Temporary failure|Could not resolve|certificate|connection refused).*"
 
 
-def prepare_env(project: Path) -> None:
-    """Writes or completes `.env` and says what it did. Raises MlstackError when that would lock the user out of data."""
-    known = {} if (project / ".env").exists() else recovery.from_containers(project)
-    changes = env_file.ensure(project, lambda name: _lost(project, name), known)
+def prepare_env(stack: Stack) -> Stack:
+    """Writes or completes `.env` and logs what it did. Raises MlstackError if a new secret would lock the user out of data."""
+    known = recovery.from_containers(stack) if stack.env is None else {}
+    changes = env_file.ensure(stack.folder, lambda name: _lost(stack, name), known)
     if changes.created and known:
         log.warning(
             ".env was missing: wrote it with what the containers of %s were given; keys that no container knows have their"
@@ -43,7 +36,7 @@ def prepare_env(project: Path) -> None:
         )
     elif changes.created:
         log.info("wrote .env with fresh secrets, readable by you alone")
-        folders.close_notebooks(project)
+        folders.close_notebooks(stack.folder)
     if changes.added:
         log.info("added to .env: %s", ", ".join(changes.added))
     if changes.changed_owner:
@@ -54,51 +47,55 @@ def prepare_env(project: Path) -> None:
         )
     if changes.made_private:
         log.warning(".env could be read by others: now by you alone (0600)")
-    examples.offer(project)
+    stack = stack.reread()
+    examples.offer(stack)
+    return stack
 
 
-def up(project: Path) -> None:
+def up(stack: Stack) -> Stack:
     """Prepares, builds and starts the stack, and returns when every service is healthy. Raises MlstackError."""
-    prepare(project)
-    start(project)
+    stack = prepare(stack)
+    start(stack)
+    return stack
 
 
-def prepare(project: Path) -> None:
+def prepare(stack: Stack) -> Stack:
     """Everything before the first container: `.env`, checks, folders, images. Raises MlstackError."""
-    check(project)
-    build(project)
+    stack = check(stack)
+    build(stack)
+    return stack
 
 
-def check(project: Path) -> None:
-    """`.env`, checks of this machine, folders. Raises MlstackError naming what would keep the stack from starting."""
-    prepare_env(project)
-    if not preflight.check_env(project):
-        networks.ensure_free(project)
-    for warning in preflight.warnings(project):
+def check(stack: Stack) -> Stack:
+    """`.env`, checks of the host, folders. Raises MlstackError naming what prevents a start."""
+    stack = prepare_env(stack)
+    if not preflight.check_env(stack):
+        stack = networks.ensure_free(stack)
+    for warning in preflight.warnings(stack):
         log.warning("%s", warning)
-    if problems := preflight.check(project, will_build=bool(_missing_images(project))):
+    if problems := preflight.check(stack, will_build=bool(_missing_images(stack))):
         raise ExceptionGroup("refused", problems)
-    folders.prepare(project)
+    folders.prepare(stack)
+    return stack
 
 
-def build(project: Path) -> None:
+def build(stack: Stack) -> None:
     """Builds the images that `.env` does not name. Raises MlstackError with the build's last lines."""
-    services = _built_here(project)
+    services = stack.built
     if not services:
         return
     sources = _sources()
     if "minio" in services:
         _refuse_unchecked_modules(sources)
     if "jupyter" in services:
-        extra_packages.lock(project, sources)
-    missing = _missing_images(project)
+        extra_packages.lock(stack, sources)
+    missing = _missing_images(stack)
     if missing:
         log.info(
             "building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling MinIO", ", ".join(missing)
         )
-    log_dir = settings.log_dir(settings.of_project(project)["LOG_DIR"], project)
-    with create(log_dir, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
-        code = _run_build(project, services, sources, transcript)
+    with create(stack.logs, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
+        code = _run_build(stack, services, sources, transcript)
         lines = [line for line in _text(transcript).splitlines() if line.strip()]
     if code:
         log.error("the build said:\n%s", quoted_lines(lines[-SHOWN_LINES:]))
@@ -111,32 +108,24 @@ def build(project: Path) -> None:
         Path(transcript.name).unlink()
 
 
-def _lost(project: Path, name: str) -> str | None:
-    """Why a fresh secret would not fit. Every secret but these two is set again by the bootstrap."""
+def _lost(stack: Stack, name: str) -> str | None:
+    """Why a new secret would not work. The bootstrap sets every secret again but these two."""
     if name not in ("POSTGRES_PASSWORD", "MLFLOW_CRYPTO_KEK_PASSPHRASE"):
         return None
-    project_name = settings.of_project(project).get("COMPOSE_PROJECT_NAME", "mlstack")
-    volume = f"{project_name}_postgres"
-    return f"the volume {volume} was made with the old one." if volume in volumes(project_name) else None
+    volume = f"{stack.name}_postgres"
+    return f"the volume {volume} was made with the old one." if volume in stack.engine.volumes(stack.name) else None
 
 
-def _built_here(project: Path) -> list[str]:
-    values = settings.of_project(project)
-    return [service for service, variable in IMAGES.items() if not values.get(variable)]
+def _missing_images(stack: Stack) -> list[str]:
+    return [service for service in stack.built if not stack.engine.has_image(stack.image(service))]
 
 
-def _missing_images(project: Path) -> list[str]:
-    name = settings.of_project(project).get("COMPOSE_PROJECT_NAME")
-    return [service for service in _built_here(project) if not docker("image", "ls", "--quiet", f"{name}-{service}").strip()]
-
-
-def _run_build(project: Path, services: list[str], sources: Mapping[str, str], transcript: TextIO) -> int:
-    """Builds into a transcript, with a sign of life now and then."""
-    command = ["docker", "compose", "--progress", "plain", "build", *services]
+def _run_build(stack: Stack, services: list[str], sources: Mapping[str, str], transcript: TextIO) -> int:
+    """Builds into a transcript, with a progress message now and then."""
+    command = ("--progress", "plain", "build", *services)
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=project, env=settings.for_commands(**sources), stdout=transcript, stderr=subprocess.STDOUT
-    )
+    environment = {**sources, "MLSTACK_VERSION": __version__}
+    process = stack.compose.started(*command, environment=environment, stdout=transcript, stderr=subprocess.STDOUT)
     while True:
         try:
             return process.wait(timeout=HEARTBEAT)
@@ -150,7 +139,7 @@ def _text(transcript: TextIO) -> str:
 
 
 def _why(lines: list[str]) -> str:
-    """A package index that cannot be reached is the one failure that is not the repository's."""
+    """Why a build failed: an unreachable package index, or the repository itself."""
     unreachable = re.search(_UNREACHABLE, "\n".join(lines), re.IGNORECASE)
     if unreachable:
         return f"A package source could not be reached: {unreachable[0][:120]} (see HTTPS_PROXY, and CA_BUNDLE in .env)."
@@ -158,14 +147,14 @@ def _why(lines: list[str]) -> str:
 
 
 def _in_progress(text: str) -> str:
-    """The steps that have begun and not ended: compiling MinIO is one, and says nothing for minutes."""
+    """The unfinished steps of a build: compiling MinIO prints nothing for minutes."""
     begun = re.findall(r"^#(\d+) \[([^\]]+)\]", text, re.MULTILINE)
     ended = set(re.findall(r"^#(\d+) (?:DONE|CACHED|ERROR|CANCELED)", text, re.MULTILINE))
     return ", ".join(dict.fromkeys(quoted(name) for number, name in begun if number not in ended)) or "storing the images"
 
 
 def _sources() -> dict[str, str]:
-    """Where the host itself takes packages from, for the builds: mirrors, and proxies in either spelling."""
+    """The host's own package sources, for the builds: mirrors, and proxies in either spelling."""
     sources = _proxies()
     index = settings.of_shell("PIP_INDEX_URL") or settings.of_shell("UV_DEFAULT_INDEX") or settings.of_shell("UV_INDEX_URL")
     sources["PIP_INDEX_URL"] = index or _answer("pip", "config", "get", "global.index-url")
@@ -191,28 +180,30 @@ def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
 
 
 def _answer(*command: str) -> str:
-    """What a program of the host says, empty where there is no such program or setting."""
+    """The output of a program of the host, empty without such a program or setting."""
     if shutil.which(command[0]) is None:
         return ""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def start(project: Path) -> None:
-    """Starts every service and waits until each is healthy. Raises MlstackError with the last words of those that are not."""
+def start(stack: Stack) -> None:
+    """Starts every service and waits until each is healthy. Raises MlstackError with the last log lines of those that are not."""
     log.info("starting the services and waiting until each is healthy")
-    # What a killed restore left has to be ended before MLflow starts on it.
-    if stack.try_data_services(project):
-        swap.settle(stack.of_project(project))
-    # Notebooks get the proxies of the builds, in both spellings: curl knows one, other programs the other.
+    # A killed restore has to be ended before MLflow starts.
+    if data_services.try_data_services(stack):
+        swap.settle(stack)
+    # Notebooks get the proxies of the builds, in both spellings: curl reads one, other programs the other.
     outside = {spelling: value for name, value in _proxies().items() if value for spelling in (name, name.lower())}
-    if attached(project, "up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
-        networks.remove_unused(project)
+    if stack.compose.attached("up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
+        networks.remove_unused(stack)
         return
-    # A container that was only created waits for one that is ill.
-    ill = [container for container in containers(project) if not container.is_well and container.state != "created"]
-    for container in ill:
-        log.error("%s: %s\n%s", container.service, container.status, quoted_lines(_last_words(container)))
-    names = " ".join(container.service for container in ill)
+    # A container that was only created waits for an unhealthy one.
+    unhealthy = [
+        container for container in stack.containers.values() if not container.is_healthy and container.state != "created"
+    ]
+    for container in unhealthy:
+        log.error("%s: %s\n%s", container.service, container.description, quoted_lines(_last_words(stack, container)))
+    names = " ".join(container.service for container in unhealthy)
     raise MlstackError(
         f"not every service became healthy: {names or 'docker compose says why, above'}.",
         "Nothing was lost; what is healthy keeps running.",
@@ -220,7 +211,7 @@ def start(project: Path) -> None:
     )
 
 
-def _last_words(container: Container) -> list[str]:
-    lines = last_lines(container, 200)
+def _last_words(stack: Stack, container: Container) -> list[str]:
+    lines = stack.engine.last_lines(container, 200)
     telling = [line for line in lines if re.search(r"ERROR|FATAL|Error:", line)]
     return telling[-3:] or lines[-SHOWN_LINES:]

@@ -1,24 +1,21 @@
-"""`make upgrade`: newer images on the data that is there, or back to before.
+"""`make upgrade`: newer images on the existing data, or a rollback.
 
-What "before" is lies in the stack, so that an upgrade which was killed is undone by the next: the old images keep a second
-tag, and a copy of the database is made inside Postgres once nobody writes any more (putting it back is one transaction;
-loading the backup would take minutes).
+The old state is kept in the stack, so that the next upgrade undoes a killed one: the old images keep a second tag, and the
+database is copied inside Postgres once all writers are stopped (restoring the copy is one transaction; loading the backup
+would take minutes).
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from mlstack.errors import MlstackError
-from mlstack.host.backup import log, postgres, stack, swap
-from mlstack.host.backup.stack import Stack
+from mlstack.host.backup import data_services, log, postgres, swap
 from mlstack.host.commands import start
 from mlstack.host.commands.backup import Taken, back_up
-from mlstack.host.compose import containers, docker, volumes
 from mlstack.host.doctor import State, diagnose
+from mlstack.host.stack import Stack
 
 TAG = "before-upgrade"
 
@@ -32,32 +29,31 @@ class Upgraded:
     mlflow_after: str | None
 
 
-@stack.explained()
-def upgrade(project: Path) -> Upgraded:
-    """Takes a backup, builds, migrates and starts. On any failure the stack is as before, and MlstackError says so."""
-    start.check(project)
-    target = stack.of_project(project)
-    if f"{target.name}_postgres" not in volumes(target.name):
+@data_services.explained()
+def upgrade(stack: Stack) -> Upgraded:
+    """Takes a backup, builds, migrates and starts. On any failure it rolls back and raises MlstackError."""
+    target = start.check(stack)
+    if f"{target.name}_postgres" not in target.engine.volumes(target.name):
         raise MlstackError("there is no stack here to upgrade.", "Its database has no volume.", "make up starts a new one")
-    stack.start_data_services(project)
+    data_services.start_data_services(target)
     swap.settle(target)
     _end_interrupted(target)
-    was_running = stack.are_well(project, "mlflow")
+    was_running = data_services.are_healthy(target, "mlflow")
     log.info("a backup first")
-    taken = back_up(project)
+    taken = back_up(target)
     before = taken.manifest.versions["mlflow"]
     try:
         _keep_images(target)
-        start.build(project)
-        stack.stop_clients(project)
+        start.build(target)
+        data_services.stop_clients(target)
         _copy_database(target)
-        start.start(project)
-        _diagnose(project)
+        start.start(target)
+        _diagnose(target)
     except BaseException as error:
         log.error("the upgrade did not succeed; going back to what was before")
         _go_back(target)
         if was_running:
-            start.start(project)
+            start.start(target)
         log.info("the stack is as it was before the upgrade; the backup %s stays", taken.folder.name)
         if isinstance(error, MlstackError):
             raise MlstackError(
@@ -69,15 +65,15 @@ def upgrade(project: Path) -> Upgraded:
         return Upgraded(taken, before, postgres.mlflow_version(connection))
 
 
-def _diagnose(project: Path) -> None:
+def _diagnose(target: Stack) -> None:
     """Raises MlstackError with what the doctor finds wrong in the upgraded stack."""
-    if failed := [result for result in diagnose(project) if result.state is State.FAILED]:
+    if failed := [result for result in diagnose(target) if result.state is State.FAILED]:
         first = failed[0]
         raise MlstackError(f"{first.name}: {first.cause}", f"The doctor found {len(failed)} such. {first.why}", first.fix)
 
 
 def _end_interrupted(target: Stack) -> None:
-    """Undoes an upgrade that was killed; unless MLflow has run on the new version, because then there is new work."""
+    """Undoes a killed upgrade, unless MLflow has run on the new version: then there may be new work."""
     with postgres.connected(target, swap.SERVER) as server:
         copied = postgres.note(server, _copy(target))
         if not copied and not postgres.exists(server, _copy(target)) and not _kept_images(target):
@@ -91,13 +87,13 @@ def _end_interrupted(target: Stack) -> None:
 
 
 def _go_back(target: Stack) -> None:
-    """Old images and old data; every step may be repeated. MLflow is stopped if its data changed."""
+    """Rolls back to the old images and data; every step may be repeated. MLflow is stopped if its data changed."""
     for image in _kept_images(target):
-        docker("tag", f"{image}:{TAG}", image)
-    stack.start_data_services(target.project)
+        target.engine.tag(f"{image}:{TAG}", image)
+    data_services.start_data_services(target)
     with postgres.connected(target, swap.SERVER) as server:
         if postgres.note(server, _copy(target)):
-            stack.stop_clients(target.project)
+            data_services.stop_clients(target)
             name = target.owner.database
             postgres.close(server, name)
             postgres.close(server, _copy(target))
@@ -120,17 +116,21 @@ def _copy_database(target: Stack) -> None:
             postgres.create(server, _copy(target), template=name)
         finally:
             postgres.open_(server, name)
-        postgres.annotate(server, _copy(target), postgres.now(server).isoformat())  # now it is whole
+        postgres.annotate(server, _copy(target), postgres.now(server).isoformat())  # now it is complete
 
 
 def _keep_images(target: Stack) -> None:
-    for image in target.built:
-        if docker("image", "ls", "--quiet", image).strip():
-            docker("tag", image, f"{image}:{TAG}")
+    for image in _own_images(target):
+        if target.engine.has_image(image):
+            target.engine.tag(image, image, TAG)
 
 
 def _kept_images(target: Stack) -> list[str]:
-    return [image for image in target.built if docker("image", "ls", "--quiet", f"{image}:{TAG}").strip()]
+    return [image for image in _own_images(target) if target.engine.has_image(f"{image}:{TAG}")]
+
+
+def _own_images(target: Stack) -> list[str]:
+    return [target.image(service) for service in target.built]
 
 
 def _forget(target: Stack) -> None:
@@ -141,14 +141,10 @@ def _forget(target: Stack) -> None:
 def _forget_in(server: Connection, target: Stack) -> None:
     postgres.drop(server, _copy(target))
     for image in _kept_images(target):
-        docker("image", "rm", f"{image}:{TAG}")
+        target.engine.remove_image(f"{image}:{TAG}")
 
 
 def _mlflow_started(target: Stack) -> datetime:
-    """When MLflow's container last started; long ago if it never did."""
-    for container in containers(target.project):
-        if container.service == "mlflow":
-            started = docker("inspect", "--format", "{{.State.StartedAt}}", container.name).strip()
-            with suppress(ValueError):  # Docker has nanoseconds
-                return datetime.fromisoformat(f"{started[:26].rstrip('Z')}+00:00")
-    return datetime.min.replace(tzinfo=UTC)
+    """When MLflow's container last started; the earliest date if it never did."""
+    mlflow = target.containers.get("mlflow")
+    return (mlflow and mlflow.started) or datetime.min.replace(tzinfo=UTC)

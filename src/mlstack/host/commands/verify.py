@@ -1,4 +1,4 @@
-"""`make verify`: a backup proves itself in a stack that is thrown away."""
+"""`make verify`: restores a backup into a temporary stack."""
 
 import shutil
 import tempfile
@@ -9,18 +9,19 @@ from pathlib import Path
 from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file, folders, preflight
-from mlstack.host.backup import log, stack
+from mlstack.host.backup import log
 from mlstack.host.backup.manifest import Backup
 from mlstack.host.commands import restore
-from mlstack.host.compose import attached, compose
+from mlstack.host.services import FILE
+from mlstack.host.stack import Stack
 
 
-def verify(project: Path, backup: Backup) -> None:
+def verify(stack: Stack, backup: Backup) -> None:
     """Restores a checked backup beside the running stack, starts MLflow on it, and removes it again. Raises MlstackError."""
-    with throw_away(project, backup.manifest.bucket) as other:
+    with throw_away(stack, backup.manifest.bucket) as other:
         restore.load(other, backup)
         log.info("starting MLflow on what was restored")
-        if attached(other, "up", "--detach", "--wait", "--no-build", "mlflow"):
+        if other.compose.attached("up", "--detach", "--wait", "--no-build", "mlflow"):
             raise MlstackError(
                 "MLflow does not start on what was restored (docker compose says why, above).",
                 "This backup would restore its data, and not a working stack.",
@@ -29,30 +30,31 @@ def verify(project: Path, backup: Backup) -> None:
 
 
 @contextmanager
-def throw_away(project: Path, bucket: str) -> Iterator[Path]:
-    """A project like this one with its images, and a name, ports, secrets and volumes of its own; removed afterwards.
+def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
+    """A temporary stack with this one's images, but its own name, ports, secrets and volumes; removed afterwards.
 
-    Its bucket is called as in the backup: rows may lead to it by that name.
+    Its bucket has the backup's name, which rows may contain.
     """
-    images = {f"{service.upper()}_IMAGE": image for service, image in stack.of_project(project).images.items()}
-    name = f"{stack.of_project(project).name}-verify"
-    # What the shell sets would win over the other project's .env, and lead back to this stack.
+    images = {service.image_variable: service.image for service in stack.services.with_image}
+    # Variables of the shell would override the temporary stack's .env, and lead back to this stack.
     settings.forget(settings.VARIABLES)
     with tempfile.TemporaryDirectory(prefix="mlstack-verify-") as folder:
-        other = Path(folder)
-        for file in ("docker-compose.yml", ".env.example"):
-            shutil.copy2(project / file, other / file)
-        shutil.copytree(project / "compose", other / "compose")
-        ports = dict(zip(preflight.PORTS, map(str, preflight.free_ports(len(preflight.PORTS))), strict=True))
-        env_file.ensure(other)
-        env_file.change(other, COMPOSE_PROJECT_NAME=name, MINIO_BUCKET=bucket, LOG_DIR=str(other / "logs"), **ports, **images)
+        place = Path(folder)
+        for file in (FILE, ".env.example"):
+            shutil.copy2(stack.folder / file, place / file)
+        shutil.copytree(stack.folder / "compose", place / "compose")
+        ports = dict(zip(stack.services.ports, map(str, preflight.free_ports(len(stack.services.ports))), strict=True))
+        name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "MINIO_BUCKET": bucket, "LOG_DIR": str(place / "logs")}
+        env_file.ensure(place)
+        env_file.change(place, **name, **ports, **images)
+        other = Stack.of(place)
         folders.prepare(other)
         try:
-            _remove(other)  # what a killed verification left
+            _remove(other)  # the leftovers of a killed verification
             yield other
         finally:
             _remove(other)
 
 
-def _remove(other: Path) -> None:
-    compose(other, "down", "--volumes", "--remove-orphans", "--timeout", "10")
+def _remove(other: Stack) -> None:
+    other.compose.output("down", "--volumes", "--remove-orphans", "--timeout", "10")

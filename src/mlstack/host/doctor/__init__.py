@@ -1,22 +1,30 @@
-"""`make doctor`: from this machine outwards and through the stack by doing. It changes nothing that stays."""
+"""`make doctor`: checks the host and then the stack by using it. It leaves nothing behind."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from mlstack.host.doctor import environment, jupyter, machine, minio, mlflow, postgres, stack, tidying
-from mlstack.host.doctor.check import Check, Doubt, Result, State, registered, run
+from mlstack.host.doctor.check import Check, CheckWarning, Result, State, registered, run
 from mlstack.host.doctor.context import Limits, Subject
+from mlstack.host.services import Services
+from mlstack.host.stack import Stack
 
-__all__ = ["CHECKS", "Check", "Doubt", "Limits", "Result", "State", "Subject", "diagnose", "examine"]
+__all__ = ["Check", "CheckWarning", "Limits", "Result", "State", "Subject", "checks", "diagnose", "examine"]
 
-CHECKS = registered(*(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, tidying)))
+_CHECKS = registered(*(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, tidying)))
+_SERVICES = _CHECKS.index(stack.running) + 1
+
+
+def checks(services: Services) -> tuple[Check, ...]:
+    """Every check, in the order in which they run: the checks of services follow the first check of the containers."""
+    of_services = (stack.service(service.name) for service in services.long_running)
+    return (*_CHECKS[:_SERVICES], *of_services, *_CHECKS[_SERVICES:])
 
 
 def examine(subject: Subject, announce: Callable[[Check], None] = lambda check: None) -> Iterator[Result]:
-    """Every check's result, as it comes."""
-    return run(subject, CHECKS, announce)
+    """The results of all checks, one by one."""
+    return run(subject, checks(subject.stack.services), announce)
 
 
-def diagnose(project: Path) -> list[Result]:
-    """Every check's result. Never raises: what cannot be examined is a result too."""
-    return list(examine(Subject(project)))
+def diagnose(stack: Stack) -> list[Result]:
+    """Every check's result. Never raises: a check that cannot run is a result too."""
+    return list(examine(Subject(stack)))

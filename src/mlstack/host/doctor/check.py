@@ -1,4 +1,4 @@
-"""What a check is, and how checks are run: in order, each only when what it needs is well."""
+"""What a check is, and how checks run: in order, each only if the checks that it needs passed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ class State(Enum):
     """How a check ended."""
 
     OK = "ok"
-    DOUBTFUL = "doubtful"
+    WARNING = "warning"
     FAILED = "failed"
     NOT_CHECKED = "not checked"
 
 
-class Doubt(MlstackError):  # noqa: N818 # not an error
-    """What works and is probably not meant, or will not work for long."""
+class CheckWarning(MlstackError):  # noqa: N818 # not an error
+    """Something that works but is probably not intended, or will fail soon."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One check's outcome. `note` is what an ok check found; cause, why it matters and fix are empty where all is well."""
+    """One check's outcome. `note` is the result of a passed check; cause, why it matters and fix are those of the others."""
 
     reach: str
     name: str
@@ -35,17 +35,17 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Nothing keeps the stack from working here."""
-        return self.state in (State.OK, State.DOUBTFUL)
+        """Whether this does not keep the stack from working."""
+        return self.state in (State.OK, State.WARNING)
 
 
-# Returns a word about what was found, or None. Raises MlstackError when its subject is broken, Doubt when it may be meant.
+# Returns a note or None. Raises MlstackError for a failure, CheckWarning for a warning.
 Examination = Callable[[Subject], str | None]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question, and the checks without whose good end it cannot be asked."""
+    """One check, and the checks that must pass before it can run."""
 
     reach: str
     name: str
@@ -57,7 +57,7 @@ _registered: list[Check] = []
 
 
 def check(reach: str, name: str, *needs: Check) -> Callable[[Examination], Check]:
-    """Makes a check of a function. The doctor runs every check that was made in one of its modules."""
+    """Registers a function as a check. The doctor runs every registered check."""
 
     def register(examine: Examination) -> Check:
         _registered.append(Check(reach, name, examine, needs))
@@ -67,43 +67,43 @@ def check(reach: str, name: str, *needs: Check) -> Callable[[Examination], Check
 
 
 def registered(*reaches: str) -> tuple[Check, ...]:
-    """Every check so far, in the order of their reaches, then in that of their definition."""
-    return tuple(sorted(_registered, key=lambda made: reaches.index(made.reach)))
+    """All registered checks, ordered by area, then by definition."""
+    return tuple(sorted(_registered, key=lambda item: reaches.index(item.reach)))
 
 
 def run(subject: Subject, checks: Sequence[Check], announce: Callable[[Check], None] = lambda check: None) -> Iterator[Result]:
-    """The result of each check, in order. One whose needs are not well is not asked, and says which cause stands before it."""
+    """The result of each check, in order. One whose needed checks failed does not run, and has their cause."""
     results: dict[Check, Result] = {}
-    for each in checks:
-        blocker = next((results[need] for need in each.needs if not results[need].ok), None)
+    for item in checks:
+        blocker = next((results[need] for need in item.needs if not results[need].ok), None)
         if blocker:
-            results[each] = Result(each.reach, each.name, State.NOT_CHECKED, cause=blocker.cause, fix=blocker.fix)
+            results[item] = Result(item.reach, item.name, State.NOT_CHECKED, cause=blocker.cause, fix=blocker.fix)
         else:
-            announce(each)
-            results[each] = _result(each, subject)
-        yield results[each]
+            announce(item)
+            results[item] = _result(item, subject)
+        yield results[item]
 
 
-def _result(each: Check, subject: Subject) -> Result:
+def _result(item: Check, subject: Subject) -> Result:
     try:
-        return Result(each.reach, each.name, State.OK, note=quoted(each.examine(subject) or ""))
+        return Result(item.reach, item.name, State.OK, note=quoted(item.examine(subject) or ""))
     except MlstackError as error:
-        state = State.DOUBTFUL if isinstance(error, Doubt) else State.FAILED
-        return Result(each.reach, each.name, state, cause=error.wrong, why=error.why, fix=error.fix)
+        state = State.WARNING if isinstance(error, CheckWarning) else State.FAILED
+        return Result(item.reach, item.name, state, cause=error.wrong, why=error.why, fix=error.fix)
     except ExceptionGroup as group:
         problems = [problem for problem in group.exceptions if isinstance(problem, MlstackError)]
         return Result(
-            each.reach,
-            each.name,
+            item.reach,
+            item.name,
             State.FAILED,
             cause=" ".join(problem.wrong for problem in problems),
             why=problems[0].why,
             fix="; ".join(dict.fromkeys(problem.fix for problem in problems)),
         )
-    except Exception as error:  # noqa: BLE001 # a diagnosis with a hole in it is better than none; the hole is shown
+    except Exception as error:  # noqa: BLE001 # a diagnosis with an error in it is better than none; the error is shown
         return Result(
-            each.reach,
-            each.name,
+            item.reach,
+            item.name,
             State.FAILED,
             cause=quoted(f"{type(error).__name__}: {error}"),
             why="The doctor does not know this one.",

@@ -1,27 +1,26 @@
-"""What the doctor examines, and what several checks look at: looked at once."""
+"""What the doctor examines; what several checks need is read once."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import engine
-from mlstack.host.engine import Container, Engine
+from mlstack.host import compose
+from mlstack.host.compose import CommandFailed, Program
+from mlstack.host.engine import Container
+from mlstack.host.stack import Stack
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on something is too little or too much."""
+    """Thresholds of warnings and failures."""
 
     disk_gib: float = 2
     free_inodes: int = 100_000
-    clock_skew: float = 5  # seconds; S3 refuses signatures at 15 minutes, and run times are off long before
+    clock_skew: float = 5  # seconds; S3 rejects signatures at 15 minutes, and times of runs are wrong long before
     backup_age: float = 7 * 86400  # seconds
     memory_share: float = 0.9  # of a container's limit
     connection_share: float = 0.8  # of Postgres' maximum
@@ -29,104 +28,82 @@ class Limits:
 
 @dataclass
 class Subject:
-    """One stack under examination. `now` is this machine's clock, in seconds since 1970."""
+    """One stack under examination. `now` is the host's clock, in seconds since 1970."""
 
-    project: Path
+    stack: Stack
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], float] = time.time
-    named: set[str] = field(default_factory=set)  # runs that checks say they logged, to be removed if they are a doctor's
+    named: set[str] = field(default_factory=set)  # runs that the checks' programs report, to be removed if they are a doctor's
     artifacts: list[str] = field(default_factory=list)  # folders of the bucket, of such runs
     has_written: bool = False  # objects of its own, likewise
     seen: dict[str, str | MlstackError] = field(default_factory=dict)
 
-    @cached_property
-    def values(self) -> dict[str, str]:
-        """`.env` under the shell."""
-        return settings.of_project(self.project)
-
     @property
-    def name(self) -> str:
-        return self.values["COMPOSE_PROJECT_NAME"]
-
-    @cached_property
-    def engine(self) -> Engine:
-        return engine.connect()
+    def values(self) -> Mapping[str, str]:
+        """`.env` under the shell."""
+        return self.stack.values
 
     @cached_property
     def containers(self) -> dict[str, Container]:
-        """The stack's containers by service."""
-        return {container.service: container for container in self.engine.containers(self.name)}
+        """The stack's containers by service, read once."""
+        return self.stack.containers
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The compose file as compose reads it with this `.env`."""
-        config: dict[str, Any] = json.loads(self.compose("config", "--format", "json"))
-        return config
+        return compose.config(self.stack.compose)
 
     def once(self, name: str, look: Callable[[], str]) -> str:
-        """What a long look gives, for the checks that share it. A failed one is not repeated: it would fail again."""
+        """A slow result that several checks share. A failure is not repeated: it would fail again."""
         if name not in self.seen:
             try:
                 self.seen[name] = look()
             except MlstackError as error:
                 self.seen[name] = error
-        found = self.seen[name]
-        if isinstance(found, MlstackError):
-            raise found
-        return found
+        result = self.seen[name]
+        if isinstance(result, MlstackError):
+            raise result
+        return result
 
     def visit(self, place: str, program: Callable[[], str]) -> dict[str, Any]:
-        """What a user's code did in a place; the runs that it names are noted, to be removed if a doctor made them."""
-        found: dict[str, Any] = json.loads(self.once(place, program))
-        self.named |= {name for name in (found["run"], *found.get("left", [])) if isinstance(name, str)}
-        return found
-
-    def port(self, name: str) -> int:
-        return int(self.values[name])
+        """The result of a user's program in a place; its runs are recorded, to be removed if they are a doctor's."""
+        result: dict[str, Any] = json.loads(self.once(place, program))
+        self.named |= {name for name in (result["run"], *result.get("left", [])) if isinstance(name, str)}
+        return result
 
     def url(self, port: str) -> str:
-        """An HTTP address on this machine."""
-        return f"http://127.0.0.1:{self.values[port]}"
-
-    def compose(self, *arguments: str, stdin: str = "", timeout: float = 120) -> str:
-        """The output of a docker compose command. Raises MlstackError with its last line."""
-        return output(["docker", "compose", *arguments], self.project, stdin, timeout, settings.for_commands())
+        """An HTTP address on the host."""
+        return f"http://127.0.0.1:{self.stack.port(port)}"
 
     def python_inside(
         self, service: str, program: str, *arguments: str, timeout: float = 60, environment: Mapping[str, str] | None = None
     ) -> str:
         """The output of a Python program that is run in a service's container, as the service's own user."""
         flags = [flag for name, value in (environment or {}).items() for flag in ("--env", f"{name}={value}")]
-        return self.compose(
-            "exec", "--no-TTY", *flags, service, "/usr/bin/python3", "-", *arguments, stdin=program, timeout=timeout
-        )  # fmt: skip
+        command = ("exec", "--no-TTY", *flags, service, "/usr/bin/python3", "-", *arguments)
+        return output(self.stack.compose, *command, stdin=program, timeout=timeout)
 
 
 def skew(subject: Subject, whose: str, read: Callable[[], float], fix: str) -> str:
-    """Compares a clock with this machine's. Raises MlstackError when they are too far apart."""
+    """Compares a clock with the host's. Raises MlstackError if they differ too much."""
     before = subject.now()
-    found = read()
+    time_read = read()
     after = subject.now()
-    apart = max(before - found, found - after, 0.0)  # what lies within the question is no skew
+    apart = max(before - time_read, time_read - after, 0.0)  # the time of the request itself is no skew
     if apart > subject.limits.clock_skew:
         raise MlstackError(
-            f"the clock of {whose} is {apart:.0f} s off this machine's.",
-            "The storage refuses signed requests at 15 minutes, and the times of runs are wrong.",
+            f"the clock of {whose} is {apart:.0f} s off the host's.",
+            "MinIO rejects signed requests at 15 minutes, and the times of runs are wrong.",
             fix,
         )
     return f"within {apart:.1f} s"
 
 
-def output(command: list[str], folder: Path, stdin: str, timeout: float, environment: dict[str, str]) -> str:
-    """What a command printed. Raises MlstackError when it fails, or takes longer than `timeout` seconds."""
-    shown = " ".join(command[:3])
+def output(
+    program: Program, *arguments: str, stdin: str = "", timeout: float = 120, environment: Mapping[str, str] | None = None
+) -> str:
+    """The output of a command. Raises MlstackError when it fails, or takes longer than `timeout` seconds."""
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MlstackError(f"{shown} … took longer than {timeout:g} s.", "Something in the stack hangs.", "make logs") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise MlstackError(f"{shown} … failed: {lines[-1].strip()}", "The stack could not be examined.", "make logs")
-    return done.stdout
+        return program.output(*arguments, stdin=stdin, timeout=timeout, environment=environment)
+    except CommandFailed as error:
+        raise MlstackError(error.wrong, "The stack could not be examined.", "make logs") from error

@@ -1,13 +1,14 @@
-"""Jupyter: its token, a kernel, the folders, and what a notebook must not reach."""
+"""Jupyter: its token, a kernel, the folders, and what a notebook must not be able to reach."""
 
 import json
 
 import urllib3
 
 from mlstack.errors import MlstackError
+from mlstack.host import http
 from mlstack.host.doctor.check import check
 from mlstack.host.doctor.context import Subject
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 
 REACH = "notebooks"
 WHY = "Notebooks run there."
@@ -37,7 +38,7 @@ except OSError:
     pass
 try:
     urllib.request.urlopen(f"http://minio:9000/{sys.argv[1]}?list-type=2", timeout=5).close()
-    print("artifacts without a link")
+    print("artifacts without a presigned URL")
 except OSError:
     pass
 """
@@ -48,16 +49,16 @@ print(*sorted(name for name in os.environ if name.startswith(prefixes)))
 """
 
 
-@check(REACH, "Jupyter takes its token and no other", SERVICES["jupyter"])
+@check(REACH, "Jupyter takes its token and no other", service("jupyter"))
 def token(subject: Subject) -> None:
     if (status := _call(subject, "GET", "/api/kernels").status) != 200:  # noqa: PLR2004
         raise MlstackError(
-            f"Jupyter refuses JUPYTER_TOKEN ({status}).", "Nobody can log in.", "make up starts it with the one of .env"
+            f"Jupyter rejects JUPYTER_TOKEN ({status}).", "Nobody can log in.", "make up starts it with the one of .env"
         )
     if (status := _call(subject, "GET", "/api/kernels", "nobody").status) != FORBIDDEN:
         raise MlstackError(
             f"Jupyter answers a wrong token with {status}.",
-            "Everybody on this machine can run code.",
+            "Every user of the host can run code.",
             "make up starts it as shipped",
         )
 
@@ -72,9 +73,9 @@ def kernel(subject: Subject) -> None:
         raise MlstackError(f"a kernel does not end ({ended.status}).", "It holds memory.", "docker compose restart jupyter")
 
 
-@check(REACH, "notebooks see a GPU where JUPYTER_GPU is on", SERVICES["jupyter"])
+@check(REACH, "notebooks see a GPU where JUPYTER_GPU is on", service("jupyter"))
 def gpu(subject: Subject) -> None:
-    if subject.values["JUPYTER_GPU"] == "on" and not subject.python_inside("jupyter", _GPUS).strip():
+    if subject.stack.values["JUPYTER_GPU"] == "on" and not subject.python_inside("jupyter", _GPUS).strip():
         raise MlstackError(
             "Jupyter sees no GPU.",
             "Models train on the processor, slower, and nothing else says so.",
@@ -82,7 +83,7 @@ def gpu(subject: Subject) -> None:
         )
 
 
-@check(REACH, "notebooks, home and logs can be written", SERVICES["jupyter"])
+@check(REACH, "notebooks, home and logs can be written", service("jupyter"))
 def folders(subject: Subject) -> None:
     if problems := subject.python_inside("jupyter", _FOLDERS).strip():
         raise MlstackError(
@@ -92,7 +93,7 @@ def folders(subject: Subject) -> None:
         )
 
 
-@check(REACH, "no way from notebooks to the data", SERVICES["jupyter"])
+@check(REACH, "no way from notebooks to the data", service("jupyter"))
 def isolation(subject: Subject) -> None:
     if reached := subject.python_inside("jupyter", _WAYS, subject.values["MINIO_BUCKET"]).splitlines():
         raise MlstackError(
@@ -110,11 +111,5 @@ def isolation(subject: Subject) -> None:
 
 
 def _call(subject: Subject, method: str, path: str, token: str | None = None) -> urllib3.BaseHTTPResponse:
-    url = subject.url("JUPYTER_PORT")
     header = {"Authorization": f"token {token or subject.values['JUPYTER_TOKEN']}"}
-    try:
-        return urllib3.request(method, url + path, headers=header, timeout=20, retries=False)
-    except urllib3.exceptions.HTTPError as error:
-        raise MlstackError(
-            f"Jupyter does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=jupyter"
-        ) from error
+    return http.call("Jupyter", method, subject.url("JUPYTER_PORT") + path, why=WHY, timeout=20, headers=header)

@@ -1,4 +1,4 @@
-"""This machine: engine, compose, room, clock, ports, and who else is at work."""
+"""The host: engine, compose, disk and memory, clock, ports, and other running commands."""
 
 import os
 import subprocess
@@ -6,44 +6,44 @@ from pathlib import Path
 
 from mlstack.errors import MlstackError
 from mlstack.host import lock, preflight
-from mlstack.host.doctor.check import Doubt, check
+from mlstack.host.doctor.check import CheckWarning, check
 from mlstack.host.doctor.context import Subject, skew
 
-REACH = "this machine"
+REACH = "the host"
 
 
 @check(REACH, "Docker engine, compose and buildx")
 def engine(subject: Subject) -> str:
-    """The script with which `make up` prepares the engine says what is wrong with it."""
-    script = subject.project / "scripts" / "engine.sh"
-    done = subprocess.run([script, "check"], cwd=subject.project, capture_output=True, text=True, check=False)
+    """Runs the script with which `make up` prepares the engine: it reports what is wrong."""
+    script = subject.stack.folder / "scripts" / "engine.sh"
+    done = subprocess.run([script, "check"], cwd=subject.stack.folder, capture_output=True, text=True, check=False)
     if done.returncode:
         wrong, why, fix = (line.strip() for line in done.stderr.splitlines()[-3:])
         raise MlstackError(wrong.removeprefix("mlstack: "), why, fix.removeprefix("Fix: "))
-    return f"Docker {subject.engine.info['ServerVersion']}"
+    return f"Docker {subject.stack.engine.info['ServerVersion']}"
 
 
 @check(REACH, "memory for Docker", engine)
 def memory(subject: Subject) -> None:
-    if problem := preflight.check_memory():
+    if problem := preflight.check_memory(subject.stack.engine):
         raise problem
 
 
 @check(REACH, "free disk where Docker keeps its data", engine)
 def disk(subject: Subject) -> None:
-    if problem := preflight.check_disk(subject.project, subject.limits.disk_gib):
+    if problem := preflight.check_disk(subject.stack, subject.limits.disk_gib):
         raise problem
 
 
 @check(REACH, "room for more files", engine)
 def inodes(subject: Subject) -> None:
-    """A disk can have bytes left and no room for another file: MinIO keeps several a file."""
-    root = Path(subject.engine.info["DockerRootDir"])
-    place = root if root.exists() else subject.project
-    found = os.statvfs(place)
-    if found.f_files and found.f_favail < subject.limits.free_inodes:  # some file systems do not count them
+    """A disk with free bytes can be out of inodes: MinIO needs several for each object."""
+    root = Path(subject.stack.engine.info["DockerRootDir"])
+    place = root if root.exists() else subject.stack.folder
+    status = os.statvfs(place)
+    if status.f_files and status.f_favail < subject.limits.free_inodes:  # some file systems do not count them
         raise MlstackError(
-            f"too few free inodes at {place}: expected at least {subject.limits.free_inodes}, found {found.f_favail}.",
+            f"too few free inodes at {place}: expected at least {subject.limits.free_inodes}, found {status.f_favail}.",
             "MinIO and Postgres cannot make another file there, however many bytes are free.",
             "delete folders with very many small files (df -i shows the disk)",
         )
@@ -51,16 +51,16 @@ def inodes(subject: Subject) -> None:
 
 @check(REACH, "clock of the engine", engine)
 def clock(subject: Subject) -> str:
-    """The engine of Docker Desktop has a machine, and a clock, of its own: it falls behind when the laptop sleeps."""
+    """The engine of Docker Desktop has a machine, and a clock, of its own: it falls behind while the laptop sleeps."""
     return skew(
-        subject, "the Docker engine", subject.engine.time, "restart Docker (Docker Desktop), or set the clock: timedatectl"
+        subject, "the Docker engine", subject.stack.engine.time, "restart Docker (Docker Desktop), or set the clock: timedatectl"
     )
 
 
 @check(REACH, "no other command is at work")
 def lock_is_free(subject: Subject) -> None:
-    if holder := lock.holder(subject.project):
-        raise Doubt(
+    if holder := lock.holder(subject.stack.folder):
+        raise CheckWarning(
             f"another command is at work on this stack: {holder}.",
             "What is found below may change.",
             "make doctor, when it is done",

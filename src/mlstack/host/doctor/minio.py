@@ -1,10 +1,9 @@
-"""MinIO, by doing: an object there and back with MLflow's own key, and what that key must not do."""
+"""MinIO, by using it: an object written and read with MLflow's own key, and what that key must not do."""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from io import BytesIO
@@ -13,19 +12,19 @@ import urllib3
 from minio import Minio
 from minio.error import S3Error
 
-from mlstack import settings
 from mlstack.errors import MlstackError
+from mlstack.host import http
 from mlstack.host.doctor.check import check
 from mlstack.host.doctor.context import Subject, skew
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 from mlstack.s3 import DOCTOR, client_for
 
 REACH = "storage"
 
 
-@check(REACH, "an object with MLflow's key", SERVICES["minio"])
+@check(REACH, "an object with MLflow's key", service("minio"))
 def round_trip(subject: Subject) -> str:
-    """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are tidied up at the end."""
+    """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are removed at the end."""
     content, name = os.urandom(10_000), f"{DOCTOR}{uuid.uuid4().hex}"
     with _client(subject) as (client, bucket):
         subject.has_written = True
@@ -36,8 +35,8 @@ def round_trip(subject: Subject) -> str:
             answer.release_conn()
         finally:
             client.remove_object(bucket, name)
-        left = [found.object_name for found in client.list_objects(bucket, name)]
-    if read != content or left:
+        remaining = [item.object_name for item in client.list_objects(bucket, name)]
+    if read != content or remaining:
         raise MlstackError(
             "MinIO gave back other bytes, or kept a deleted object.", "Artifacts are not safe.", "make logs SERVICE=minio"
         )
@@ -64,7 +63,7 @@ def versions(subject: Subject) -> str:
             client.remove_object(bucket, name)
             return "versions are kept"
     raise MlstackError(
-        "MLflow's key could remove a version for good.",
+        "MLflow's key could remove a version permanently.",
         "A mistake or a thief could delete artifacts beyond recovery.",
         "make up sets its policy",
     )
@@ -73,17 +72,19 @@ def versions(subject: Subject) -> str:
 @check(REACH, "MLflow's key opens its bucket alone", round_trip)
 def scope(subject: Subject) -> None:
     with _client(subject) as (client, bucket):
-        others = [found.name for found in client.list_buckets() if found.name != bucket]
+        others = [other.name for other in client.list_buckets() if other.name != bucket]
     if others:
         raise MlstackError(
             f"MLflow's key also opens {', '.join(others)}.", "A key should open what it is for.", "make up sets its policy"
         )
 
 
-@check(REACH, "clock of the storage", SERVICES["minio"])
+@check(REACH, "clock of MinIO", service("minio"))
 def clock(subject: Subject) -> str:
     def read() -> float:
-        answer = urllib3.request("GET", f"{subject.url('MINIO_PORT')}/minio/health/live", timeout=5, retries=False)
+        answer = http.call(
+            "MinIO", "GET", f"{subject.url('MINIO_PORT')}/minio/health/live", why="MLflow cannot keep artifacts.", timeout=5
+        )
         return parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC).timestamp() + 0.5  # it has whole seconds
 
     return skew(subject, "MinIO", read, "restart Docker (Docker Desktop), or set the clock: timedatectl")
@@ -91,13 +92,13 @@ def clock(subject: Subject) -> str:
 
 @contextmanager
 def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
-    keys = replace(settings.tracking_keys(subject.values), endpoint=f"127.0.0.1:{subject.port('MINIO_PORT')}")
+    keys = subject.stack.tracking_keys
     try:
         yield client_for(keys), keys.bucket
     except S3Error as error:
         causes = {
             "InvalidAccessKeyId": ("MinIO does not know MLFLOW_S3_ACCESS_KEY_ID.", "make up makes the user with the key of .env"),
-            "SignatureDoesNotMatch": ("MinIO refuses MLFLOW_S3_SECRET_ACCESS_KEY.", "make up gives the user the key of .env"),
+            "SignatureDoesNotMatch": ("MinIO rejects MLFLOW_S3_SECRET_ACCESS_KEY.", "make up gives the user the key of .env"),
             "AccessDenied": (
                 f"MinIO forbids MLflow's key what MLflow needs ({error.message})",
                 "make up sets the policy of MLflow's key",

@@ -1,32 +1,32 @@
-"""MLflow, by doing what a user's code does: from this machine, and as the notebooks' account from inside Jupyter."""
+"""MLflow, by doing what a user's code does: on the host, and in Jupyter as the notebooks' account."""
 
-import base64
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import urllib3
-
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host.doctor.check import Check, Doubt, check
+from mlstack.host import http
+from mlstack.host.compose import Program
+from mlstack.host.doctor.check import Check, CheckWarning, check
 from mlstack.host.doctor.context import Subject, output
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
+from mlstack.settings import Account
 
 REACH = "tracking"
 PROGRAM = Path(__file__).with_name("roundtrip.py").read_text(encoding="utf-8")
-# A failure is to be told, not waited out: MLflow's client retries for minutes.
+# Failures are reported at once: by default MLflow's client retries for minutes.
 SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 CLIENT = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 WHY = "Runs, models and artifacts go through it."
-WAYS = {"artifact": "through MLflow", "direct": "through links to the storage"}
+WAYS = {"artifact": "through MLflow", "direct": "through presigned URLs"}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a user's code runs, how it is started there, and what it needs to be there."""
+    """A place where a user's code runs, how it is started there, and the checks that it needs."""
 
     name: str
     start: Callable[[Subject], str]
@@ -35,65 +35,64 @@ class Place:
 
 def _here(subject: Subject) -> str:
     account = settings.read(*CLIENT, values=subject.values)
-    return output(
-        [sys.executable, "-"], subject.project, PROGRAM, 60, settings.for_commands(**account, **SOON, PYTHONWARNINGS="ignore")
-    )
+    python = Program((sys.executable,), subject.stack.folder)
+    return output(python, "-", stdin=PROGRAM, timeout=60, environment={**account, **SOON, "PYTHONWARNINGS": "ignore"})
 
 
 def _in_jupyter(subject: Subject) -> str:
     return subject.python_inside("jupyter", PROGRAM, environment=SOON)
 
 
-HERE = Place("this machine", _here, (SERVICES["mlflow"],))
-JUPYTER = Place("Jupyter", _in_jupyter, (SERVICES["mlflow"], SERVICES["jupyter"]))
+HERE = Place("the host", _here, (service("mlflow"),))
+JUPYTER = Place("Jupyter", _in_jupyter, (service("mlflow"), service("jupyter")))
 PLACES = (HERE, JUPYTER)
 
 
 def _checks(place: Place) -> dict[str, Check]:
-    """What a user's code does, step by step, in one place."""
+    """The checks of a user's code in one place, step by step."""
 
-    def found(subject: Subject) -> dict[str, Any]:
+    def result_of(subject: Subject) -> dict[str, Any]:
         return subject.visit(place.name, lambda: place.start(subject))
 
     @check(REACH, f"MLflow answers its account, from {place.name}", *place.needs)
     def answers(subject: Subject) -> str:
-        return f"MLflow {_step(found(subject), 'server', place)}"
+        return f"MLflow {_step(result_of(subject), 'server', place)}"
 
     @check(REACH, f"a run written and read back, from {place.name}", answers)
     def rows(subject: Subject) -> str:
-        _step(found(subject), "left", place)
-        _step(found(subject), "run", place)
-        return str(_step(found(subject), "rows", place))
+        _step(result_of(subject), "left", place)
+        _step(result_of(subject), "run", place)
+        return str(_step(result_of(subject), "rows", place))
 
-    @check(REACH, f"no links that would hang, from {place.name}", rows)
+    @check(REACH, f"no presigned URLs that would hang, from {place.name}", rows)
     def links(subject: Subject) -> None:
-        if _step(found(subject), "links", place):
+        if _step(result_of(subject), "links", place):
             raise MlstackError(
-                "MLflow tells its clients to fetch files from the storage directly, under a name that they do not reach.",
+                "MLflow tells its clients to fetch files directly from MinIO, under a name that they do not reach.",
                 "Each large file hangs for minutes in retries.",
                 "use the MLflow image of this project (MLFLOW_IMAGE in .env), then make up",
             )
 
     @check(REACH, f"an artifact up and down, from {place.name}", links)
     def artifact(subject: Subject) -> str:
-        return str(_step(found(subject), "artifact", place))
+        return str(_step(result_of(subject), "artifact", place))
 
-    @check(REACH, f"the same straight to the storage, from {place.name}", artifact)
+    @check(REACH, f"the same directly to MinIO, from {place.name}", artifact)
     def direct(subject: Subject) -> str:
-        said = str(_step(found(subject), "direct", place))
-        if said.startswith("no: "):
-            raise Doubt(
-                f"artifacts do not go straight to the storage from {place.name}: {said.removeprefix('no: ')}.",
+        answer = str(_step(result_of(subject), "direct", place))
+        if answer.startswith("no: "):
+            raise CheckWarning(
+                f"artifacts do not go directly to MinIO from {place.name}: {answer.removeprefix('no: ')}.",
                 "They go through MLflow, which takes about twice as long.",
-                "make up starts everything as shipped; see the storage above",
+                "make up starts everything as shipped; see MinIO above",
             )
-        return said
+        return answer
 
     @check(REACH, f"client and server are one version, from {place.name}", answers)
     def versions(subject: Subject) -> str:
-        client, server = found(subject)["client"], found(subject)["server"]
+        client, server = result_of(subject)["client"], result_of(subject)["server"]
         if client != server:
-            raise Doubt(
+            raise CheckWarning(
                 f"the client on {place.name} is MLflow {client}, the server {server}.",
                 "They may not understand each other.",
                 "make up" if place is HERE else f"%pip install mlflow=={server} in a notebook, or pip uninstall what was added",
@@ -103,63 +102,57 @@ def _checks(place: Place) -> dict[str, Check]:
     return {"answers": answers, "rows": rows, "links": links, "artifact": artifact, "direct": direct, "versions": versions}
 
 
-def _step(found: dict[str, Any], name: str, place: Place) -> Any:
-    """What a step gave. Raises MlstackError with the cause of its failure."""
-    error = found["errors"].get(name)
+def _step(result: dict[str, Any], name: str, place: Place) -> Any:
+    """The result of a step. Raises MlstackError with the cause of its failure."""
+    error = result["errors"].get(name)
     if error is None:
-        return found[name]
-    status, said = error["status"], error["said"].strip().splitlines()[0][:200] if error["said"].strip() else error["kind"]
+        return result[name]
+    status, message = error["status"], error["said"].strip().splitlines()[0][:200] if error["said"].strip() else error["kind"]
     if status == 401:  # noqa: PLR2004
         raise MlstackError(
-            f"MLflow refuses the account that {place.name} has.",
+            f"MLflow rejects the account of {place.name} has.",
             WHY,
             "make up gives the account the password of .env; then wait a minute",
         )
     if status == 403:  # noqa: PLR2004
-        raise MlstackError(f"MLflow forbids it: {said}", WHY, "make up sets the accounts' rights; make logs SERVICE=mlflow")
+        raise MlstackError(f"MLflow forbids it: {message}", WHY, "make up sets the accounts' rights; make logs SERVICE=mlflow")
     if name == "server":
-        raise MlstackError(f"MLflow does not answer {place.name}: {said}", WHY, "make logs SERVICE=mlflow")
+        raise MlstackError(f"MLflow does not answer {place.name}: {message}", WHY, "make logs SERVICE=mlflow")
     if name in WAYS:
         raise MlstackError(
-            f"an artifact did not come {WAYS[name]} whole: {said}", WHY, "see the storage above; make logs SERVICE=mlflow"
+            f"an artifact did not come {WAYS[name]} whole: {message}", WHY, "see MinIO above; make logs SERVICE=mlflow"
         )
-    raise MlstackError(f"MLflow answers {place.name} with: {said}", WHY, "see the database above; make logs SERVICE=mlflow")
+    raise MlstackError(f"MLflow answers {place.name} with: {message}", WHY, "see Postgres above; make logs SERVICE=mlflow")
 
 
-@check(REACH, "the admin's account", SERVICES["mlflow"])
+@check(REACH, "the admin's account", service("mlflow"))
 def admin(subject: Subject) -> None:
     account = settings.admin_account(subject.values)
-    status = _status(subject, f"{account.username}:{account.password}")
+    status = _status(subject, account)
     if status != 200:  # noqa: PLR2004
         raise MlstackError(
-            f"MLflow refuses MLFLOW_ADMIN_USERNAME {account.username} ({status}).",
+            f"MLflow rejects MLFLOW_ADMIN_USERNAME {account.username} ({status}).",
             "Nobody else can set permissions or remove accounts.",
             "make up gives the account the password of .env",
         )
 
 
-@check(REACH, "strangers are refused", SERVICES["mlflow"])
-def strangers(subject: Subject) -> str:
+@check(REACH, "unauthenticated clients are rejected", service("mlflow"))
+def unauthenticated(subject: Subject) -> str:
     if subject.values.get("MLFLOW_AUTH", "on") == "off":
         return "accounts are off (MLFLOW_AUTH)"
-    if (status := _status(subject, "stranger:stranger")) != 401:  # noqa: PLR2004
+    if (status := _status(subject, Account("unknown", "unknown", is_admin=False))) != 401:  # noqa: PLR2004
         raise MlstackError(
-            f"MLflow answered a stranger with {status}.",
-            "Everybody on this machine can change runs and models.",
+            f"MLflow answered an unauthenticated client with {status}.",
+            "Every user of the host can change runs and models.",
             "make up; MLFLOW_AUTH in .env",
         )
     return "401"
 
 
-def _status(subject: Subject, account: str) -> int:
+def _status(subject: Subject, account: Account) -> int:
     url = f"{subject.url('MLFLOW_PORT')}/api/2.0/mlflow/experiments/search?max_results=1"
-    header = {"Authorization": "Basic " + base64.b64encode(account.encode()).decode()}
-    try:
-        return urllib3.request("GET", url, headers=header, timeout=15, retries=False).status
-    except urllib3.exceptions.HTTPError as error:
-        raise MlstackError(
-            f"MLflow does not answer at {url}: {type(error).__name__}.", WHY, "make logs SERVICE=mlflow"
-        ) from error
+    return http.call("MLflow", "GET", url, why=WHY, timeout=15, account=account).status
 
 
 STEPS = {place: _checks(place) for place in PLACES}

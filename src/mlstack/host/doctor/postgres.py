@@ -10,7 +10,7 @@ import psycopg2
 from mlstack.errors import MlstackError
 from mlstack.host.doctor.check import Check, check
 from mlstack.host.doctor.context import Subject
-from mlstack.host.doctor.stack import SERVICES
+from mlstack.host.doctor.stack import service
 
 REACH = "database"
 PATIENCE = 5  # seconds
@@ -18,7 +18,7 @@ PATIENCE = 5  # seconds
 
 @dataclass(frozen=True)
 class Role:
-    """Somebody who may log in: the variables of name and password, and whether it makes tables or only reads MLflow's."""
+    """A login: its variables for name and password, and whether it creates tables or only reads MLflow's."""
 
     user: str
     password: str
@@ -27,7 +27,7 @@ class Role:
 
 @dataclass(frozen=True)
 class Schema:
-    """Tables that MLflow migrates: whose, where their revision is written, and where MLflow keeps the migrations."""
+    """Tables that MLflow migrates: their owner, the table with their revision, and the folder of MLflow's migrations."""
 
     name: str
     role: Role
@@ -45,7 +45,7 @@ SCHEMAS = (
     Schema("accounts", ACCOUNTS, "alembic_version_auth", "server/auth/db/migrations"),
 )
 
-# Where MLflow's package says its migrations end. Found without importing MLflow, which takes two seconds.
+# Prints the newest revisions of MLflow's migrations, without importing MLflow, which takes two seconds.
 _HEADS = """
 import sys
 from importlib.util import find_spec
@@ -60,13 +60,13 @@ for migrations in sys.argv[1:]:
 
 
 def _login(role: Role) -> Check:
-    @check(REACH, f"login of {role.user}", SERVICES["postgres"])
+    @check(REACH, f"login of {role.user}", service("postgres"))
     def login(subject: Subject) -> str:
         with _connected(subject, role) as cursor:
             if not role.writes:
                 cursor.execute("SELECT count(*) FROM experiments")
             try:
-                # The owner writes where no other role has made anything that its session could run.
+                # The owner writes only where no other role can have created anything that its session would run.
                 kind = "TEMPORARY TABLE" if role is OWNER else "TABLE"
                 cursor.execute(f"CREATE {kind} mlstack_doctor AS SELECT 42 AS answer, current_user AS who")
             except (psycopg2.errors.ReadOnlySqlTransaction, psycopg2.errors.InsufficientPrivilege):
@@ -115,35 +115,35 @@ def checksums(subject: Subject) -> None:
     if failures:
         raise MlstackError(
             f"Postgres read {failures} pages that are not as it wrote them.",
-            "The disk or the memory of this machine loses data.",
+            "The disk or the memory of the host loses data.",
             "make backup now; then check the disk (smartctl, dmesg) and restore on another one",
         )
 
 
 def _schema(schema: Schema) -> Check:
-    @check(REACH, f"schema of {schema.name} at head", LOGINS[schema.role], SERVICES["mlflow"])
+    @check(REACH, f"schema of {schema.name} at head", LOGINS[schema.role], service("mlflow"))
     def at_head(subject: Subject) -> str:
         with _connected(subject, schema.role) as cursor:
             cursor.execute("SELECT to_regclass(%s)", (schema.table,))
-            (there,) = cursor.fetchone() or (None,)
-            found = ""
-            if there:
+            (exists,) = cursor.fetchone() or (None,)
+            revision = ""
+            if exists:
                 cursor.execute(f"SELECT version_num FROM {schema.table}")  # noqa: S608 # a name of ours
-                (found,) = cursor.fetchone() or ("",)
-        wanted = _heads(subject)[schema.name]
-        if found != wanted:
+                (revision,) = cursor.fetchone() or ("",)
+        expected = _heads(subject)[schema.name]
+        if revision != expected:
             raise MlstackError(
-                f"the {schema.name} tables are at revision {found or 'none'}; the running MLflow has {wanted}.",
+                f"the {schema.name} tables are at revision {revision or 'none'}; the running MLflow has {expected}.",
                 "MLflow fails where the tables differ from what it expects.",
                 "make up migrates older tables; for newer ones, use the version of this project that made them",
             )
-        return wanted
+        return expected
 
     return at_head
 
 
 def _heads(subject: Subject) -> dict[str, str]:
-    """Where the running MLflow's migrations end."""
+    """The newest revisions of the running MLflow's migrations."""
     lines = subject.once("heads", lambda: subject.python_inside("mlflow", _HEADS, *(schema.migrations for schema in SCHEMAS)))
     return dict(zip((schema.name for schema in SCHEMAS), lines.splitlines(), strict=True))
 
@@ -152,7 +152,7 @@ def _heads(subject: Subject) -> dict[str, str]:
 def _connected(subject: Subject, role: Role) -> Iterator[Any]:
     """A cursor in a transaction that is never committed."""
     user = subject.values[role.user]
-    port = subject.port("POSTGRES_PORT")
+    port = subject.stack.port("POSTGRES_PORT")
     try:
         connection = psycopg2.connect(
             host="127.0.0.1", port=port, user=user, password=subject.values[role.password],
@@ -160,16 +160,16 @@ def _connected(subject: Subject, role: Role) -> Iterator[Any]:
             options=f"-c statement_timeout={PATIENCE}s" + (" -c search_path=pg_catalog" if role is OWNER else ""),
         )  # fmt: skip
     except psycopg2.OperationalError as error:
-        said = str(error).strip().splitlines()[-1]
-        if "password authentication failed" in said or "does not exist" in said or "no password supplied" in said:
+        message = str(error).strip().splitlines()[-1]
+        if "password authentication failed" in message or "does not exist" in message or "no password supplied" in message:
             raise MlstackError(
-                f"Postgres refuses {role.user} {user}: {said.rpartition('FATAL:')[2].strip()}.",
+                f"Postgres rejects {role.user} {user}: {message.rpartition('FATAL:')[2].strip()}.",
                 "The volume has another password or role than .env.",
                 f"put the old {role.user} and {role.password} back into .env"
                 + ("" if role is OWNER else "; or make up, which gives the database the one in .env"),
             ) from error
         raise MlstackError(
-            f"Postgres does not answer at 127.0.0.1:{port}: {said}",
+            f"Postgres does not answer at 127.0.0.1:{port}: {message}",
             "MLflow keeps runs and models there.",
             "make logs SERVICE=postgres",
         ) from error

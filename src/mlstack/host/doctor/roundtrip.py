@@ -1,6 +1,6 @@
-"""What a user's code does with MLflow, once: a run, an artifact up and down, and nothing left. Prints what came of it as JSON.
+"""What a user's code does with MLflow, once: a run, an artifact up and down, and no leftovers. Prints the results as JSON.
 
-The doctor runs this text on this machine and inside the Jupyter container, with the account and the address that are set
+The doctor runs this program on the host and in the Jupyter container, with the account and the address that are set
 there. It uses MLflow's client and nothing of mlstack, so that it also runs in images that are older than this file.
 """
 
@@ -25,30 +25,30 @@ TAG = "mlstack.doctor"
 
 
 def main() -> None:
-    found: dict[str, Any] = {"errors": {}, "run": None}
+    results: dict[str, Any] = {"errors": {}, "run": None}
     uri = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
 
     def step(name: str, action: Callable[[], Any]) -> bool:
         try:
-            found[name] = action()
+            results[name] = action()
         except Exception as error:  # noqa: BLE001 # each is reported, by kind
-            found["errors"][name] = {"kind": type(error).__name__, "said": str(error), "status": _status(error)}
-        return name not in found["errors"]
+            results["errors"][name] = {"kind": type(error).__name__, "said": str(error), "status": _status(error)}
+        return name not in results["errors"]
 
     if step("server", lambda: _get(f"{uri}/version").strip()):
         import mlflow
 
-        found["client"] = mlflow.__version__
+        results["client"] = mlflow.__version__
         client = mlflow.MlflowClient()
         step("left", lambda: _left(client))
         try:
             if step("run", lambda: _start(client)):
-                run = found["run"]
+                run = results["run"]
                 # mlflow-artifacts:/0/<run>/artifacts
-                found["folder"] = urlsplit(client.get_run(run).info.artifact_uri).path.strip("/").removesuffix("artifacts")
+                results["folder"] = urlsplit(client.get_run(run).info.artifact_uri).path.strip("/").removesuffix("artifacts")
                 step("rows", lambda: _rows(client, run))
-                # Where links are announced that lead nowhere, a file would hang for minutes.
-                if step("links", lambda: _links(uri)) and not found["links"]:
+                # If MLflow announces presigned URLs that cannot be reached, a file would hang for minutes.
+                if step("links", lambda: _links(uri)) and not results["links"]:
                     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
                     from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
@@ -56,25 +56,25 @@ def main() -> None:
                     step("artifact", lambda: _artifact(MlflowArtifactsRepository(place), "doctor"))
                     step("direct", lambda: _direct(get_artifact_repository(place)))
         finally:
-            if found["run"]:
-                step("deleted", lambda: client.delete_run(found["run"]))
-    json.dump(found, sys.stdout)
+            if results["run"]:
+                step("deleted", lambda: client.delete_run(results["run"]))
+    json.dump(results, sys.stdout)
 
 
 def _left(client: Any) -> list[str]:
-    """Runs that a doctor who was stopped left in the trash, or out of it. A younger one may be another doctor's."""
+    """Runs that an interrupted doctor left, in the trash or not. Younger ones may be another doctor's."""
     before = int((time.time() - LEFT_AFTER) * 1000)
     everywhere = [experiment.experiment_id for experiment in client.search_experiments(max_results=100)]
-    wanted = f"tags.`{TAG}` = '1' AND attributes.start_time < {before}"
-    found = client.search_runs(everywhere, wanted, run_view_type=3, max_results=100)
-    for run in found:
+    filter_string = f"tags.`{TAG}` = '1' AND attributes.start_time < {before}"
+    runs = client.search_runs(everywhere, filter_string, run_view_type=3, max_results=100)
+    for run in runs:
         if run.info.lifecycle_stage == "active":
             client.delete_run(run.info.run_id)
-    return [run.info.run_id for run in found]
+    return [run.info.run_id for run in runs]
 
 
 def _start(client: Any) -> str:
-    """A run in the default experiment; where a user has deleted that one, in any other."""
+    """A run in the default experiment, or in any other if that is deleted."""
     experiments = client.search_experiments(max_results=100)
     chosen = min(experiments, key=lambda experiment: int(experiment.experiment_id))
     return str(client.create_run(chosen.experiment_id, run_name="doctor", tags={TAG: "1"}).info.run_id)
@@ -108,18 +108,18 @@ def _artifact(repository: Any, folder: str) -> str:
 
 
 def _direct(repository: Any) -> str:
-    """Through links, where there are any; says why where there are none."""
+    """Through presigned URLs; explains why if there are none."""
     if not hasattr(repository, "gives_links"):
-        return "no: MLflow's client here does not ask for links"
+        return "no: MLflow's client here does not request presigned URLs"
     if not repository.gives_links():
-        return "no: MLflow gives no links, or they lead to no storage from here"
+        return "no: MLflow gives no presigned URLs, or MinIO cannot be reached from here"
     return _artifact(repository, "doctor direct")
 
 
 def _links(uri: str) -> bool:
-    """Whether the server tells clients to fetch from the storage directly."""
-    told = json.loads(_get(f"{uri}/api/3.0/mlflow/server-info"))
-    return bool(told.get("multipart_uploads_enabled") or told.get("multipart_downloads_enabled"))
+    """Whether MLflow's own presigned URLs are on."""
+    info = json.loads(_get(f"{uri}/api/3.0/mlflow/server-info"))
+    return bool(info.get("multipart_uploads_enabled") or info.get("multipart_downloads_enabled"))
 
 
 def _get(url: str) -> str:

@@ -1,17 +1,15 @@
-"""What the doctor itself wrote is gone afterwards, versions and all: with the owners' credentials, which this proves.
+"""Removes everything that the doctor wrote, with all versions, which also tests the owners' credentials.
 
-Which runs these are was said inside Jupyter's container, where a package can answer in the doctor's place. So the database is
-asked here: only a run that looks like a doctor's in every respect is deleted for good.
+The list of runs comes from Jupyter's container, where a package can answer instead of the doctor's program. So the database
+decides: only a run that looks like a doctor's in every respect is deleted permanently.
 """
 
-from dataclasses import replace
 from urllib.parse import urlsplit
 
-from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host.doctor.check import check
 from mlstack.host.doctor.context import Subject
-from mlstack.host.doctor.stack import SERVICES, running
+from mlstack.host.doctor.stack import running, service
 from mlstack.host.one_shot import in_one_shot
 from mlstack.postgres import connected
 from mlstack.s3 import DOCTOR
@@ -28,19 +26,18 @@ _NAMED = """
     FROM runs r WHERE run_uuid = ANY(%s)"""
 
 
-@check(REACH, "the doctor's runs are gone", SERVICES["postgres"], SERVICES["mlflow"])
+@check(REACH, "the doctor's runs are gone", service("postgres"), service("mlflow"))
 def runs(subject: Subject) -> str:
-    login = replace(settings.tracking_login(subject.values), host="127.0.0.1", port=subject.port("POSTGRES_PORT"))
-    with connected(login, deadline=5) as connection, connection.cursor() as cursor:
+    with connected(subject.stack.tracking, deadline=5) as connection, connection.cursor() as cursor:
         cursor.execute(_NAMED, (sorted(subject.named),))
-        found = cursor.fetchall()
-    ours = [run for run, _, _, is_ours in found if is_ours]
+        rows = cursor.fetchall()
+    ours = [run for run, _, _, is_ours in rows if is_ours]
     subject.artifacts += [
-        urlsplit(uri).path.strip("/").removesuffix("artifacts") for _, uri, is_new, is_ours in found if is_ours and is_new
+        urlsplit(uri).path.strip("/").removesuffix("artifacts") for _, uri, is_new, is_ours in rows if is_ours and is_new
     ]
     if ours:
-        in_one_shot(subject.project, "migration", "runs", runs=ours)
-    if others := sorted({run for run, *_ in found} - set(ours)):
+        in_one_shot(subject.stack.compose, "migration", "runs", runs=ours)
+    if others := sorted({run for run, *_ in rows} - set(ours)):
         raise MlstackError(
             f"runs were named as the doctor's that are not, or are not in MLflow's trash: {', '.join(others[:5])}.",
             "They were left alone. A package in Jupyter may have answered in the doctor's place.",
@@ -49,9 +46,9 @@ def runs(subject: Subject) -> str:
     return f"{len(ours)} removed"
 
 
-@check(REACH, "the doctor's objects are gone", SERVICES["minio"], running)
+@check(REACH, "the doctor's objects are gone", service("minio"), running)
 def objects(subject: Subject) -> str:
     if not (subject.has_written or subject.artifacts):
         return "none written"
-    removed = in_one_shot(subject.project, "bootstrap", "purge", prefixes=[DOCTOR, *subject.artifacts])["removed"]
+    removed = in_one_shot(subject.stack.compose, "bootstrap", "purge", prefixes=[DOCTOR, *subject.artifacts])["removed"]
     return f"{removed} versions removed"

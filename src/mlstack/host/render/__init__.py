@@ -1,4 +1,4 @@
-"""What the commands show at a terminal. Only words and tables: nothing here looks at the stack."""
+"""What the commands show at a terminal: only formatting, no access to the stack."""
 
 from rich.filesize import decimal
 
@@ -7,7 +7,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def span(seconds: float) -> str:
-    """A duration in at most two words and units: 40 s, 5 min, 3 h 20 min, 12 d."""
+    """A duration in at most two units: 40 s, 5 min, 3 h 20 min, 12 d."""
     if seconds < _MINUTE:
         return f"{seconds:.0f} s"
     if seconds < _HOUR:
@@ -18,5 +18,5 @@ def span(seconds: float) -> str:
 
 
 def size(count: int | None) -> str:
-    """A number of bytes as people write it."""
+    """A number of bytes with a unit."""
     return UNKNOWN if count is None else decimal(count)

@@ -8,11 +8,11 @@ from rich.markup import escape
 
 from mlstack.host.doctor.check import Result, State
 
-_MARKS = {State.OK: "[green]✓[/]", State.DOUBTFUL: "[yellow]![/]", State.FAILED: "[red]✗[/]"}
+_MARKS = {State.OK: "[green]✓[/]", State.WARNING: "[yellow]![/]", State.FAILED: "[red]✗[/]"}
 
 
 def line(result: Result) -> str | None:
-    """A check's line, with cause and fix where it is not well; None for one that was not asked."""
+    """A check's line, with cause and fix if it did not pass; None for one that did not run."""
     if result.state is State.NOT_CHECKED:
         return None
     text = f"  {_MARKS[result.state]} {escape(result.name)}"
@@ -22,16 +22,16 @@ def line(result: Result) -> str | None:
 
 
 def end(results: Sequence[Result]) -> str:
-    """The last words: what was not asked and for which cause, and the sum."""
-    unasked = Counter((result.cause, result.fix) for result in results if result.state is State.NOT_CHECKED)
-    lines = [f"  [dim]– {count} not checked: {escape(cause)}[/]" for (cause, _), count in unasked.items()]
+    """The last lines: checks that did not run with their cause, and the totals."""
+    skipped = Counter((result.cause, result.fix) for result in results if result.state is State.NOT_CHECKED)
+    lines = [f"  [dim]– {count} not checked: {escape(cause)}[/]" for (cause, _), count in skipped.items()]
     count = Counter(result.state for result in results)
-    failed, doubtful = count[State.FAILED], count[State.DOUBTFUL]
-    doubt = f", {doubtful} to look at" if doubtful else ""
+    failed, warnings = count[State.FAILED], count[State.WARNING]
+    to_look_at = f", {warnings} to look at" if warnings else ""
     if failed:
-        lines.append(f"\n[red]{failed} of {len(results)} checks failed[/]{doubt}. Mend the first one first.")
+        lines.append(f"\n[red]{failed} of {len(results)} checks failed[/]{to_look_at}. Fix the first one first.")
     else:
-        lines.append(f"\n[green]All {len(results)} checks passed[/]{doubt}.")
+        lines.append(f"\n[green]All {len(results)} checks passed[/]{to_look_at}.")
     return "\n".join(lines)
 
 
@@ -41,4 +41,4 @@ def as_json(results: Sequence[Result]) -> str:
         {"reach": r.reach, "name": r.name, "state": r.state.value, "note": r.note, "cause": r.cause, "why": r.why, "fix": r.fix}
         for r in results
     ]
-    return json.dumps({"is_well": all(result.ok for result in results), "checks": checks}, indent=2)
+    return json.dumps({"is_healthy": all(result.ok for result in results), "checks": checks}, indent=2)

@@ -14,7 +14,7 @@ SHOWN = 10  # names of a list
 
 
 def screen(plan: Plan, age: str) -> Group:
-    """What would be deleted, and what was found and stays."""
+    """What would be deleted, and what is kept."""
     table = Table("what", "number", "size", title=f"make gc deletes what is older than {age}", title_justify="left")
     parts = (
         ("deleted runs, with their files", len(plan.runs), None),
@@ -22,12 +22,16 @@ def screen(plan: Plan, age: str) -> Group:
         ("deleted experiments", len(plan.experiments), None),
         ("files of those runs and models (folders)", len(plan.folders), plan.folders_size),
         ("versions of files that were replaced or deleted", plan.expired, plan.expired_size),
-        ("folders of no run, model or trace", len(plan.orphans), sum(each.size + each.old_size for each in plan.orphans)),
-        ("images that newer ones have replaced (layers may be shared)", len(plan.images), sum(each.size for each in plan.images)),
+        ("folders of no run, model or trace", len(plan.orphans), sum(folder.size + folder.old_size for folder in plan.orphans)),
+        (
+            "images that newer ones have replaced (layers may be shared)",
+            len(plan.images),
+            sum(image.size for image in plan.images),
+        ),
     )
-    for what, number, count in parts:
+    for label, number, count in parts:
         if number:
-            table.add_row(what, str(number), "" if count is None else size(count))
+            table.add_row(label, str(number), "" if count is None else size(count))
     lines = [
         *_listed("folders of no run, model or trace:", [orphan.name for orphan in plan.orphans]),
         *_listed("in the trash and kept, because a registered model uses their files:", plan.kept),
@@ -40,8 +44,8 @@ def screen(plan: Plan, age: str) -> Group:
     return Group(head, *lines)
 
 
-def _counted(count: int, what: str) -> list[str]:
-    return [f"{count} {what}"] if count else []
+def _counted(count: int, label: str) -> list[str]:
+    return [f"{count} {label}"] if count else []
 
 
 def _listed(title: str, names: Sequence[str]) -> list[str]:

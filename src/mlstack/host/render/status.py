@@ -9,15 +9,15 @@ from mlstack.host.status import Service, Status, Volume
 
 
 def screen(status: Status) -> Group:
-    """One screen: services, volumes, schema, backup, and what to do if something is not well."""
+    """One screen: services, volumes, schema, backup, and what to do if something is wrong."""
     return Group(_services(status), _facts(status), *_advice(status))
 
 
 def _services(status: Status) -> Table:
     table = Table("service", "state", "up", "memory", "version", box=None, pad_edge=False, header_style="dim")
-    table.add_column("where", no_wrap=True, overflow="ignore")  # a shortened address leads nowhere
+    table.add_column("where", no_wrap=True, overflow="ignore")  # a shortened address is useless
     for service in status.services:
-        colour = "green" if service.is_well else "red"
+        colour = "green" if service.is_healthy else "red"
         state = service.health or service.state
         is_up = service.uptime is not None
         table.add_row(
@@ -59,6 +59,6 @@ def _advice(status: Status) -> list[str]:
         return [f"\n{escape(status.problem[0].upper() + status.problem[1:])} [bold]make up[/] starts it, or says how."]
     if status.is_down:
         return ["\nThe stack is down. [bold]make up[/] starts it."]
-    if not status.is_well:
-        return ["\nNot everything is well: [bold]make doctor[/] says why."]
+    if not status.is_healthy:
+        return ["\nNot every service is healthy: [bold]make doctor[/] says why."]
     return []

@@ -1,0 +1,160 @@
+"""The services of the stack, read from the compose file: the only place for their ports, addresses, images and volumes.
+
+What compose has no key for is in a service's labels (docs/adding-a-service.md): `mlstack.title` and `mlstack.login` for
+`make urls`, `mlstack.url`, and `mlstack.loss.<volume>` for what is lost with a volume. They are read from the file, not from
+containers: containers started by hand inherit labels from images.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlstack.errors import MlstackError
+
+FILE = "docker-compose.yml"
+# The innermost of ${NAME}, ${NAME:?message} and ${NAME:-default}.
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^{}]*))?\}")
+_PORT = re.compile(r"\$\{(\w+)[^}]*\}:(\d+)")
+_LOSS = "mlstack.loss."
+
+
+@dataclass(frozen=True)
+class Port:
+    """A published port: the variable that chooses it on the host, and its number in the container."""
+
+    variable: str
+    inside: int
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A named volume, without the stack's name before it, and what is lost with it."""
+
+    name: str
+    loss: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it."""
+
+    name: str
+    is_long_running: bool
+    title: str
+    url: str
+    login: str
+    image: str
+    image_variable: str
+    is_built: bool  # here, and called after the service
+    user: str
+    ports: tuple[Port, ...]
+    volumes: tuple[Volume, ...]
+    writes_logs: bool
+
+    @property
+    def origin(self) -> str:
+        """The URL without the page."""
+        page = re.match(r"https?://[^/]+", self.url)
+        return page[0] if page else self.url
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every service that this stack runs, in the order of the file."""
+
+    by_name: Mapping[str, Service]
+
+    @property
+    def long_running(self) -> tuple[Service, ...]:
+        """Those that are not one-shots."""
+        return tuple(service for service in self.by_name.values() if service.is_long_running)
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The variables of all published ports."""
+        return tuple(port.variable for service in self.by_name.values() for port in service.ports)
+
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """Every named volume."""
+        return tuple(volume for service in self.by_name.values() for volume in service.volumes)
+
+    @property
+    def with_image(self) -> tuple[Service, ...]:
+        """Those whose name an image has; the one-shots use MLflow's."""
+        return tuple(service for service in self.by_name.values() if service.is_built)
+
+    @property
+    def logging(self) -> tuple[str, ...]:
+        """The names of those that write log files, each in LOG_DIR/<service>."""
+        return tuple(service.name for service in self.by_name.values() if service.writes_logs)
+
+
+def read(folder: Path, values: Mapping[str, str]) -> Services:
+    """The services of a project with these settings. Raises MlstackError when the compose file cannot be read."""
+    profiles = set(values.get("COMPOSE_PROFILES", "").split(","))
+    described = {name: text for file in _files(folder) for name, text in file.get("services", {}).items()}
+    return Services(
+        {
+            name: _service(name, text, values)
+            for name, text in described.items()
+            if "profiles" not in text or profiles & {"*", *text["profiles"]}
+        }
+    )
+
+
+def _files(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The compose file and those that it includes."""
+    main = _loaded(folder / FILE)
+    yield main
+    for included in main.get("include", ()):
+        yield _loaded(folder / included)
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            content: Mapping[str, Any] = yaml.load(file, yaml.CSafeLoader)  # the safe loader, in C: 5 ms instead of 100
+    except (OSError, yaml.YAMLError) as error:
+        raise MlstackError(
+            f"{path} cannot be read: {' '.join(str(error).split())}",
+            "It says which services, ports and volumes the stack has.",
+            f"fix {path.name} (git diff shows what was changed)",
+        ) from error
+    return content
+
+
+def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> Service:
+    labels = text.get("labels", {})
+    image = text.get("image", "")
+    variable = re.match(r"\$\{(\w+):-", image)
+    mounts = text.get("volumes", ())
+    named = [mount.partition(":")[0] for mount in mounts if isinstance(mount, str)]
+    return Service(
+        name=name,
+        is_long_running="restart" in text,
+        title=labels.get("mlstack.title", name),
+        url=_filled(labels.get("mlstack.url", ""), values),
+        login=labels.get("mlstack.login", ""),
+        image=_filled(image, values),
+        image_variable=variable[1] if variable else "",
+        is_built="build" in text and image.endswith(f"}}-{name}}}"),
+        user=_filled(text.get("user", ""), values).partition(":")[0],
+        ports=tuple(Port(variable, int(inside)) for port in text.get("ports", ()) for variable, inside in _PORT.findall(port)),
+        volumes=tuple(Volume(volume, labels.get(f"{_LOSS}{volume}", "its data")) for volume in named),
+        writes_logs=any(not isinstance(mount, str) and mount["target"] == "/logs" for mount in mounts),
+    )
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """A text of the compose file with its variables substituted as compose does; a variable may be in another's default."""
+
+    def value(match: re.Match[str]) -> str:
+        name, kind, default = match.groups()
+        return values.get(name) or (default if kind == "-" else "")
+
+    return _VARIABLE.sub(value, _VARIABLE.sub(value, text))
