@@ -69,13 +69,13 @@ test: ## Style, types, unit, integration and stack tests, on temporary stacks
 test-faults: ## Inject every fault while a client works (25 minutes; REPORT=1 writes docs/reliability.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test-faults.sh
 
-test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored (25 minutes)
+test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored, every kind of model (40 minutes; REPORT=1 writes docs/models.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
 
 test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other malformed calls; REPORT=1 writes docs/conformance.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" SEED="$$MLSTACK_SEED" REPORT="$$MLSTACK_REPORT" scripts/test-conformance.sh
 
-test-all: test test-faults test-slow test-conformance ## All tests above (90 minutes)
+test-all: test test-faults test-slow test-conformance ## All tests above (105 minutes)
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}

@@ -6,6 +6,7 @@ log = get_logger(__name__)
 
 import logging
 import os
+import re
 import sys
 import threading
 from datetime import datetime, timedelta
@@ -21,6 +22,9 @@ STREAM_FORMAT = "%(asctime)s | %(filename)s:%(lineno)d | %(levelname)s | %(messa
 FILE_NAME = "%Y%m%d_%H%M%S.log"
 _SECONDS = 3600  # how many seconds ahead a file may search for a free name
 
+# Where ipykernel says the code of a cell is.
+_CELL = re.compile(r"[/\\]ipykernel_\d+[/\\]\d+\.py$")
+
 _lock = threading.Lock()
 _started = datetime.now().astimezone()
 _files: dict[Path, logging.Handler] = {}
@@ -31,6 +35,8 @@ class _Hiding(logging.Formatter):
     """Replaces every secret that this process knows by ***, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if _CELL.search(record.pathname) and (name := notebook()):
+            record.filename = name
         text = super().format(record)
         # The longest first: a secret may begin with another.
         for secret in sorted(settings.secret_values(), key=len, reverse=True):
@@ -45,7 +51,9 @@ class _Stream(logging.StreamHandler):  # type: ignore[type-arg]
         super().__init__(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
+        # A notebook shows everything from stderr on red ground, as errors.
+        is_calm = record.levelno < logging.WARNING and notebook() is not None
+        self.stream = sys.stdout if is_calm else sys.stderr
         super().emit(record)
 
 
@@ -72,6 +80,17 @@ class _File(logging.FileHandler):
                 )
                 return
         super().emit(record)
+
+
+def notebook() -> str | None:
+    """The name of the notebook that this process is the kernel of, None in any other process."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    # Only VS Code says it to the kernel itself; a notebook may also have no name, as a kernel of `jupyter console`.
+    path = shell.user_ns.get("__vsc_ipynb_file__") or os.environ.get("JPY_SESSION_NAME")
+    return Path(path).name if path else None
 
 
 def create(folder: Path, name: str, time: datetime) -> TextIOWrapper:

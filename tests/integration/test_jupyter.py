@@ -1,19 +1,15 @@
-"""The notebooks' image of docker/python: logins, a kernel that runs code, and packages that persist."""
+"""The notebooks' image of docker/python: logins, and a kernel that runs code. Packages and tools: test_terminal.py."""
 
-import base64
 import json
 import uuid
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import requests
 import websocket
 from testcontainers.core.network import Network
 
-from mlstack.host.compose import docker
 from tests.support.clone import Clone
 from tests.support.service import Service, wait_until
 
@@ -36,7 +32,8 @@ def run_cell(jupyter: Service, token: dict[str, str], code: str) -> str:
         requests.delete(f"{url}/{kernel}", headers=token, timeout=60).raise_for_status()
 
 
-def execute(channel: websocket.WebSocket, code: str) -> str:
+def send(channel: websocket.WebSocket, code: str) -> str:
+    """Asks a kernel to run code, and returns the request's id."""
     header = {
         "msg_id": uuid.uuid4().hex,
         "msg_type": "execute_request",
@@ -46,10 +43,16 @@ def execute(channel: websocket.WebSocket, code: str) -> str:
     }
     content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False}
     channel.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}))
+    return header["msg_id"]
+
+
+def execute(channel: websocket.WebSocket, code: str) -> str:
+    """What a cell prints. Fails on an error."""
+    request = send(channel, code)
     printed, replied, idle = "", False, False
     while not (replied and idle):  # they arrive on two channels, in either order
         message = json.loads(channel.recv())
-        if message["parent_header"].get("msg_id") != header["msg_id"]:
+        if message["parent_header"].get("msg_id") != request:
             continue
         kind, content = message["msg_type"], message["content"]
         if kind == "stream":
@@ -116,37 +119,72 @@ def test_jupyters_log_contains_no_secret(built: Clone, jupyter: Service) -> None
 
 
 @pytest.fixture
-def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Service]:
-    """Jupyter as a host user that the image does not know, with a home volume of its own."""
-    home = docker("volume", "create", f"{built.name}-home").strip()
-    service = Service(built, "jupyter", network, 8888, volumes=[(home, "/home/mlstack", "rw")])
-    service._kwargs["user"] = "4321:4321"
-    with service:
-        yield service
-    docker("volume", "rm", home)
+def notebook(jupyter: Service, token: dict[str, str]) -> Iterator[websocket.WebSocket]:
+    """The kernel of a notebook of that name, as the page opens it."""
+    url = f"http://{jupyter.address(8888)}"
+    asked = {"path": "deep/mine.ipynb", "name": "mine.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+    session = requests.post(f"{url}/api/sessions", headers=token, json=asked, timeout=60).json()
+    address = f"{url.replace('http', 'ws')}/api/kernels/{session['kernel']['id']}/channels"
+    with closing(websocket.create_connection(address, header=token, timeout=120)) as channel:
+        yield channel
+    requests.delete(f"{url}/api/sessions/{session['id']}", headers=token, timeout=30).raise_for_status()
 
 
-def test_packages_that_any_host_user_installs_survive_a_restart(
-    another_user: Service, token: dict[str, str], tmp_path: Path
+def test_a_run_and_a_line_of_the_log_have_the_notebooks_name(notebook: websocket.WebSocket) -> None:
+    code = (
+        "import mlflow, logging\nfrom mlstack.logger import get_logger\n"
+        "with mlflow.start_run() as run:\n    get_logger('cell').info('here')\n"
+        "tags = mlflow.get_run(run.info.run_id).data.tags\n"
+        "print(tags['mlflow.source.name'], tags['mlflow.source.type'])"
+    )
+    printed = execute(notebook, code)
+    assert "| mine.ipynb:4 | INFO | here" in printed
+    assert printed.splitlines()[-1] == "mine.ipynb NOTEBOOK"
+
+
+def test_a_cell_says_what_it_waits_for(notebook: websocket.WebSocket) -> None:
+    # A port where nothing listens; six seconds of retries instead of six minutes.
+    code = (
+        "import os, mlflow\nos.environ |= {'MLFLOW_TRACKING_URI': 'http://mlflow:5999', 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '3'}\n"
+        "try:\n    mlflow.search_experiments()\nexcept Exception as error:\n    print('gave up')"
+    )
+    before, _, after = execute(notebook, code).partition("gave up")
+    assert "waiting for MLflow at http://mlflow:5999" in before and "make doctor" in before and after
+
+
+def test_a_password_that_was_replaced_is_named_in_the_cell(notebook: websocket.WebSocket) -> None:
+    code = (
+        "import os, mlflow\nos.environ['MLFLOW_TRACKING_PASSWORD'] = 'the one before make rotate'\n"
+        "try:\n    mlflow.search_experiments()\nexcept Exception as error:\n    print(type(error).__name__)"
+    )
+    printed = execute(notebook, code)
+    assert "restart the kernel" in printed and "make rotate" in printed
+
+
+def test_a_kernel_that_needs_too_much_memory_says_so_in_its_cell(
+    built: Clone, network: Network, mlflow: Service, token: dict[str, str]
 ) -> None:
-    assert run_cell(another_user, token, "import os; print(os.getuid(), os.access('.', os.W_OK))") == "4321 True\n"
-    content = base64.b64encode(wheel(tmp_path)).decode()
-    another_user.run("bash", "-c", f"base64 --decode <<<{content} >$HOME/added-1.0-py3-none-any.whl")
-    another_user.run("pip", "install", "--no-index", "/home/mlstack/added-1.0-py3-none-any.whl")
-    assert run_cell(another_user, token, "import added; print(added.__file__)").startswith("/home/mlstack/.local/")
-    another_user.wrapped.restart()
-    wait_until(lambda: another_user.health == "healthy")
-    assert run_cell(another_user, token, "import added; print('still here')") == "still here\n"
+    service = Service(built, "jupyter", network, 8888)
+    service._kwargs |= {"mem_limit": "512m", "memswap_limit": "512m"}
+    with service:
+        url = f"http://{service.address(8888)}/api/kernels"
+        kernel = requests.post(url, headers=token, timeout=60).json()["id"]
+        address = f"{url.replace('http', 'ws')}/{kernel}/channels"
+        with closing(websocket.create_connection(address, header=token, timeout=120)) as channel:
+            assert execute(channel, "print(6 * 7)") == "42\n"
+            send(channel, "b'x' * (4 << 30)")
+            message = json.loads(channel.recv())
+            while message["msg_type"] != "stream":
+                message = json.loads(channel.recv())
+    assert message["content"]["name"] == "stderr"
+    assert "JUPYTER_MEMORY" in message["content"]["text"]
+    assert message["parent_header"]["msg_type"] == "execute_request"  # below its cell
 
 
-def wheel(folder: Path) -> bytes:
-    """The smallest package that pip installs."""
-    path = folder / "added-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("added.py", "")
-        archive.writestr("added-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
-        archive.writestr(
-            "added-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("added-1.0.dist-info/RECORD", "")
-    return path.read_bytes()
+def test_an_idle_kernel_that_no_page_shows_is_ended(
+    built: Clone, network: Network, mlflow: Service, token: dict[str, str]
+) -> None:
+    with Service(built, "jupyter", network, 8888).with_env("JUPYTER_IDLE_HOURS", "0.001") as service:
+        url = f"http://{service.address(8888)}/api/kernels"
+        assert requests.post(url, headers=token, timeout=60).status_code == 201
+        wait_until(lambda: requests.get(url, headers=token, timeout=30).json() == [])

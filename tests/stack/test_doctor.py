@@ -451,6 +451,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         r"no kernel starts",
         "make logs SERVICE=jupyter",
     ),
+    (jupyter.gpu, value(JUPYTER_GPU="on"), State.FAILED, "Jupyter sees no GPU", "JUPYTER_GPU=off"),
     (
         jupyter.folders,
         closed_notebooks,

@@ -39,6 +39,11 @@ class Service(DockerContainer):
             mounts=[Mount(target, source=None) for target in _data(config) - {at for _, at, _ in options.get("volumes", [])}],
             **options,
         )
+        if size := config.get("shm_size"):
+            self._kwargs["shm_size"] = int(size)
+        for secret in config.get("secrets", []):
+            source = clone.config["secrets"][secret["source"]]["file"]
+            self._kwargs["mounts"].append(Mount(secret["target"], source, type="bind", read_only=True))
         self.tmpfs = dict(entry.partition(":")[::2] for entry in config.get("tmpfs", []))
         for port in ports:
             # A fixed port stays the same when the container restarts; one that Docker chooses would not.

@@ -16,10 +16,12 @@ from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.support.clone import PORTS
 from tests.support.projects import ROOT, compose_config, set_values
 
-COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on the host; no service gets them.
-HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY"}
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS"}
+# Of the shell that starts the stack, not of .env.
+OF_SHELL = {"NO_PROXY"}
 
 # The variables whose values a service gets.
 LOG_SETTINGS = {"HOST_UID", "HOST_GID", "LOG_DIR", "LOG_LEVEL"}
@@ -59,7 +61,9 @@ GIVEN = {
         "MINIO_PORT",
         "MLFLOW_IMAGE",
     },
-    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
+    "jupyter": LOG_SETTINGS
+    | NOTEBOOK_ACCOUNT
+    | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "JUPYTER_IDLE_HOURS", "JUPYTER_EXTRA_APT"},
 }
 # Every volume, and where it is in its container.
 MOUNTS = {
@@ -69,8 +73,8 @@ MOUNTS = {
     ("spool", "/spool"),
     ("scratch", "/tmp"),  # noqa: S108 (in the container)
 }
-# They select a block of compose/outbound.yml and are no values themselves.
-CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
+# They select a block of a file in compose/ and are no values themselves.
+CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
 ONE_SHOTS = {"bootstrap", "migration"}
 LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
 
@@ -121,7 +125,7 @@ def test_env_example_has_valid_defaults() -> None:
 
 def test_compose_file_and_settings_have_the_same_variables() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_FILE))
-    assert used == set(VARIABLES) - HOST_ONLY
+    assert used - OF_SHELL == set(VARIABLES) - HOST_ONLY
 
 
 def test_compose_file_requires_every_variable_that_is_not_optional(subtests: pytest.Subtests) -> None:
@@ -324,6 +328,16 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
     assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio"}
     assert networks["jupyter"] & networks["mlflow"] != set()
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("gpu", "outbound"), [("on", "off"), ("on", "on"), ("off", "on")])
+def test_gpus_and_outbound_access_are_independent(project: Path, gpu: str, outbound: str) -> None:
+    set_values(project, JUPYTER_GPU=gpu, JUPYTER_OUTBOUND=outbound)
+    services = compose_config(project)["services"]
+    asking = {name for name, service in services.items() if "devices" in json.dumps(service.get("deploy", {}))}
+    assert asking == ({"jupyter"} if gpu == "on" else set())
+    assert f"outbound-{outbound}" in services["jupyter"]["networks"]
 
 
 @pytest.mark.docker

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mlstack import settings
-from mlstack.logger import get_logger
+from mlstack.logger import get_logger, notebook
 from mlstack.settings import SettingsError
 from tests.support.projects import python
 
@@ -254,3 +254,48 @@ def test_import_of_the_module_configures_nothing() -> None:
     code = "import logging, mlstack.logger; print(logging.getLogger().handlers, logging.getLogger('mlstack').handlers)"
     done = subprocess.run(python(code), capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[] []\n", "")
+
+
+class Kernel:
+    """IPython's shell in a kernel, as much as the logger asks of it."""
+
+    kernel = object()
+
+    def __init__(self, **names: str) -> None:
+        self.user_ns = names
+
+
+@pytest.fixture
+def in_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/mlstack/notebooks/deep/mine.ipynb")
+    monkeypatch.setattr("IPython.get_ipython", Kernel)
+
+
+@pytest.mark.usefixtures("in_notebook")
+def test_in_a_notebook_what_is_no_warning_is_on_stdout(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = logger_of(name, tmp_path)
+    log.info("calm")
+    log.warning("urgent")
+    printed = capsys.readouterr()
+    assert ("calm" in printed.out, "calm" in printed.err) == (True, False)
+    assert ("urgent" in printed.out, "urgent" in printed.err) == (False, True)
+
+
+@pytest.mark.usefixtures("in_notebook")
+def test_in_a_notebook_the_code_of_a_cell_has_the_notebooks_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "\nlog.info('from a cell')"
+    exec(compile(code, "/tmp/ipykernel_42/3013480634.py", "exec"), {"log": logger_of(name, tmp_path)})  # noqa: S102, S108
+    assert "| mine.ipynb:2 | INFO | from a cell" in capsys.readouterr().out
+    assert "| mine.ipynb:2 |" in written(tmp_path)
+
+
+def test_a_program_that_a_notebook_starts_is_no_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/mlstack/notebooks/mine.ipynb")
+    assert notebook() is None
+
+
+def test_vs_code_says_in_the_kernel_what_its_notebook_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("IPython.get_ipython", lambda: Kernel(__vsc_ipynb_file__="/home/me/work/mine.ipynb"))
+    assert notebook() == "mine.ipynb"

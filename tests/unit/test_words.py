@@ -41,7 +41,7 @@ EMPTY_NAMES = {"each", "found", "made", "one", "said", "there", "told"}
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "notebooks").glob("*.ipynb")),
+    *sorted((ROOT / "examples").glob("*.ipynb")),
     *sorted((ROOT / "compose").glob("*.yml")),
     *sorted((ROOT / "docker").glob("*/Dockerfile")),
     ROOT / "docker-compose.yml",

@@ -6,8 +6,9 @@ program reads what it logged. Parameters and tags are stored before their call r
 by MLflow's own synchronous call, which raises its own error. With MLFLOW_ENABLE_ASYNC_LOGGING=false every metric is.
 """
 
+import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from numbers import Integral
 from typing import Any
@@ -31,6 +32,7 @@ from mlstack.client.upstream import (
     skip_databricks,
 )
 
+log = logging.getLogger(__name__)
 # Calls that neither read what was logged nor end a run.
 _PLAIN_WRITES = (LogBatch, LogMetric, LogParam, SetTag)
 # Errors that do not concern the metrics themselves.
@@ -100,7 +102,12 @@ class Store(RestStore):
     def _call_endpoint(self, api: Any, *arguments: Any, **named: Any) -> Any:
         if api not in _PLAIN_WRITES and self._queue.waiting:
             self._queue.flush()  # losses are reported at the end of their run, not by the next call
-        return super()._call_endpoint(api, *arguments, **named)
+        try:
+            return super()._call_endpoint(api, *arguments, **named)
+        except MlflowException as error:
+            if error.get_http_status_code() == HTTPStatus.UNAUTHORIZED:
+                _tell_account(self._address)
+            raise
 
     def _send(self, run_id: str, metrics: Sequence[Metric]) -> None:
         try:
@@ -118,6 +125,16 @@ class Store(RestStore):
             return bool(self.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
         except MlflowException:
             return False
+
+
+@cache
+def _tell_account(address: str) -> None:
+    """Says once what a password that make rotate has replaced looks like: the metric queue alone would only repeat it."""
+    log.warning(
+        "MLflow at %s does not take the account of this process: its password was probably replaced (make rotate)."
+        " What is logged from here is not stored. Fix: restart the kernel; on the host, connect() reads the new one from .env.",
+        address,
+    )
 
 
 def _is_plain(metric: Metric) -> bool:

@@ -1,6 +1,7 @@
 """Every private name of MLflow that the client uses: read each again when MLflow is upgraded."""
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,13 +21,17 @@ from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
+from mlflow.utils import request_utils
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
+from mlflow.utils.import_hooks import register_post_import_hook
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import validate_path_is_safe
 from mlflow.utils.validation import _validate_metric
+
+from mlstack.client.patience import TellingRetry
 
 __all__ = [
     "MLFLOW_ENABLE_ASYNC_LOGGING",
@@ -48,8 +53,10 @@ __all__ = [
     "http_request",
     "is_metric_name",
     "log_metrics_asynchronously",
+    "log_sklearn_models_as_pickles",
     "relative_path_to_artifact_path",
     "skip_databricks",
+    "tell_who_waits",
     "validate_path_is_safe",
     "verify_artifact_path",
 ]
@@ -93,6 +100,26 @@ def skip_databricks() -> None:
     if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
         providers = headers._request_header_provider_registry._registry
         providers[:] = [provider for provider in providers if not isinstance(provider, DatabricksRequestHeaderProvider)]
+
+
+def tell_who_waits() -> None:
+    """Makes the retries of MLflow's requests say, after five seconds, what they wait for."""
+    request_utils.Retry = TellingRetry  # type: ignore[attr-defined]
+
+
+def log_sklearn_models_as_pickles() -> None:
+    """Makes cloudpickle the default format of mlflow.sklearn, as it is on Databricks and in autologging (docs/adr/0026)."""
+    register_post_import_hook(_choose_pickles, "mlflow.sklearn")
+
+
+def _choose_pickles(sklearn: Any) -> None:
+    sklearn._get_default_serialization_format = lambda: sklearn.SERIALIZATION_FORMAT_CLOUDPICKLE
+    # Nobody chose this format, so nobody is warned of it; docs/models.md says what it means.
+    sklearn._logger.addFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Saving scikit-learn models in the pickle or cloudpickle format")
 
 
 def _set_default(function: Callable[..., Any], name: str, value: Any) -> None:

@@ -33,7 +33,7 @@ _CA_BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
     "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
     "/etc/ssl/ca-bundle.pem",  # openSUSE
-    "/etc/ssl/cert.pem",  # macOS
+    "/private/etc/ssl/cert.pem",  # macOS, as the path that Docker Desktop shares with containers
 )
 
 _CLOSED_NETWORKS = [f"10.{second}.{third}" for second in range(200, 240) for third in range(256)]

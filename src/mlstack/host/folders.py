@@ -32,15 +32,15 @@ def prepare(stack: Stack) -> None:
     Raises MlstackError when one of them is something else.
     """
     uid, gid = int(stack.values["HOST_UID"]), int(stack.values["HOST_GID"])
-    with _opened(stack.folder / "notebooks") as notebooks:
+    with opened(stack.folder / "notebooks") as notebooks:
         for name in COVERED:
             _make(notebooks, name, stack.folder / "notebooks", READABLE)
         give(notebooks, uid, gid)
-    with _opened(stack.logs) as descriptor:
+    with opened(stack.logs) as descriptor:
         _keep_private(descriptor, stack.folder)
         for name in stack.services.logging:
             _make(descriptor, name, stack.logs, PRIVATE)
-            with _opened(name, descriptor) as folder:
+            with opened(name, descriptor) as folder:
                 give(folder, uid, gid)
 
 
@@ -52,7 +52,7 @@ def close_notebooks(project: Path) -> None:
 
 def tidy(project: Path) -> None:
     """Removes from `notebooks/` the empty folders over which the covers were mounted. No container may be running."""
-    with suppress(OSError), _opened(project / "notebooks") as notebooks:
+    with suppress(OSError), opened(project / "notebooks") as notebooks:
         for name in COVERED:
             with suppress(OSError):  # missing, or the user's own: not empty
                 os.rmdir(name, dir_fd=notebooks)
@@ -76,14 +76,14 @@ def _give_content(folder: int, uid: int, gid: int, levels: int) -> None:
             if not levels:
                 log.warning("folders nested deeper than %d in a mounted folder keep their owner", _DEEPEST)
                 continue
-            with suppress(NotADirectoryError), _opened(name, folder) as inner:  # replaced by something else since
+            with suppress(NotADirectoryError), opened(name, folder) as inner:  # replaced by something else since
                 _give_content(inner, uid, gid, levels - 1)
 
 
 def _make(parent: int, name: str, shown: Path, mode: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(name, mode, dir_fd=parent)
-        with _opened(name, parent) as folder:
+        with opened(name, parent) as folder:
             os.fchmod(folder, mode)  # independent of the umask
     if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         raise MlstackError(
@@ -103,7 +103,7 @@ def _keep_private(logs: int, project: Path) -> None:
 
 
 @contextmanager
-def _opened(folder: Path | str, parent: int | None = None) -> Iterator[int]:
+def opened(folder: Path | str, parent: int | None = None) -> Iterator[int]:
     """A folder by its descriptor: below `parent` without following a link, otherwise created if it is missing."""
     if parent is None:
         Path(folder).mkdir(mode=PRIVATE, parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from mlstack import __version__, settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
-from mlstack.host import env_file, folders, networks, preflight, recovery
+from mlstack.host import env_file, examples, extra_packages, folders, networks, preflight, recovery
 from mlstack.host.backup import data_services, swap
 from mlstack.host.engine import Container
 from mlstack.host.stack import Stack
@@ -47,7 +47,9 @@ def prepare_env(stack: Stack) -> Stack:
         )
     if changes.made_private:
         log.warning(".env could be read by others: now by you alone (0600)")
-    return stack.reread()
+    stack = stack.reread()
+    examples.offer(stack)
+    return stack
 
 
 def up(stack: Stack) -> Stack:
@@ -85,6 +87,8 @@ def build(stack: Stack) -> None:
     sources = _sources()
     if "minio" in services:
         _refuse_unchecked_modules(sources)
+    if "jupyter" in services:
+        extra_packages.lock(stack, sources)
     missing = _missing_images(stack)
     if missing:
         log.info(
@@ -151,13 +155,18 @@ def _in_progress(text: str) -> str:
 
 def _sources() -> dict[str, str]:
     """The host's own package sources, for the builds: mirrors, and proxies in either spelling."""
-    proxies = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-    sources = {name: settings.of_shell(name) or settings.of_shell(name.lower()) for name in proxies}
+    sources = _proxies()
     index = settings.of_shell("PIP_INDEX_URL") or settings.of_shell("UV_DEFAULT_INDEX") or settings.of_shell("UV_INDEX_URL")
     sources["PIP_INDEX_URL"] = index or _answer("pip", "config", "get", "global.index-url")
     for name in ("GOPROXY", "GOSUMDB"):
         sources[name] = settings.of_shell(name) or _answer("go", "env", name)
     return sources
+
+
+def _proxies() -> dict[str, str]:
+    return {
+        name: settings.of_shell(name) or settings.of_shell(name.lower()) for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    }
 
 
 def _refuse_unchecked_modules(sources: Mapping[str, str]) -> None:
@@ -183,7 +192,9 @@ def start(stack: Stack) -> None:
     # A killed restore has to be ended before MLflow starts.
     if data_services.try_data_services(stack):
         swap.settle(stack)
-    if stack.compose.attached("up", "--detach", "--wait", "--no-build", "--remove-orphans") == 0:
+    # Notebooks get the proxies of the builds, in both spellings: curl reads one, other programs the other.
+    outside = {spelling: value for name, value in _proxies().items() if value for spelling in (name, name.lower())}
+    if stack.compose.attached("up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
         networks.remove_unused(stack)
         return
     # A container that was only created waits for an unhealthy one.

@@ -80,7 +80,7 @@ class Subject:
     ) -> str:
         """The output of a Python program that is run in a service's container, as the service's own user."""
         flags = [flag for name, value in (environment or {}).items() for flag in ("--env", f"{name}={value}")]
-        command = ("exec", "--no-TTY", *flags, service, "python3", "-", *arguments)
+        command = ("exec", "--no-TTY", *flags, service, "/usr/bin/python3", "-", *arguments)
         return output(self.stack.compose, *command, stdin=program, timeout=timeout)
 
 

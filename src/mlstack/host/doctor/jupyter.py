@@ -24,6 +24,11 @@ for folder in ("/home/mlstack", "/home/mlstack/notebooks", os.environ["LOG_DIR"]
     except OSError as error:
         print(f"{folder}: {error.strerror}")
 """
+_GPUS = """
+import shutil, subprocess
+if shutil.which("nvidia-smi"):
+    subprocess.run(["nvidia-smi", "--list-gpus"], check=False, stderr=subprocess.DEVNULL)
+"""
 _WAYS = """
 import socket, sys, urllib.error, urllib.request
 try:
@@ -66,6 +71,16 @@ def kernel(subject: Subject) -> None:
     ended = _call(subject, "DELETE", f"/api/kernels/{json.loads(started.data)['id']}")
     if ended.status != DELETED:
         raise MlstackError(f"a kernel does not end ({ended.status}).", "It holds memory.", "docker compose restart jupyter")
+
+
+@check(REACH, "notebooks see a GPU where JUPYTER_GPU is on", service("jupyter"))
+def gpu(subject: Subject) -> None:
+    if subject.stack.values["JUPYTER_GPU"] == "on" and not subject.python_inside("jupyter", _GPUS).strip():
+        raise MlstackError(
+            "Jupyter sees no GPU.",
+            "Models train on the processor, slower, and nothing else says so.",
+            "nvidia-smi on the host shows whether its driver works; or set JUPYTER_GPU=off in .env, then make up",
+        )
 
 
 @check(REACH, "notebooks, home and logs can be written", service("jupyter"))
