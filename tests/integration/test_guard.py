@@ -483,7 +483,7 @@ def test_server_names_options_that_it_rejects(mlflow: Service) -> None:
         assert f"{option.partition('=')[0]} does not work" in output or f"{option} does not work" in output
     assert f"ended: {workspaces} 1" in output
     assert "--enable-workspaces does not work in this server." in output
-    assert "Why: permissions are looked up in one workspace." in output
+    assert "Why: permissions are read for one workspace." in output
     assert "leave it out, and unset MLFLOW_ENABLE_WORKSPACES" in output
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -379,32 +379,33 @@ OBJECT = manifest.path_of(hashlib.sha256(b"a model").hexdigest())
 FILES = (manifest.MANIFEST, manifest.CHECKSUM, manifest.DUMP, manifest.OBJECTS_LIST, OBJECT)
 
 
-@pytest.mark.refusal
-@pytest.mark.parametrize("name", FILES, ids=["manifest", "checksum", "dump", "list", "object"])
-@pytest.mark.parametrize("kind", ["pipe", "link", "link to a folder's file", "folder", "device"])
-def test_backup_with_a_link_pipe_folder_or_device_is_rejected(folder: Path, tmp_path: Path, name: str, kind: str) -> None:
-    path, kept = folder / name, tmp_path / "kept"
-    path.rename(kept)
-    match kind:
-        case "pipe":
-            os.mkfifo(path)
-        case "link":
-            path.symlink_to(kept)  # the same content, so that its checksum is right
-        case "link to a folder's file":
-            parent = path.parent if path.parent != folder else path
-            shutil.rmtree(parent, ignore_errors=True)
-            parent.symlink_to(tmp_path)
-        case "folder":
-            path.mkdir()
-        case "device":
-            path.symlink_to("/dev/zero")
-    assert name in rejection(folder)
-
-
 @pytest.fixture
 def copies(folder: Path, tmp_path: Path) -> Iterator[Path]:
     """Any number of copies of the backup."""
     return (shutil.copytree(folder, tmp_path / f"copy{number}" / folder.name) for number in count())
+
+
+@pytest.mark.refusal
+def test_backup_with_a_link_pipe_folder_or_device_is_rejected(copies: Iterator[Path], subtests: pytest.Subtests) -> None:
+    for name, kind in product(FILES, ("pipe", "link", "link to a folder's file", "folder", "device")):
+        with subtests.test(name=name, kind=kind):
+            copy = next(copies)
+            path, kept = copy / name, copy.parent / "kept"
+            path.rename(kept)
+            match kind:
+                case "pipe":
+                    os.mkfifo(path)
+                case "link":
+                    path.symlink_to(kept)  # the same content, so that its checksum is right
+                case "link to a folder's file":
+                    parent = path.parent if path.parent != copy else path
+                    shutil.rmtree(parent, ignore_errors=True)
+                    parent.symlink_to(copy.parent)
+                case "folder":
+                    path.mkdir()
+                case "device":
+                    path.symlink_to("/dev/zero")
+            assert name in rejection(copy)
 
 
 @pytest.mark.refusal

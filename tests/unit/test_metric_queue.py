@@ -235,7 +235,8 @@ assert process_end.is_covered()
     ],
 )
 def test_process_end_calls_what_is_registered(end: str, code: int) -> None:
-    process = subprocess.run([sys.executable, "-c", PROGRAM + end], capture_output=True, check=False)
+    program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n" + PROGRAM + end  # nohup ignores it for its children
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (process.stdout, process.returncode) == (b"finished", code), process.stderr.decode()
 
 

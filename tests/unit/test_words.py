@@ -48,12 +48,11 @@ PAGES = [
     ROOT / ".env.example",
     ROOT / "Makefile",
 ]
-NOT_YET = "src/mlstack/server"
 CODE = [
     path
     for folder in ("benchmarks", "docker", "src", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path != Path(__file__) and not str(path.relative_to(ROOT)).startswith(NOT_YET)
+    if path != Path(__file__)
 ]
 
 

@@ -1,13 +1,13 @@
-"""`python3 -m mlstack.server`: loads what the server consists of without the garbage collector, in five sixths of the time."""
+"""`python3 -m mlstack.server`: imports the server without the garbage collector, in five sixths of the time."""
 
 import gc
 
 
 def main() -> None:
-    gc.disable()  # everything that is imported stays; launcher.py sets it going again
+    gc.disable()  # imported code is never freed; launcher.py enables it again
     from mlstack import settings
 
-    settings.publish_secrets()  # MLflow, boto3 and libpq look in the environment
+    settings.publish_secrets()  # MLflow, boto3 and libpq read the environment
     from mlstack.server import launcher
 
     launcher.main()

@@ -1,4 +1,4 @@
-"""The application that answers: MLflow's own, with or without accounts, the routes of this project, and the guard before both."""
+"""The server's application: MLflow's own, with or without accounts, the routes of this project, and the guard before both."""
 
 from functools import cache
 
@@ -23,14 +23,14 @@ from mlstack.server.upstream import (
 
 ROUTERS = (runs_table.router, presigned_urls.router)
 OWN = "/api/2.0/mlstack/"
-# Any request: FastAPI prepares the routes of a router when the first one comes.
+# Any request: FastAPI prepares a router's routes at the first one.
 _FIRST: Scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
 
 
 class _Applications:
-    """This project's routes, in an application of their own, and MLflow's for everything else.
+    """This project's routes, in their own application, and MLflow's for all other paths.
 
-    MLflow's own checks are the guard's already; as middlewares they would take half the time of a call.
+    The guard already does MLflow's own checks; as middlewares they would take half the time of a call.
     """
 
     def __init__(self, own: ASGIApp, mlflow: ASGIApp) -> None:
@@ -43,11 +43,11 @@ class _Applications:
 
 def create_app() -> ASGIApp:
     """The one application of this process. Registered as `mlstack` through MLflow's entry point `mlflow.app`."""
-    return _made()  # MLflow takes nothing but a plain function for a factory
+    return _application()  # MLflow accepts only a plain function as a factory
 
 
 @cache
-def _made() -> ASGIApp:
+def _application() -> ASGIApp:
     app: ASGIApp = Bodies(_Applications(_own_application(), _mlflow_application()))
     if settings.accounts_are_on():
         app = Login(app)
@@ -62,12 +62,12 @@ def _mlflow_application() -> FastAPI:
     for kind in (RecursionError, Exception):
         app.add_exception_handler(kind, _error)
     for route in app.router.routes:
-        route.matches(_FIRST)  # once here, and not in each worker while a client waits
+        route.matches(_FIRST)  # once here, not in each worker while a client waits
     return app
 
 
 def _own_application() -> FastAPI:
-    """The routes of this project: none is reached without an account."""
+    """The routes of this project, which all require an account."""
     app = FastAPI(dependencies=[Depends(auth.caller_or_none)], openapi_url=None)
     for router in ROUTERS:
         app.include_router(router)
@@ -77,13 +77,13 @@ def _own_application() -> FastAPI:
 
 
 def _flask_error(error: Exception) -> tuple[str, int, dict[str, str]]:
-    """MLflow's Flask routes answer what they do not expect with an HTML page; its clients read JSON."""
+    """MLflow's Flask routes answer unexpected errors with an HTML page; its clients read JSON."""
     described = _described(getattr(error, "original_exception", None) or error)
     return described.serialize_as_json(), described.get_http_status_code(), {"Content-Type": "application/json"}
 
 
 def _error(_: Request, error: Exception) -> Response:
-    """The same for its other routes and for those of this project."""
+    """The same for MLflow's other routes and for those of this project."""
     return auth.error_response(_described(error))
 
 

@@ -1,9 +1,8 @@
-"""MLflow's way to the bucket, for its server: what clients of MLflow's own making read and write passes through the server.
+"""MLflow's access to the bucket, in its server: artifacts of MLflow's own clients pass through the server.
 
-MLflow offers clients presigned links to any S3 store. Its own would point to http://minio:9000, which neither a browser nor
-a client on this machine reaches: each download would hang in retries. MLflow has no switch for that, but offers links only
-for a repository that says it makes them. This one does not say so (docs/adr/0005);
-presigned_urls.py makes URLs that clients reach.
+MLflow offers clients presigned URLs of any S3 store. Its own would point to http://minio:9000, which neither a browser nor
+a client on the host reaches: each download would hang in retries. MLflow has no setting for that, but offers URLs only for a
+repository class that can presign them. This one cannot (docs/adr/0005); presigned_urls.py creates URLs that clients reach.
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from mlstack.server.upstream import BAD_REQUEST, ArtifactRepository, S3ArtifactR
 
 
 class ProxiedS3ArtifactRepository(ArtifactRepository):
-    """MLflow's own S3 repository without its presigned links. Registered for `s3:` by plugin.py."""
+    """MLflow's own S3 repository without its presigned URLs. Registered for `s3:` by plugin.py."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
         super().__init__(artifact_uri, tracking_uri, registry_uri)
@@ -31,8 +30,8 @@ class ProxiedS3ArtifactRepository(ArtifactRepository):
             self._s3.log_artifacts(local_dir, artifact_path)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        found: list[FileInfo] = self._s3.list_artifacts(path)
-        return found
+        files: list[FileInfo] = self._s3.list_artifacts(path)
+        return files
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         self._s3._download_file(remote_file_path, local_path)
@@ -46,7 +45,7 @@ def _quota_explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "XMinioAdminBucketQuotaExceeded" not in str(error):  # boto3 has several classes for it, by the way of the upload
+        if "XMinioAdminBucketQuotaExceeded" not in str(error):  # boto3 raises different classes, depending on the kind of upload
             raise
         raise MlflowException(
             "The bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows. Fix: delete runs or models and run make gc, or"

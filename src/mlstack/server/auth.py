@@ -1,16 +1,16 @@
-"""MLflow's accounts, for its server: who calls, and what they may do. MLflow decides; what it looks up is looked up here.
+"""MLflow's accounts, in its server: the caller and its permissions. MLflow decides; this module reads what it decides from.
 
-`log_in` finds out once for each request who calls (guard.Login calls it before anything else runs); MLflow's own routes and
-those of this project get the answer from `caller`.
+`log_in` identifies the caller once for each request (guard.Login calls it before anything else runs); MLflow's own routes
+and those of this project get it from `caller`.
 
-A database that does not answer is not a wrong password. On the routes of artifacts MLflow 3.17 takes any failure to look an
-account up for a wrong password and answers 401, after which no client tries again: an upload during a restart of Postgres
-would fail. Here it is 503.
+A database that does not answer is not a wrong password. On the routes of artifacts MLflow 3.17 treats any failure to read
+an account as a wrong password and answers 401, after which no client retries: an upload during a restart of Postgres would
+fail. Here the answer is 503.
 
-For each call MLflow loads the account twice with all it has, and the run with all its metrics, parameters and tags, to learn
-three things: whether the account is an admin's, what it was granted, which experiment the run is in. Here these are read
-alone: 6 ms of a call's 11 become 1. Only that a password matches a hash is remembered; the account, its hash and its
-permissions are read at each call, so that a removed account, a changed password or a revoked permission counts at once.
+For each call MLflow loads the account twice with everything it owns, and the run with all its metrics, parameters and tags,
+to learn three things: whether the account is an admin's, its grants, and the run's experiment. Here only these are read: 6 ms
+of a call's 11 become 1. Only the fact that a password matches a hash is cached; the account, its hash and its permissions are
+read at each call, so that a removed account, a changed password or a revoked permission takes effect at once.
 """
 
 import hmac
@@ -42,7 +42,7 @@ from mlstack.server.upstream import Requirement, Validator
 CHALLENGE = 'Basic realm="mlflow"'
 
 
-# Wrong passwords of unknown accounts cost as much as those of others: this is compared with them.
+# Compared with the passwords of unknown accounts, which so take as long as those of existing ones.
 _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
@@ -50,7 +50,7 @@ DEFAULT_EXPERIMENT = 0
 
 @dataclass(frozen=True)
 class Caller:
-    """Whose request it is. Read from the database for this request; nothing else says who is an admin."""
+    """The account of a request. Read from the database for this request, as the only source of `is_admin`."""
 
     id: int
     username: str
@@ -59,7 +59,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Login:
-    """A name and a password that were right, and the hash that this was checked with."""
+    """A name whose password was right, and the hash that it was checked against."""
 
     username: str
     password_hash: str
@@ -73,7 +73,7 @@ _throttle = Throttle()
 
 
 def with_accounts(flask_app: Any) -> Any:
-    """MLflow's own application with accounts. Who calls is decided before it, by guard.Login."""
+    """MLflow's own application with accounts. guard.Login identifies the caller before it."""
     upstream.replace_login(lambda _: _caller.get(), _caller_of_flask, lambda: caller().is_admin)
     upstream.replace_permissions(_find_validator, _permissions, _run_requirement, _redact_runs)
     app = upstream.app_with_accounts(flask_app)
@@ -82,20 +82,20 @@ def with_accounts(flask_app: Any) -> Any:
 
 
 def caller() -> Caller:
-    """Whose request it is. Raises HTTPException 401 where nobody has logged in."""
-    found = _caller.get()
-    if found is None:
+    """The account of this request. Raises HTTPException 401 without a login."""
+    current = _caller.get()
+    if current is None:
         raise HTTPException(401, "You are not authenticated.", {"WWW-Authenticate": CHALLENGE})
-    return found
+    return current
 
 
-def set_caller(found: Caller | None) -> None:
-    """Says whose request it is, for the rest of it."""
-    _caller.set(found)
+def set_caller(account: Caller | None) -> None:
+    """Sets the account for the rest of this request."""
+    _caller.set(account)
 
 
 async def caller_or_none() -> Caller | None:  # async: FastAPI would start a thread for it
-    """Whose request it is, for the routes of this project; None where nobody is asked (MLFLOW_AUTH=off)."""
+    """The account of this request, for the routes of this project; None without accounts (MLFLOW_AUTH=off)."""
     return caller() if settings.accounts_are_on() else None
 
 
@@ -103,18 +103,18 @@ CallerOrNone = Annotated[Caller | None, Depends(caller_or_none)]
 
 
 def is_public(path: str) -> bool:
-    """Whether anybody may ask for this: static files, the health check, and what the server can do."""
+    """Whether a path needs no login: static files, the health check, and the server's features."""
     return bool(upstream.is_unprotected_route(path))
 
 
 def known(headers: Mapping[str, str]) -> Login | None:
-    """The login of a request if its password was right before. Whether it still is, is to be checked: by `may_log`."""
+    """The login of a request if its password was right before. `may_log` checks whether it still is."""
     credentials = _credentials(headers)
     return _known.get(_key(*credentials)) if credentials else None
 
 
 async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
-    """Whose request it is, None when the login is missing or wrong.
+    """The account of a request, None when the login is missing or wrong.
 
     Raises MlflowException when the database does not answer, TooManyLoginsError when too many logins of this client wait.
     """
@@ -123,7 +123,7 @@ async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
         return None
     name, password = credentials
     row = await run_in_threadpool(_account, name)
-    if not password:  # of no account: the healthcheck asks like this whether the database answers, every other second
+    if not password:  # the healthcheck sends none, every other second, to see whether the database answers
         return None
     key, password_hash = _key(name, password), row.password_hash if row else _NOBODY
     known = _known.get(key)
@@ -148,12 +148,12 @@ def unauthenticated() -> Response:
 
 
 def error_response(error: MlflowException) -> Response:
-    """An error of MLflow as MLflow answers it."""
+    """An MLflow error in MLflow's own format."""
     return Response(error.serialize_as_json(), error.get_http_status_code(), media_type="application/json")
 
 
 def may_log(login: Login | None, experiment: str) -> bool:
-    """Whether a login (None: nobody is asked) still holds and may log to the runs of an experiment."""
+    """Whether a login is still valid and may log to the runs of an experiment; None (no accounts) always may."""
     if login is None:
         return True
     rows = _grants(login.username)
@@ -163,7 +163,7 @@ def may_log(login: Login | None, experiment: str) -> bool:
     keys = upstream.requirements_to_grant_load_keys(requirements)
     permissions = dict(zip(keys, _resolved(rows, keys), strict=True))
     default, absent = upstream.auth_config.default_permission, upstream.absent_permission(upstream.DEFAULT_WORKSPACE_NAME)
-    return rows[0].is_admin or all(upstream.requirement_satisfied(one, permissions, default, absent) for one in requirements)
+    return rows[0].is_admin or all(upstream.requirement_satisfied(rule, permissions, default, absent) for rule in requirements)
 
 
 def _credentials(headers: Mapping[str, str]) -> tuple[str, str] | None:
@@ -176,28 +176,28 @@ def _credentials(headers: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def _key(name: str, password: str) -> tuple[str, bytes]:
-    """Under which a login is remembered: the password cannot be found out from it, not even by trying."""
+    """The cache key of a login: the password cannot be derived from it, not even by guessing."""
     return name, hmac.digest(_KEY, password.encode(), "sha256")
 
 
 def _caller_of_flask() -> Any:
-    """In the place of MLflow's own login on its Flask routes."""
-    found = _caller.get()
-    return Authorization("basic", {"username": found.username}) if found else upstream.make_basic_auth_response()
+    """Replaces MLflow's own login on its Flask routes."""
+    current = _caller.get()
+    return Authorization("basic", {"username": current.username}) if current else upstream.make_basic_auth_response()
 
 
 def _find_validator(request: Any) -> Validator | None:
-    """What decides whether this request may do what it asks for: MLflow's own validator, and more for some routes."""
+    """The check of this request's permission: MLflow's own validator, and more for some routes."""
     validator = upstream.find_validator(request)
     if validator in (upstream.may_update_password, upstream.may_manage_resource):
         validator = _unless_shared(validator)
     elif validator == upstream.may_delete_experiment:
         validator = _unless_default_experiment(validator)
-    return validator and partial(_judged, validator)
+    return validator and partial(_with_errors_explained, validator)
 
 
-def _judged(validator: Validator) -> bool:
-    """MLflow looks permissions up before it looks at the types of parameters: a list for an id would be an error 500."""
+def _with_errors_explained(validator: Validator) -> bool:
+    """MLflow reads permissions before it checks the types of parameters: a list for an id would be an error 500."""
     try:
         return validator()
     except (TypeError, ValueError, AttributeError) as error:
@@ -205,12 +205,12 @@ def _judged(validator: Validator) -> bool:
 
 
 def _unless_shared(validator: Validator) -> Validator:
-    """The account of all notebooks neither changes its password nor says what others may do: anybody may be using it."""
+    """The account of all notebooks, which many may share, changes neither its password nor the permissions of others."""
     return lambda: caller().username != settings.notebook_username() and validator()
 
 
 def _unless_default_experiment(validator: Validator) -> Validator:
-    """The default experiment is everybody's: only an admin, who does not come here, deletes it."""
+    """The default experiment is shared: only an admin, whose requests are not checked here, deletes it."""
 
     def is_allowed() -> bool:
         try:
@@ -232,7 +232,7 @@ def _with_good_password(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def hidden(username: str, experiments: Sequence[str]) -> list[str]:
-    """Those of the experiments whose runs this account may not see."""
+    """The experiments whose runs this account may not read."""
     not_denied = Requirement(upstream.RESOURCE_TYPE_RUN, "*", upstream.ACTION_NOT_DENIED)
     may_read = upstream.role_based_read_predicate(username, "experiment", also_require=[not_denied])
     return [experiment for experiment in experiments if not may_read(experiment)]
@@ -248,8 +248,8 @@ _EXPERIMENT = "SELECT experiment_id::text AS experiment_id FROM runs WHERE run_u
 
 
 def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
-    """From the pool of one of MLflow's stores, as one statement without a transaction around it, and without the two that
-    SQLAlchemy would make of a change of the isolation level.
+    """Rows of a query through the pool of one of MLflow's stores: one statement without a transaction, and without the two that
+    SQLAlchemy would send to change the isolation level.
 
     Raises MlflowException as MLflow's own sessions do: 503 when the database does not answer, 400 for a value that it rejects.
     """
@@ -260,14 +260,14 @@ def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
             connection.cursor(cursor_factory=NamedTupleCursor) as cursor,
         ):
             cursor.execute(query, values)
-            found: Sequence[Any] = cursor.fetchall()
+            result: Sequence[Any] = cursor.fetchall()
     except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeout) as error:
         raise MlflowException(f"The database does not answer: {error}", upstream.TEMPORARILY_UNAVAILABLE) from error
     except psycopg2.Error as error:
         raise MlflowException(str(error), upstream.BAD_REQUEST) from error
     except ValueError as error:  # the character NUL, half of a surrogate pair
         raise MlflowException.invalid_parameter_value(str(error)) from error
-    return found
+    return result
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def _grants(username: str, workspace: str = upstream.DEFAULT_WORKSPACE_NAME) -> 
 
 
 def _permissions(username: str, workspace: str, keys: Sequence[Any]) -> list[Any]:
-    """In the place of MLflow's resolve_permissions: the permission at each key, None where there is no grant."""
+    """Replaces MLflow's resolve_permissions: the permission at each key, None without a grant."""
     return _resolved(_grants(username, workspace), keys)
 
 
@@ -301,13 +301,13 @@ def _resolved(rows: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
 
 
 def _run_requirement(run: Any, action: str) -> Any:
-    """In the place of MLflow's own: where to look for a permission, and what it must be; None for an unknown run."""
-    found = rows(upstream.tracking_store(), _EXPERIMENT, run=run)
-    return _on_runs_of(found[0].experiment_id, action) if found else None
+    """Replaces MLflow's own: where to look for a permission, and what it must be; None for an unknown run."""
+    experiments = rows(upstream.tracking_store(), _EXPERIMENT, run=run)
+    return _on_runs_of(experiments[0].experiment_id, action) if experiments else None
 
 
 def _redact_runs(response: Any, message: Any, runs_of: Any) -> None:
-    """MLflow reads every answer with runs once more, to take out links to models. Only for whom models are denied."""
+    """MLflow parses every answer with runs again to remove links to models. Needed only for accounts that are denied models."""
     models = upstream.RESOURCE_TYPE_LOGGED_MODEL
     if models in upstream.denied_sibling_tiers(caller().username, (models,)):
         upstream.redact_run_response(response, message, runs_of)

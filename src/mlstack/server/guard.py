@@ -1,11 +1,11 @@
-"""What stands in front of MLflow's application, from the outside in (docs/adr/0015):
+"""The guard before MLflow's application, from the outside in (docs/adr/0015):
 
-- Origins: only MLflow's own pages and clients that are no browser get any further.
-- (metric_routes: stores metric points of logins that are known.)
+- Origins: only MLflow's own pages and clients that are no browser pass.
+- (metric_routes: stores metric points of cached logins.)
 - Login: everything but static files and health checks needs an account, before any of the body is read.
-- Bodies: a body is limited in size and time, and holds nothing that Postgres cannot store.
+- Bodies: a body is limited in size and time, and contains nothing that Postgres cannot store.
 
-Each is a plain ASGI application around the next one.
+Each is a plain ASGI application around the next.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from mlstack.server.upstream import (
     is_health_endpoint,
 )
 
-# MLflow's largest calls fit in: a data set's profile of 16 MB, with JSON's escapes. Artifacts are streamed, without a limit.
+# Large enough for MLflow's largest calls: a data set's profile of 16 MB, with JSON's escapes. Artifacts are streamed, unlimited.
 LARGEST_BODY = 32 << 20  # bytes
-# What a body may take: so long, and longer the more of it has arrived.
+# The time that a body may take: this, and more for each byte that has arrived.
 BODY_SECONDS = 30
 SLOWEST = 1024  # bytes in a second
 UPLOADS = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
@@ -42,10 +42,10 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class Origins:
-    """Rejects names that are not this server's (DNS rebinding), and whatever a page of another origin asks for.
+    """Rejects foreign host names (DNS rebinding) and all requests of pages of other origins.
 
-    A browser sends a user's login along with every request, whichever page makes it, and all ports of one host name are one
-    site to it. A link to MLflow may be followed from anywhere; nothing else may come from another page.
+    A browser sends a user's login with every request, whichever page makes it, and all ports of one host name are one site to
+    it. A link to MLflow may be followed from any page; no other request of another page passes.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], origins: Collection[str]) -> None:
@@ -85,13 +85,13 @@ class Origins:
             return False
         is_link = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
         frame = headers.get("sec-fetch-dest")
-        # MLflow's view of traces is made to be shown inside notebooks: static files without any data.
+        # MLflow's trace view is made to be embedded in notebooks: static files without data.
         is_shown = frame == "document" or (frame == "iframe" and scope["path"].startswith(TRACE_RENDERER_ASSET_PATH))
         return not (is_link and is_shown)
 
 
 class Login:
-    """Lets a request pass with an account, without its body where none is needed."""
+    """Lets a request pass with an account; public paths pass without a body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -100,7 +100,7 @@ class Login:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        auth.set_caller(None)  # of the request before it on the same connection
+        auth.set_caller(None)  # remove that of the previous request on the same connection
         headers = Headers(scope=scope)
         if auth.is_public(scope["path"]) or _is_preflight(scope, headers):
             await self._app(scope, replayed(b"", receive), send)
@@ -122,7 +122,7 @@ class Login:
 
 
 class Bodies:
-    """Reads a body to its end before anybody else sees the request; an upload of an artifact passes as it comes."""
+    """Reads a body to its end before the request is passed on; an upload of an artifact is streamed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,7 +137,7 @@ class Bodies:
 
 
 async def read(scope: Scope, receive: Receive, send: Send) -> bytes | None:
-    """The whole body. None when it was rejected, with the answer that says why, or when the client has hung up."""
+    """The whole body. None when it was rejected and answered, or when the client has disconnected."""
     try:
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length) > LARGEST_BODY:
@@ -161,7 +161,7 @@ async def read(scope: Scope, receive: Receive, send: Send) -> bytes | None:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """What an application receives when somebody else has read the body already."""
+    """A `receive` for an application whose body has been read already."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
@@ -171,7 +171,7 @@ def replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _timed(receive: Receive) -> Receive:
-    """Receives a body, as long as it does not take too long: only what the client takes counts, not what the server does."""
+    """Receives a body within its time: only the client's time counts, not the server's."""
     waited, size, complete = 0.0, 0, False
 
     async def next_message() -> Message:
@@ -196,16 +196,16 @@ def _reject_nul(scope: Scope, body: bytes) -> None:
     """Postgres has no text with the character NUL; MLflow would answer 500. Raises HTTPException 400."""
     is_json = Headers(scope=scope).get("content-type", "").startswith("application/json")
     if "\0" in scope["path"] or b"%00" in scope["query_string"] or (is_json and _NUL.search(body)):
-        raise HTTPException(400, "The request holds the character NUL, which the database cannot store.")
+        raise HTTPException(400, "The request contains the character NUL, which the database cannot store.")
 
 
 def _is_preflight(scope: Scope, headers: Headers) -> bool:
-    """A browser asks whether it may ask, without a login: MLflow answers from its list of origins alone."""
+    """A browser's preflight, without a login: MLflow answers from its list of origins only."""
     return scope["method"] == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def _for_own_pages(send: Send) -> Send:
-    """Browsers keep such an answer from the pages of other origins, also those that do not say which page asks."""
+    """Browsers keep such an answer from pages of other origins, also if they do not send the page's origin."""
 
     async def with_policy(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -224,5 +224,5 @@ def _too_large() -> HTTPException:
 
 
 def _error(status: int, code: str, message: str) -> Response:
-    """An error as MLflow words its own."""
+    """An error in MLflow's own format."""
     return Response(json.dumps({"error_code": code, "message": message}), status, media_type="application/json")

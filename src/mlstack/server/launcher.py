@@ -1,9 +1,9 @@
-"""Runs `mlflow server` with workers that are forked from one process which has loaded everything.
+"""Runs `mlflow server` with workers that are forked from one process with everything loaded.
 
-MLflow starts uvicorn as a second program, which starts each worker as one more: four times the imports, and nothing shared.
-Here MLflow's command line does all that it does, and then serves itself: MLflow is loaded once, what it consists of is in
-memory once, and a worker that dies is there again at once. The options are those of `mlflow server`, except for those that
-cannot work like this: they are rejected by name.
+MLflow starts uvicorn as a second program, which starts each worker as another one: four imports, and no shared memory. Here
+MLflow's command line does its work and then serves itself: MLflow is loaded once, its code is in memory once, and a worker
+that dies is replaced at once. The options are those of `mlflow server`, except for those that cannot work like this: they are
+rejected by name.
 """
 
 import gc
@@ -20,18 +20,18 @@ from mlstack.errors import MlstackError
 from mlstack.server.app import create_app
 from mlstack.server.upstream import mlflow_server, replace_start, run_uvicorn
 
-# What cannot work, and why.
+# Options that cannot work, and why.
 REJECTED = {
     "static_prefix": "presigned URLs and metrics have no prefix, and uploads below one are held in memory",
-    "artifacts_only": "metrics and runs would be served all the same",
+    "artifacts_only": "metrics and runs would still be served",
     "gunicorn_opts": "the server is uvicorn",
     "waitress_opts": "the server is uvicorn",
     "dev": "workers are forked from a process that has loaded everything, and cannot load again",
     "expose_prometheus": "its exporter is not installed",
     "disable_security_middleware": "any web page could use MLflow with a browser's login",
-    "enable_workspaces": "permissions are looked up in one workspace",
+    "enable_workspaces": "permissions are read for one workspace",
 }
-# MLflow reads them while it is imported, before there is a command line.
+# MLflow reads them during its import, before the command line.
 FROM_ENVIRONMENT = {
     "allowed_hosts": "MLFLOW_SERVER_ALLOWED_HOSTS",
     "cors_allowed_origins": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
@@ -40,7 +40,7 @@ FROM_ENVIRONMENT = {
 
 
 def main() -> None:
-    """Serves until it is told to stop. Options that cannot work end it with a message."""
+    """Serves until it is stopped. Exits with a message for options that cannot work."""
     run: Any = mlflow_server.callback
 
     def checked(**options: Any) -> None:
@@ -56,11 +56,11 @@ def main() -> None:
 
 
 def reject(options: Mapping[str, Any], context: click.Context) -> None:
-    """Raises MlstackError for an option of `mlflow server` that would not do here what it says."""
-    given = {name for name in REJECTED if options[name]}
+    """Raises MlstackError for an option of `mlflow server` that would not work here."""
+    used = {name for name in REJECTED if options[name]}
     if MLFLOW_ENABLE_WORKSPACES.get():
-        given.add("enable_workspaces")
-    for name in sorted(given):
+        used.add("enable_workspaces")
+    for name in sorted(used):
         raise MlstackError(
             f"--{name.replace('_', '-')} does not work in this server.",
             f"Why: {REJECTED[name]}.",
@@ -82,18 +82,18 @@ def reject(options: Mapping[str, Any], context: click.Context) -> None:
 
 
 def _serve(command: Sequence[str], extra_env: Mapping[str, str], **_: Any) -> NoReturn:
-    """In the place of starting `python -m uvicorn …`."""
+    """Replaces starting `python -m uvicorn …`."""
     settings.publish(extra_env)
     create_app()
     _drop_connections()
     gc.collect()
-    gc.freeze()  # the collector would write to what the workers share
+    gc.freeze()  # the collector would write to memory that the workers share
     gc.enable()
     run_uvicorn(command[3:])
     raise SystemExit
 
 
 def _drop_connections() -> None:
-    """No worker may go on with a connection of its parent: https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork"""
-    for engine in [found for found in gc.get_objects() if isinstance(found, Engine)]:
+    """No worker may use a connection of its parent: https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork"""
+    for engine in [item for item in gc.get_objects() if isinstance(item, Engine)]:
         engine.dispose()

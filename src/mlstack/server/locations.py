@@ -1,4 +1,4 @@
-"""Where experiments, model versions and traces keep artifacts: in this server's bucket, within their own permissions."""
+"""Where experiments, model versions and traces keep artifacts: in this server's bucket, under their own permissions."""
 
 import re
 from typing import Any
@@ -8,17 +8,17 @@ from mlflow.exceptions import MlflowException
 from mlstack import settings
 from mlstack.server.upstream import append_to_uri_path, replace_locations, tracking_store
 
-# A folder of the bucket. Numbers are the folders of experiments without a location of their own: permissions go by them.
+# A folder of the bucket. Numbers are the folders of experiments with the default location: permissions depend on them.
 _LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-][\w. -]*(?:/[\w-][\w. -]*)*/?")
 
 
 def confine() -> None:
-    """Changes how MLflow's handlers decide where artifacts are: a request does not say so for what is not its own."""
+    """Replaces how MLflow's handlers decide where artifacts are, so that no request can name the location of another's."""
     replace_locations(_validate_location, _validate_stored, _location_of_trace)
 
 
 def _validate_location(location: str) -> None:
-    """Of a new experiment. Raises MlflowException when artifacts there would be lost, or be within another one's permissions."""
+    """Checks a new experiment. Raises MlflowException if its artifacts would be lost or have another's permissions."""
     if not _LOCATION.fullmatch(location):
         raise MlflowException.invalid_parameter_value(
             f"No experiment can keep artifacts in {location!r}: this server stores them in its own bucket, and an experiment"
@@ -28,17 +28,17 @@ def _validate_location(location: str) -> None:
 
 
 def _validate_stored(uri: str) -> None:
-    """Of an experiment or a model version made earlier. Raises MlflowException for another place than the server's bucket."""
+    """Checks an older experiment or model version. Raises MlflowException for a location outside the server's bucket."""
     bucket = settings.server_keys().bucket
     if not uri.startswith(f"s3://{bucket}/"):
         raise MlflowException.invalid_parameter_value(
             f"{uri!r} is outside of this server's bucket {bucket}: it neither reads nor stores artifacts there."
-            " Use an experiment that was made without artifact_location."
+            " Use an experiment that was created without artifact_location."
         )
 
 
 def _location_of_trace(trace: Any) -> str:
-    """Not what a tag of the trace says, which whoever may edit the trace may change."""
+    """Not from the trace's tag, which an account that may edit the trace can change."""
     experiment = tracking_store().get_experiment(trace.experiment_id)
     location: str = append_to_uri_path(experiment.artifact_location, "traces", trace.trace_id, "artifacts")
     return location

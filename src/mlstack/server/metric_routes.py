@@ -1,4 +1,4 @@
-"""The calls that training loops make most, log-metric and log-batch, answered before they reach MLflow's own handlers."""
+"""The most frequent calls of training loops, log-metric and log-batch, answered before they reach MLflow's own handlers."""
 
 import asyncio
 
@@ -10,11 +10,11 @@ from mlstack import settings
 from mlstack.server import auth, guard, metrics
 
 ROOT = "/api/2.0/mlflow/runs/"
-READERS = {f"{ROOT}log-metric": metrics.of_metric, f"{ROOT}log-batch": metrics.of_batch}
+READERS = {f"{ROOT}log-metric": metrics.points_of_metric, f"{ROOT}log-batch": metrics.points_of_batch}
 
 
 class MetricRoutes:
-    """Stores the points of these calls if their login is known, and hands everything else on, whole."""
+    """Stores the points of these calls if their login is cached, and passes every other request on unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -23,7 +23,7 @@ class MetricRoutes:
         read = READERS.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         headers = Headers(scope=scope if read else {"headers": []})
         login = auth.known(headers) if settings.accounts_are_on() else None
-        # The body of a login that is not known is not read before its password is checked.
+        # The body of a login that is not cached is not read before its password is checked.
         if read is None or not _is_json(headers) or (login is None and settings.accounts_are_on()):
             await self._app(scope, receive, send)
             return
@@ -38,5 +38,5 @@ class MetricRoutes:
 
 
 def _is_json(headers: Headers) -> bool:
-    """As MLflow reads it: a page of another origin can send anything else without asking first."""
+    """As MLflow reads it: a page of another origin can send any other type without a preflight."""
     return headers.get("content-type", "").split(";")[0] == "application/json"

@@ -1,10 +1,10 @@
-"""Metric points into the database, all that wait at once.
+"""Stores metric points, all waiting calls at once.
 
-MLflow 3.17 writes each call by itself through its object mapper: a dozen statements, several of them only to learn whether
-the account may. Here one thread of each worker takes all calls that came meanwhile and stores them with three statements in
-one transaction, after which each is answered: nothing is acknowledged that is not stored. The rows are those that MLflow
-writes. Only the ordinary is done here. What is not (an unknown run, a refusal, a metric of a model, a database that does not
-answer …) is left to MLflow, which then says why.
+MLflow 3.17 writes each call separately through its object mapper: a dozen statements, several of them only for permissions.
+Here one thread of each worker takes all waiting calls and stores them with three statements in one transaction, after which
+each is answered: only stored points are acknowledged. The rows are those that MLflow writes. Only ordinary calls are handled
+here. Others (an unknown run, a denied account, a metric of a model, a database that does not answer …) are left to MLflow,
+which reports the reason.
 """
 
 import json
@@ -28,7 +28,7 @@ from mlstack.server.auth import Login
 from mlstack.server.upstream import MAX_METRICS_PER_BATCH, validate_metric
 
 _log = logging.getLogger(__name__)
-# A database that is gone without a word is given up after this time, in milliseconds: TCP itself would take a quarter of an hour.
+# A database that stops answering is given up after this time, in milliseconds: TCP itself would take a quarter of an hour.
 CONNECTION = "connect_timeout=10 tcp_user_timeout=30000 application_name='mlstack points'"
 # Calls that are stored together: MLflow's largest batches make this a statement of a few megabytes.
 TOGETHER = 64
@@ -38,8 +38,8 @@ _OF_A_BATCH = {"run_id", "metrics", "params", "tags"}
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _RUNS = "SELECT run_uuid, experiment_id::text FROM runs WHERE run_uuid = ANY(%s) AND lifecycle_stage = 'active'"
-# In the order of the keys, so that two transactions wait for each other and never in a circle. Of points that differ in
-# nothing but whether they are NaN (stored as 0), the first is the latest, as in MLflow.
+# In the order of the keys, so that two transactions cannot deadlock. Of points that differ only in whether they are NaN (stored
+# as 0), the first is the latest, as in MLflow.
 _STORE = """
 WITH points AS (
   SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bool[], %s::bigint[], %s::bigint[])
@@ -62,25 +62,25 @@ Row = tuple[str, float, bool, int, int]  # key, value, is_nan, timestamp in ms, 
 
 @dataclass(frozen=True)
 class Points:
-    """What one call logs, and for whom: None where nobody is asked."""
+    """The points of one call, and its login: None without accounts."""
 
     login: Login | None
     run: str
     rows: tuple[Row, ...]
 
 
-def of_metric(login: Login | None, body: bytes) -> Points | None:
-    """The point of a log-metric call; None when there is anything else in it, or anything wrong."""
+def points_of_metric(login: Login | None, body: bytes) -> Points | None:
+    """The point of a log-metric call; None if the call contains anything else or is invalid."""
     return _points(login, body, _OF_A_CALL, lambda call: [{name: call[name] for name in call.keys() & _FIELDS}])
 
 
-def of_batch(login: Login | None, body: bytes) -> Points | None:
-    """The points of a log-batch call; None when there is anything else in it, or anything wrong."""
-    return _points(login, body, _OF_A_BATCH, _of_batch_alone)
+def points_of_batch(login: Login | None, body: bytes) -> Points | None:
+    """The points of a log-batch call; None if the call contains anything else or is invalid."""
+    return _points(login, body, _OF_A_BATCH, _metrics_only)
 
 
-def _of_batch_alone(call: dict[str, Any]) -> Any:
-    """The metrics of a batch without parameters and tags: {}, false or null in their place are for MLflow to judge."""
+def _metrics_only(call: dict[str, Any]) -> Any:
+    """The metrics of a batch without parameters and tags. Raises ValueError for others: MLflow handles {}, false or null."""
     if any(call.get(name, []) != [] for name in ("params", "tags")):
         raise ValueError(call)
     return call["metrics"]
@@ -95,14 +95,14 @@ def _points(
         is_ordinary = call.keys() <= fields and type(points) is list and 0 < len(points) <= MAX_METRICS_PER_BATCH
         if not is_ordinary or not isinstance(call["run_id"], str) or not isinstance(call.get("run_uuid", ""), str):
             return None
-        call["run_id"].encode()  # half of a surrogate pair would fail the calls that are stored together with this one
+        call["run_id"].encode()  # half of a surrogate pair would fail the calls stored together with this one
         return Points(login, call["run_id"], tuple(map(_row, points)))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, MlflowException):
         return None
 
 
 def _row(point: dict[str, Any]) -> Row:
-    """Raises one of the above for what MLflow would refuse or read in another way."""
+    """Raises one of the above for what MLflow would reject or read differently."""
     if not point.keys() <= _FIELDS:
         raise ValueError(point)
     key, value, timestamp, step = point["key"], point["value"], point["timestamp"], point.get("step", 0)
@@ -125,7 +125,7 @@ class Writer:
         threading.Thread(target=self._work, daemon=True).start()
 
     def store(self, points: Points) -> Future[bool]:
-        """Whether they are stored; otherwise MLflow is to be asked."""
+        """Whether they are stored; if not, MLflow has to handle the call."""
         stored: Future[bool] = Future()
         self._waiting.put((points, stored))
         return stored
@@ -137,21 +137,21 @@ class Writer:
                 calls.append(self._waiting.get())
             try:
                 stored = self._write([points for points, _ in calls])
-            except Exception as error:  # noqa: BLE001  (whoever waits is to be answered, whatever it is)
-                _log.warning("metrics are left to MLflow, which tells the client what is wrong: %r", error)
+            except Exception as error:  # noqa: BLE001  (the waiting callers must be answered after any error)
+                _log.warning("metrics are left to MLflow, which reports to the client what is wrong: %r", error)
                 self._disconnect()
                 stored = [False] * len(calls)
             for (_, answer), done in zip(calls, stored, strict=True):
                 answer.set_result(done)
 
     def _write(self, calls: Sequence[Points]) -> list[bool]:
-        """Which of them are stored."""
+        """Which of the calls are stored."""
         self._connection = self._connection or _connect()
         with self._connection.cursor() as cursor:
             cursor.execute(_RUNS, ([points.run for points in calls],))
             experiments = dict(cursor.fetchall())
-            asked = {(points.login, experiments[points.run]) for points in calls if points.run in experiments}
-            permitted = {who for who in asked if auth.may_log(*who)}
+            targets = {(points.login, experiments[points.run]) for points in calls if points.run in experiments}
+            permitted = {target for target in targets if auth.may_log(*target)}
             able = [(points.login, experiments.get(points.run)) in permitted for points in calls]
             rows = [(points.run, *row) for points, is_able in zip(calls, able, strict=True) if is_able for row in points.rows]
             if rows:
@@ -172,5 +172,5 @@ def _connect() -> Connection:
 
 @cache
 def writer() -> Writer:
-    """That of this process, from its first call on: threads do not survive a fork."""
+    """This process' writer, created at its first call: threads do not survive a fork."""
     return Writer()

@@ -1,7 +1,7 @@
 """Which passwords an account may have."""
 
 MINIMUM = 12  # characters: MLflow's own limit
-DIFFERENT = 6  # characters that must differ once everything guessable is taken out
+DIFFERENT = 6  # different characters that must remain without everything guessable
 COMMON = (
     *("password", "passwort", "passw0rd", "qwertyuiop", "qwerty", "asdfgh", "zxcvbn", "letmein", "welcome", "changeme", "secret"),
     *("iloveyou", "administrator", "admin", "notebook", "jupyter", "mlflow", "mlstack", "default", "login", "monkey", "dragon"),
@@ -9,7 +9,7 @@ COMMON = (
 
 
 def complaint(username: str, password: object) -> str | None:
-    """What is wrong with a password, None when nothing is."""
+    """What is wrong with a password; None for a good one."""
     if not isinstance(password, str) or len(password) < MINIMUM:
         return f"Password must be a string of at least {MINIMUM} characters."
     rest = password.lower()

@@ -1,4 +1,4 @@
-"""What MLflow loads through its entry points while it is being loaded itself: nothing here imports MLflow yet."""
+"""What MLflow loads through its entry points during its own import: this module does not import MLflow."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Presigned URLs with which a client reads and writes artifacts in MinIO itself, past this server (docs/adr/0009, 0016).
+"""Presigned URLs with which a client reads and writes artifacts directly in MinIO (docs/adr/0009, 0016).
 
 Permissions are those of MLflow's own route for artifacts: its accounts, its grants and its rules for paths. A URL is for one
 method on one object, for a quarter of an hour. It carries this server's access key id, which opens nothing by itself.
@@ -23,15 +23,15 @@ from mlstack.server import auth
 from mlstack.server.signature import Signer
 from mlstack.server.upstream import authorizes_artifact, tracking_store, validate_path_is_safe
 
-# A link is used within seconds, but one call hands out a page of them, and the last of a thousand large files waits for the
-# others. Who is later asks again: nothing breaks, so nothing speaks for longer.
+# A URL is used within seconds, but one call returns a page of them, and the last of a thousand large files waits for the
+# others. A client whose URL has expired requests another one.
 LIFETIME = timedelta(minutes=15)
-PAGE = 1000  # links of one answer
+PAGE = 1000  # URLs of one answer
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 LOCATION = "mlflow-artifacts:/"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# What MinIO would obey in an upload, although no client of ours sends it: its sender chooses an object's date, checksum, tags
-# and encoding. The policy of MLflow's user can name tags and denies them as well; it cannot name the others.
+# Headers that MinIO obeys in an upload, although no client of the stack sends them: they set an object's date, checksum, tags
+# and encoding. The policy of MLflow's user can name tags and denies them too; it cannot name the others.
 NOT_IN_UPLOADS = (
     "content-encoding",
     "x-amz-tagging",
@@ -40,10 +40,10 @@ NOT_IN_UPLOADS = (
     "x-minio-source-replication-request",
     "x-minio-source-version-id",
 )
-# A browser saves what it reads through a URL and does not show it: as a page it would be one of 127.0.0.1, beside MLflow's.
+# A browser saves what it reads through a URL and does not show it: a page would run as one of 127.0.0.1, like MLflow's.
 AS_A_FILE = {"response-content-disposition": "attachment", "response-content-type": "application/octet-stream"}
 
-# Where runs, models and traces that are not deleted keep artifacts, and the folder by which MLflow knows what each is.
+# The artifact locations of runs, models and traces that are not deleted, and the folder from which MLflow derives permissions.
 _OWNERS = """
 SELECT
   CASE kind WHEN '/traces/' THEN rtrim(artifact_location, '/') || '/traces/' || id || '/artifacts' ELSE location END AS location,
@@ -70,14 +70,14 @@ class ToWrite(BaseModel):
 
 
 class LinksToWrite(BaseModel):
-    """A link for each name, in their order."""
+    """A URL for each name, in their order."""
 
     links: list[str]
     probe: str
 
 
 class ToRead(BaseModel):
-    """A file, or a folder with all that is below it; `after` is the last name of the page before."""
+    """A file, or a folder with everything in it; `after` is the last name of the previous page."""
 
     root: str
     path: str = ""
@@ -85,14 +85,14 @@ class ToRead(BaseModel):
 
 
 class File(BaseModel):
-    """A stored file; its name is relative to the folder that was asked for, and empty where a file was."""
+    """A stored file; its name is relative to the requested folder, and empty for a requested file."""
 
     name: str
     link: str
 
 
 class LinksToRead(BaseModel):
-    """One page of what was asked for. `probe` leads to nothing: only the right storage says so."""
+    """One page of the requested files. `probe` is the URL of no object: only the right MinIO can say so."""
 
     files: list[File]
     is_folder: bool
@@ -101,25 +101,25 @@ class LinksToRead(BaseModel):
 
 
 @router.post("/links-to-write")
-def write(wanted: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
-    """A URL for each file. Raises HTTPException 401, 403, or 404 where only MLflow's own route can serve the client."""
-    host, root = _host(request), _allowed(caller, wanted.root, "update")
+def write(files: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
+    """A URL for each file. Raises HTTPException 401, 403, or 404 if only MLflow's own route can serve the client."""
+    host, root = _host(request), _allowed(caller, files.root, "update")
     signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
-    return LinksToWrite(links=[signer.url(_key(root, name)) for name in wanted.names], probe=_probe(_reader(host), root))
+    return LinksToWrite(links=[signer.url(_key(root, name)) for name in files.names], probe=_probe(_reader(host), root))
 
 
 @router.post("/links-to-read")
-def read(wanted: ToRead, request: Request, caller: auth.CallerOrNone) -> LinksToRead:
-    """A URL for each file that is there. Raises as `write` does, and 503 when MinIO does not answer."""
-    signer, root = _reader(_host(request)), _allowed(caller, wanted.root, "read")
-    path = _key(root, wanted.path) if wanted.path else root
-    keys, is_folder = _found(path, _key(path, wanted.after) if wanted.after else None)
+def read(folder: ToRead, request: Request, caller: auth.CallerOrNone) -> LinksToRead:
+    """A URL for each stored file. Raises as `write` does, and 503 when MinIO does not answer."""
+    signer, root = _reader(_host(request)), _allowed(caller, folder.root, "read")
+    path = _key(root, folder.path) if folder.path else root
+    keys, is_folder = _stored(path, _key(path, folder.after) if folder.after else None)
     files = [File(name=key[len(path) + 1 :], link=signer.url(key)) for key in keys[:PAGE]]
     return LinksToRead(files=files, is_folder=is_folder, more=len(keys) > PAGE, probe=_probe(signer, root))
 
 
-def _found(path: str, after: str | None) -> tuple[list[str], bool]:
-    """The keys below a folder, a page and one more, or of the file of that name; and whether it is a folder."""
+def _stored(path: str, after: str | None) -> tuple[list[str], bool]:
+    """The keys in a folder, a page and one more, or of the file of that name; and whether it is a folder."""
     client, bucket = _client(), settings.server_keys().bucket
     try:
         below = client.list_objects(bucket, f"{path}/", recursive=True, start_after=after)
@@ -136,7 +136,7 @@ def _found(path: str, after: str | None) -> tuple[list[str], bool]:
 
 
 def _allowed(caller: auth.Caller | None, root: str, action: Literal["read", "update"]) -> str:
-    """The root as MLflow's proxy would see it, if the caller may do this there."""
+    """The root as MLflow's proxy reads it. Raises HTTPException if the caller may not do this there."""
     path: str = validate_path_is_safe(root.strip("/"))
     if posixpath.normpath(path) != path:
         raise HTTPException(404, f"{root!r} is no folder of artifacts.")
@@ -151,9 +151,9 @@ def _allowed(caller: auth.Caller | None, root: str, action: Literal["read", "upd
 
 
 def _folders(path: str) -> set[str]:
-    """Of the run, model or trace that keeps artifacts in this path: its folder, and the one that names its experiment.
+    """The folder of the run, model or trace that keeps artifacts in this path, and the one that names its experiment.
 
-    They differ where the experiment has a location of its own. Empty when there is no such run, model or trace.
+    They differ if the experiment has its own location. Empty if there is no such run, model or trace.
     """
     for location, folder in auth.rows(tracking_store(), _OWNERS, ids=path.split("/")):
         own = location.removeprefix(LOCATION)
@@ -163,9 +163,9 @@ def _folders(path: str) -> set[str]:
 
 
 def _key(root: str, name: str) -> str:
-    """Where MLflow's proxy keeps this file. Raises MlflowException for a name that leads out of the root, HTTPException for one
-    that does not last: MLflow drops or escapes control characters, so that the file would be stored under another name."""
-    path = validate_path_is_safe(f"{root}/{name}")  # as a whole: a colon or a backslash means nothing behind the root
+    """The key under which MLflow's proxy stores this file. Raises MlflowException for a name that leads out of the root,
+    HTTPException for one with control characters: MLflow drops or escapes them and would store another name."""
+    path = validate_path_is_safe(f"{root}/{name}")  # the whole path: a colon or a backslash has no meaning after the root
     key = "/".join(part for part in path.split("/") if part != ".")
     if not key.startswith(f"{root}/") or posixpath.normpath(key) != key or _CONTROL.search(name):
         raise HTTPException(400, f"{name!r} is no name of an artifact.")
@@ -173,13 +173,13 @@ def _key(root: str, name: str) -> str:
 
 
 def _host(request: Request) -> str:
-    """Where the caller reaches MinIO, judging by the name under which it reaches this server."""
+    """The host and port at which the caller reaches MinIO, by the name under which it reaches this server."""
     host = request.url.hostname
     if host == "mlflow":
         return settings.server_keys().endpoint
     if host in ("localhost", "127.0.0.1", "mlflow.localhost"):
         return f"127.0.0.1:{settings.storage_port()}"
-    raise HTTPException(404, f"There is no way to MinIO from {host}.")
+    raise HTTPException(404, f"MinIO cannot be reached from {host}.")
 
 
 def _reader(host: str) -> Signer:

@@ -1,6 +1,6 @@
 """Presigned URLs (AWS Signature Version 4) that also bind the headers of the request.
 
-minio-py signs no header but Host, and MinIO obeys all others that it is sent. botocore could sign more, at four times the price.
+minio-py signs only the header Host, and MinIO obeys all others too. botocore could sign more, in four times the time.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ REGION = "us-east-1"  # MinIO's own
 
 
 class Signer:
-    """Signs URLs of one method, from now on; what they have in common is computed once.
+    """Signs URLs of one method, dated now; their common parts are computed once.
 
-    `parameters` belong to the query. A request with any value in one of the `empty` headers is denied: these are signed as
-    empty, and the URL carries them, as MinIO looks in the query for a signed header that a request does not have. So a client
-    has nothing to send; and what it does send takes precedence over the query and does not match the signature.
+    `parameters` belong to the query. A request with any value in one of the `empty` headers is denied: they are signed as
+    empty, and are in the URL, because MinIO reads a signed header that a request lacks from the query. So a client need not
+    send them; a value that it does send takes precedence over the query and does not match the signature.
     """
 
     def __init__(

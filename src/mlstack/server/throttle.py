@@ -1,8 +1,8 @@
-"""Slows down whoever guesses passwords, without holding up anybody else.
+"""Slows down clients that guess passwords, without delaying others.
 
 A password hash costs 0.2 s of a core and 32 MB. So hashes are computed two at a time in each worker, one at a time for each
 client address, and for one account from one address they are spaced further apart with every wrong password. Requests with
-the same login share one hash. A client that queues up more than a few logins is answered 429 and may try again.
+the same login share one hash. A client that queues more than a few logins is answered 429 and may retry.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from cachetools import TTLCache
 
 HASHES = 2  # at the same time, in each worker
 FORGET = 300  # seconds after which wrong passwords no longer count
-RECORDS = 10_000  # accounts and addresses that are kept track of
+RECORDS = 10_000  # accounts and addresses that are counted
 
 
 @dataclass(frozen=True)
 class Limit:
-    """How many wrong passwords are free, how the wait grows after them, and how many logins may wait."""
+    """How many wrong passwords cost no wait, how the wait grows after them, and how many logins may wait."""
 
     free: int
     first_wait: float
@@ -32,13 +32,13 @@ class Limit:
         return 0 if beyond < 0 else min(self.first_wait * 2 ** min(beyond, 30), self.longest_wait)
 
 
-# Passwords have at least 12 characters: one guess in two seconds leads nowhere, and a right password still gets its turn.
+# Passwords have at least 12 characters: one guess in two seconds is hopeless, and a right password is still checked.
 ACCOUNT = Limit(free=5, first_wait=0.25, longest_wait=2, queue=5)
 ADDRESS = Limit(free=30, first_wait=0.25, longest_wait=0.5, queue=10)
 
 
 class TooManyLoginsError(Exception):
-    """So many logins of this account or address wait already that this one is not checked."""
+    """Too many logins of this account or address wait already: this one is not checked."""
 
     retry_after = 5  # seconds
 
@@ -66,7 +66,7 @@ class Throttle:
             pending = asyncio.ensure_future(self._queued(account, address, is_right))
             self._pending[login, address] = pending
             pending.add_done_callback(lambda _: self._pending.pop((login, address), None))
-        # Shielded, because a client that hangs up must not take the answer from the others that wait for it.
+        # Shielded: a client that disconnects must not cancel the check for others that wait for it.
         return await asyncio.shield(pending)
 
     async def _queued(self, account: str, address: str, is_right: Callable[[], bool]) -> bool:

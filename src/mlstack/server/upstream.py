@@ -1,6 +1,6 @@
-"""Every name of MLflow and uvicorn that is not part of their public API and that the server uses: no other file imports one.
+"""All private names of MLflow and uvicorn that the server uses: no other file imports one.
 
-Each function of theirs that the server replaces is replaced here. At an upgrade a test names those that have changed
+Each function of theirs that the server replaces is replaced here. At an upgrade a test reports those that have changed
 (docs/upgrading-mlflow.md).
 """
 
@@ -87,7 +87,7 @@ __all__ = [
     "validate_path_is_safe",
 ]
 
-Validator = Callable[[], bool]  # MLflow's name for what decides whether a request may do what it asks for
+Validator = Callable[[], bool]  # MLflow's name for a check of a request's permission
 
 _auth: Any = auth  # more of it is used than it exports
 _handlers: Any = handlers
@@ -110,13 +110,16 @@ role_based_read_predicate = _auth._role_based_read_predicate
 tracking_store = _handlers._get_tracking_store
 app_with_accounts = _auth.create_app
 validate_metric: Callable[..., None] = _validate_metric
-# What the functions below put others in the place of.
+# Replaced by the functions below.
 find_validator = _auth._find_validator
 redact_run_response = _auth._redact_run_response
 
 
 def replace_login(of_fastapi: Callable[[Any], Any], of_flask: Callable[[], Any], is_admin: Callable[[], bool]) -> None:
-    """Who calls and whether it is an admin. MLflow has a public setting for `of_flask`, authorization_function: docs/adr/0023."""
+    """Replaces how MLflow identifies the caller and an admin.
+
+    MLflow has a public setting for `of_flask`, authorization_function: docs/adr/0023.
+    """
     _auth._authenticate_fastapi_request = of_fastapi
     _auth.authenticate_request_basic_auth = of_flask
     _auth.sender_is_admin = is_admin
@@ -128,7 +131,7 @@ def replace_permissions(
     of_run: Callable[[Any, str], Any],
     redact: Callable[[Any, Any, Any], None],
 ) -> None:
-    """What a caller may do, and what it sees of runs."""
+    """Replaces how MLflow reads a caller's permissions, and what it removes from runs."""
     _auth._find_validator = find
     _auth.resolve_permissions = resolve
     _auth._run_requirement = of_run
@@ -136,7 +139,7 @@ def replace_permissions(
 
 
 def replace_passwords(checked: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """How accounts are given passwords."""
+    """Adds a check to the creation and the change of passwords."""
     accounts.create_user = checked(accounts.create_user)
     accounts.update_user = checked(accounts.update_user)
 
@@ -144,14 +147,14 @@ def replace_passwords(checked: Callable[[Callable[..., Any]], Callable[..., Any]
 def replace_locations(
     of_experiment: Callable[[str], None], stored: Callable[[str], None], of_trace: Callable[[Any], str]
 ) -> None:
-    """Where artifacts may be."""
+    """Replaces where artifacts may be."""
     _handlers._validate_experiment_artifact_location = of_experiment
     _handlers.validate_artifact_uri_host = stored
     _handlers.get_artifact_uri_for_trace = of_trace
 
 
 def replace_start(serve: Callable[..., NoReturn]) -> None:
-    """What `mlflow server` does when it would start uvicorn."""
+    """Replaces how `mlflow server` starts uvicorn."""
     _server._exec_cmd = serve
 
 
@@ -179,7 +182,7 @@ def _recording() -> Iterator[Session]:
 
 
 def statement_of_search(experiments: Sequence[str], filter_string: str, order_by: Sequence[str], view: str) -> Select[Any]:
-    """The statement with which MLflow's search would choose runs, all of them in order. It is not executed.
+    """The statement with which MLflow's search would select runs, all of them in order. It is not executed.
 
     Raises MlflowException for a filter or an order that MLflow does not understand.
     """
