@@ -24,6 +24,13 @@ STEPS = 20  # of database and storage together
 
 
 @pytest.fixture(scope="module")
+def network(built: Clone) -> Iterator[Network]:
+    """Not the session's: a second MinIO there would share the console's name with the first, and could not listen on it."""
+    with Network(docker_network_kw={"labels": {"mlstack": built.name}}) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
 def postgres(built: Clone, network: Network) -> Iterator[Service]:
     """A server that no other test has used."""
     with Service(built, "postgres", network, 5432) as service:
