@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from mlstack import settings
-from mlstack.server import auth, locations, presigned_urls, runs_table
+from mlstack.server import auth, locations, page, presigned_urls, runs_table
 from mlstack.server.guard import Bodies, Login, Origins
 from mlstack.server.metric_routes import MetricRoutes
 
-ROUTERS = (runs_table.router, presigned_urls.router)
+ROUTERS = (page.router, runs_table.router, presigned_urls.router)
 
 
 def create_app() -> ASGIApp:
