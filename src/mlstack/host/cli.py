@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -73,12 +74,15 @@ def up() -> None:
 def down() -> None:
     """Stop everything. All data stays."""
     from mlstack.host import folders
-    from mlstack.host.compose import attached
+    from mlstack.host.compose import attached, volumes
 
     with _alone("make down"):
         _check(attached(PROJECT, "down", "--remove-orphans"), "the stack could not be stopped.")
         folders.tidy(PROJECT)
-    out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
+    if volumes(settings.of_project(PROJECT)["COMPOSE_PROJECT_NAME"]):
+        out.print("Stopped. Your data is in the volumes: [bold]make up[/] goes on with it.")
+    else:
+        out.print("Nothing runs, and this stack has no data. [bold]make up[/] starts an empty one.")
 
 
 @app.command()
@@ -97,7 +101,7 @@ def reset(yes: Yes = False) -> None:
             out.print(table)
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1")
+            _confirm("Delete this for good?", "This deletes data for good.", "make reset YES=1", "Nothing was deleted.")
             if are_well(PROJECT, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
                 _show_backup(backing_up.back_up(PROJECT))
         resetting.reset(PROJECT)
@@ -105,13 +109,27 @@ def reset(yes: Yes = False) -> None:
 
 
 @app.command()
-def user(name: Person) -> None:
-    """Make a person's account in MLflow, and show its password once."""
+def user(name: Person, yes: Yes = False) -> None:
+    """Make a person's account in MLflow, or give it another password, and show the password once."""
     from mlstack.host.commands import accounts
 
-    password = accounts.add(PROJECT, name)
+    if accounts.exists(PROJECT, name):
+        if not yes:
+            _confirm(
+                f"The account {name} exists already. Give it another password?",
+                "Its present password would no longer work.",
+                f"make user NAME={name} YES=1",
+            )
+        password = accounts.renew_password(PROJECT, name)
+    else:
+        password = accounts.add(PROJECT, name)
+    address = settings.of_project(PROJECT)["MLFLOW_TRACKING_URI"]
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
     out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
+    out.print(f"In a browser, MLflow is at {address}. A program on this machine connects with:", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_URI={address}", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_USERNAME={escape(name)}", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_PASSWORD={password}", soft_wrap=True)
 
 
 @app.command()
@@ -119,6 +137,7 @@ def user_remove(name: Person, yes: Yes = False) -> None:
     """Remove a person's account from MLflow. What it logged stays."""
     from mlstack.host.commands import accounts
 
+    accounts.require_removable(PROJECT, name)
     if not yes:
         _confirm(
             f"Remove the account {name} and its permissions? What it logged stays.",
@@ -143,6 +162,7 @@ def rotate_secrets(yes: Yes = False) -> None:
     _show_urls()
     out.print(
         "\nThe old secrets are refused. Clients on this machine read the new ones from .env; MLflow's accounts of people stay."
+        "\nReload JupyterLab with the link above, and restart the kernels of notebooks that run on this machine."
     )
 
 
@@ -272,7 +292,7 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
         if plan.is_empty:
             return
         if not yes:
-            _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1")
+            _confirm("Delete this for good?", "This deletes data for good.", "make gc YES=1", "Nothing was deleted.")
         with err.status("deleting") as progress:
             cleaning.carry_out(PROJECT, plan, progress.update)
     out.print("Deleted.")
@@ -344,10 +364,12 @@ def _alone(command: str) -> Iterator[None]:
         yield
 
 
-def _confirm(question: str, why: str, forced: str) -> None:
+def _confirm(question: str, why: str, forced: str, declined: str = "Nothing was changed.") -> None:
     if not sys.stdin.isatty():
         raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
-    typer.confirm(question, abort=True)
+    if not typer.confirm(question):
+        out.print(declined)
+        raise typer.Exit(1)
 
 
 def _checked_backup(name: str | None) -> "Backup":
@@ -376,17 +398,20 @@ def _show_backup(taken: "Taken") -> None:
 def _show_backups() -> None:
     from mlstack.host.backup import manifest
     from mlstack.host.commands import backup as backing_up
+    from mlstack.host.render import span
 
     backups = settings.backup_dir(PROJECT)
-    table = Table("backup", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
+    table = Table("backup", "age", "local time", "size", "runs", "artifacts", "MLflow", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
             found = manifest.read_manifest(folder)
         except MlstackError as error:
-            table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
+            table.add_row(folder.name, "", "", f"[red]{escape(error.wrong)}[/]")
             continue
         runs, artifacts = (str(found.counts.get(what, 0)) for what in ("runs", "artifacts"))
-        table.add_row(folder.name, backing_up.in_units(found.bytes), runs, artifacts, escape(found.versions["mlflow"] or "?"))
+        age, made = span((datetime.now(UTC) - found.time).total_seconds()), f"{found.time.astimezone():%Y-%m-%d %H:%M}"
+        size, version = backing_up.in_units(found.bytes), escape(found.versions["mlflow"] or "?")
+        table.add_row(folder.name, age, made, size, runs, artifacts, version)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
