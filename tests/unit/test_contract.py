@@ -57,7 +57,9 @@ GIVEN = {
         "MINIO_PORT",
         "MLFLOW_IMAGE",
     },
-    "jupyter": LOG_SETTINGS | NOTEBOOK_ACCOUNT | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY"},
+    "jupyter": LOG_SETTINGS
+    | NOTEBOOK_ACCOUNT
+    | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "MLFLOW_PORT"},
 }
 # They choose a block of compose/outbound.yml and are not values of their own.
 CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND"}
