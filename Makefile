@@ -47,8 +47,8 @@ upgrade: ## Back up, build newer images, migrate, start, check; roll back if tha
 env: ## Write .env with fresh secrets, or add new variables; existing values stay
 	@scripts/venv.sh && $(MLSTACK) env
 
-user: ## Create an MLflow account for a person (NAME=…)
-	@scripts/venv.sh && $(MLSTACK) user --name="$$MLSTACK_NAME"
+user: ## Create an MLflow account for a person, or give it another password (NAME=…)
+	@scripts/venv.sh && $(MLSTACK) user --name="$$MLSTACK_NAME" $(CONFIRMED)
 
 user-remove: ## Remove a person's account; its runs stay (NAME=…)
 	@scripts/venv.sh && $(MLSTACK) user-remove --name="$$MLSTACK_NAME" $(CONFIRMED)
@@ -75,7 +75,10 @@ test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and rest
 test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other malformed calls; REPORT=1 writes docs/conformance.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" SEED="$$MLSTACK_SEED" REPORT="$$MLSTACK_REPORT" scripts/test-conformance.sh
 
-test-all: test test-faults test-slow test-conformance ## All tests above (105 minutes)
+test-browser: ## A real browser: MLflow's page and MinIO's console (REPORT=1 writes docs/images)
+	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test-browser.sh
+
+test-all: test test-faults test-slow test-conformance test-browser ## All tests above (110 minutes)
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs/performance.md}

@@ -94,7 +94,7 @@ def sources(name: str, used: set[str]) -> Iterator[tuple[str, str]]:
         yield name, subject.DESCRIPTOR.full_name + str([(field.name, field.number) for field in subject.DESCRIPTOR.fields])
     elif inspect.isroutine(subject):
         yield name, inspect.getsource(subject)
-    elif inspect.isclass(subject):
+    elif inspect.isclass(subject) and subject.__module__.startswith(PACKAGES):
         yield from _of_class(name, subject, used)
     elif type(subject).__module__.startswith(PACKAGES):  # made once: how, and what it is
         yield name, assignment(holder, name.rpartition(".")[2])

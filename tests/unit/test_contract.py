@@ -63,7 +63,15 @@ GIVEN = {
     },
     "jupyter": LOG_SETTINGS
     | NOTEBOOK_ACCOUNT
-    | {"JUPYTER_TOKEN", "JUPYTER_PORT", "JUPYTER_IMAGE", "JUPYTER_MEMORY", "JUPYTER_IDLE_HOURS", "JUPYTER_EXTRA_APT"},
+    | {
+        "JUPYTER_TOKEN",
+        "JUPYTER_PORT",
+        "JUPYTER_IMAGE",
+        "JUPYTER_MEMORY",
+        "JUPYTER_IDLE_HOURS",
+        "JUPYTER_EXTRA_APT",
+        "MLFLOW_PORT",
+    },
 }
 # Every volume, and where it is in its container.
 MOUNTS = {

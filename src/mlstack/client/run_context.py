@@ -3,10 +3,8 @@
 MLflow loads this module while it is being imported, through its entry point, so that what is set here holds for every program.
 """
 
-from mlflow.tracking.context.abstract_context import RunContextProvider
-from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
-
 from mlstack.client import upstream
+from mlstack.client.upstream import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, RunContextProvider
 from mlstack.logger import notebook
 
 upstream.log_sklearn_models_as_pickles()

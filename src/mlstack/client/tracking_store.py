@@ -29,6 +29,7 @@ from mlstack.client.upstream import (
     get_default_host_creds,
     is_metric_name,
     log_metrics_asynchronously,
+    print_links_for_browsers,
     skip_databricks,
 )
 
@@ -45,6 +46,7 @@ class Store(RestStore):
     def __init__(self, store_uri: str, **_: Any) -> None:
         super().__init__(partial(get_default_host_creds, store_uri))
         skip_databricks()
+        print_links_for_browsers()
         self._address = store_uri
         self._queue = MetricQueue(self._send)
         if not MLFLOW_ENABLE_ASYNC_LOGGING.is_set():

@@ -5,14 +5,18 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from copy import copy
 from functools import cache, lru_cache
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow.environment_variables import (
     MLFLOW_ENABLE_ASYNC_LOGGING,
     MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR,
     MLFLOW_HTTP_REQUEST_MAX_RETRIES,
     MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_NOTEBOOK_TRACE_RENDERER_BASE_URL,
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
@@ -20,14 +24,16 @@ from mlflow.protos.service_pb2 import LogBatch, LogMetric, LogParam, SetTag
 from mlflow.store.artifact.artifact_repo import verify_artifact_path
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracking.context.abstract_context import RunContextProvider
 from mlflow.tracking.request_header.databricks_request_header_provider import DatabricksRequestHeaderProvider
 from mlflow.utils import request_utils
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
 from mlflow.utils.import_hooks import register_post_import_hook
+from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 from mlflow.utils.request_utils import augmented_raise_for_status
-from mlflow.utils.rest_utils import http_request
+from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 from mlflow.utils.uri import validate_path_is_safe
 from mlflow.utils.validation import _validate_metric
 
@@ -38,6 +44,8 @@ __all__ = [
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_SOURCE_NAME",
+    "MLFLOW_SOURCE_TYPE",
     "RESOURCE_DOES_NOT_EXIST",
     "ArtifactProgressBar",
     "LogBatch",
@@ -45,6 +53,7 @@ __all__ = [
     "LogParam",
     "MlflowArtifactsRepository",
     "RestStore",
+    "RunContextProvider",
     "RunOperations",
     "SetTag",
     "augmented_raise_for_status",
@@ -54,6 +63,7 @@ __all__ = [
     "is_metric_name",
     "log_metrics_asynchronously",
     "log_sklearn_models_as_pickles",
+    "print_links_for_browsers",
     "relative_path_to_artifact_path",
     "skip_databricks",
     "tell_who_waits",
@@ -120,6 +130,35 @@ def _choose_pickles(sklearn: Any) -> None:
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Saving scikit-learn models in the pickle or cloudpickle format")
+
+
+@cache
+def print_links_for_browsers() -> None:
+    """Makes links that MLflow prints inside the stack lead to where browsers reach its server (docs/adr/0027)."""
+    from mlflow.genai.utils import display_utils
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    upstream: Any = display_utils
+    print_run, url_of_evaluation = TrackingServiceClient._log_url, upstream._resolve_evaluation_results_url
+
+    def print_run_for_browsers(client: TrackingServiceClient, run_id: str) -> None:
+        print_run(SimpleNamespace(store=_as_browsers_reach(client.store), tracking_uri=client.tracking_uri), run_id)  # type: ignore[arg-type, no-untyped-call]
+
+    TrackingServiceClient._log_url = print_run_for_browsers  # type: ignore[method-assign]
+    upstream._resolve_evaluation_results_url = lambda store, run: url_of_evaluation(_as_browsers_reach(store), run)
+
+
+def _as_browsers_reach(store: Any) -> Any:
+    """The store with the address that links begin with: MLflow takes that of the store's requests.
+
+    The name `mlflow` resolves only inside the stack. Any other server is reached by the address that requests use.
+    """
+    address = MLFLOW_NOTEBOOK_TRACE_RENDERER_BASE_URL.get()
+    if not address or not isinstance(store, RestStore) or urlsplit(store.get_host_creds().host).hostname != "mlflow":
+        return store
+    shown = copy(store)
+    shown.get_run, shown.get_host_creds = store.get_run, lambda: MlflowHostCreds(address)  # type: ignore[method-assign]
+    return shown
 
 
 def _set_default(function: Callable[..., Any], name: str, value: Any) -> None:

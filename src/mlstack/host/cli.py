@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -82,7 +83,11 @@ def down() -> None:
     with _alone("make down") as stack:
         _check(stack.compose.attached("down", "--remove-orphans"), "the stack could not be stopped.")
         folders.tidy(stack.folder)
-    out.print("Stopped. Your data is in the volumes: [bold]make up[/] continues with it.")
+        has_data = bool(stack.engine.volumes(stack.name))
+    if has_data:
+        out.print("Stopped. Your data is in the volumes: [bold]make up[/] continues with it.")
+    else:
+        out.print("Nothing runs, and this stack has no data. [bold]make up[/] starts an empty one.")
 
 
 @app.command()
@@ -101,7 +106,7 @@ def reset(yes: Yes = False) -> None:
             out.print(table)
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
-            _confirm("Delete this permanently?", "This deletes data permanently.", "make reset YES=1")
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make reset YES=1", "Nothing was deleted.")
             if are_healthy(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
                 _show_backup(backing_up.back_up(stack))
         resetting.reset(stack)
@@ -109,13 +114,28 @@ def reset(yes: Yes = False) -> None:
 
 
 @app.command()
-def user(name: Person) -> None:
-    """Create a person's account in MLflow, and show its password once."""
+def user(name: Person, yes: Yes = False) -> None:
+    """Create a person's account in MLflow, or give it another password, and show the password once."""
     from mlstack.host.commands import accounts
 
-    password = accounts.add(_own_stack(), name)
+    stack = _own_stack()
+    if accounts.exists(stack, name):
+        if not yes:
+            _confirm(
+                f"The account {name} exists already. Give it another password?",
+                "Its present password would no longer work.",
+                f"make user NAME={name} YES=1",
+            )
+        password = accounts.renew_password(stack, name)
+    else:
+        password = accounts.add(stack, name)
+    address = stack.values["MLFLOW_TRACKING_URI"]
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
     out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
+    out.print(f"In a browser, MLflow is at {address}. A program on the host connects with:", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_URI={address}", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_USERNAME={escape(name)}", soft_wrap=True)
+    out.print(f"  export MLFLOW_TRACKING_PASSWORD={password}", soft_wrap=True)
 
 
 @app.command()
@@ -124,6 +144,7 @@ def user_remove(name: Person, yes: Yes = False) -> None:
     from mlstack.host.commands import accounts
 
     stack = _own_stack()
+    accounts.require_removable(stack, name)
     if not yes:
         _confirm(
             f"Remove the account {name} and its permissions? What it logged is kept.",
@@ -148,6 +169,7 @@ def rotate_secrets(yes: Yes = False) -> None:
     _show_urls(rotated)
     out.print(
         "\nThe old secrets are rejected. Clients on the host read the new ones from .env; people's accounts in MLflow are kept."
+        "\nReload JupyterLab with the link above, and restart the kernels of notebooks that run on the host."
     )
 
 
@@ -280,7 +302,7 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
         if plan.is_empty:
             return
         if not yes:
-            _confirm("Delete this permanently?", "This deletes data permanently.", "make gc YES=1")
+            _confirm("Delete this permanently?", "This deletes data permanently.", "make gc YES=1", "Nothing was deleted.")
         with err.status("deleting") as progress:
             cleaning.carry_out(stack, plan, progress.update)
     out.print("Deleted.")
@@ -363,10 +385,12 @@ def _alone(command: str) -> Iterator["Stack"]:
         yield _own_stack()
 
 
-def _confirm(question: str, why: str, forced: str) -> None:
+def _confirm(question: str, why: str, forced: str, declined: str = "Nothing was changed.") -> None:
     if not sys.stdin.isatty():
         raise MlstackError("there is no terminal to ask at.", why, f"{forced}, if you mean it")
-    typer.confirm(question, abort=True)
+    if not typer.confirm(question):
+        out.print(declined)
+        raise typer.Exit(1)
 
 
 def _checked_backup(stack: "Stack", name: str | None) -> tuple["Stack", "Backup"]:
@@ -396,19 +420,20 @@ def _show_backup(taken: "Taken") -> None:
 
 def _show_backups(stack: "Stack") -> None:
     from mlstack.host.backup import manifest
-    from mlstack.host.render import size
+    from mlstack.host.render import size, span
 
     backups = stack.backups
-    table = Table("backup", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
+    table = Table("backup", "age", "local time", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
     for folder in manifest.folders(backups):
         try:
             contents = manifest.read_manifest(folder)
         except MlstackError as error:
-            table.add_row(folder.name, f"[red]{escape(error.wrong)}[/]")
+            table.add_row(folder.name, "", "", f"[red]{escape(error.wrong)}[/]")
             continue
+        age, local_time = span((datetime.now(UTC) - contents.time).total_seconds()), contents.time.astimezone()
         runs, artifacts = (str(contents.counts.get(label, 0)) for label in ("runs", "artifacts"))
         versions = (escape(contents.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
-        table.add_row(folder.name, size(contents.bytes), runs, artifacts, *versions)
+        table.add_row(folder.name, age, f"{local_time:%Y-%m-%d %H:%M}", size(contents.bytes), runs, artifacts, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlstack import settings
-from mlstack.server import auth, locations, presigned_urls, runs_table
+from mlstack.server import auth, locations, page, presigned_urls, runs_table
 from mlstack.server.guard import Bodies, Login, Origins
 from mlstack.server.metric_routes import MetricRoutes
 from mlstack.server.upstream import (
@@ -61,6 +61,7 @@ def _mlflow_application() -> FastAPI:
     app: FastAPI = auth.with_accounts(flask_app) if settings.accounts_are_on() else app_without_accounts
     for kind in (RecursionError, Exception):
         app.add_exception_handler(kind, _error)
+    app.router.routes[:0] = page.router.routes  # before MLflow's last one, which takes every path
     for route in app.router.routes:
         route.matches(_FIRST)  # once here, not in each worker while a client waits
     return app
