@@ -113,7 +113,11 @@ def another_user(built: Clone, network: Network, mlflow: Service) -> Iterator[Se
 def test_packages_survive_a_restart_and_an_environment_that_was_deleted_is_made_again(
     another_user: Service, tmp_path: Path
 ) -> None:
-    assert another_user.run("bash", "-c", "id -u; touch mine notebooks/mine; ls notebooks").split() == ["4321", "mine"]
+    assert another_user.run("bash", "-c", "id -u; touch mine notebooks/mine; ls mine notebooks/mine").split() == [
+        "4321",
+        "mine",
+        "notebooks/mine",
+    ]
     another_user.run("pip", "install", "--no-index", copy_in(another_user, wheel(tmp_path), "/home/mlstack"))
     another_user.restart()
     assert another_user.run("python", "-c", "import added; print(added.__file__)").startswith(VENV)
@@ -146,10 +150,13 @@ WAYS = {
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The certificates of a company: its authority, and a server that it signed."""
     folder = tmp_path_factory.mktemp("authority")
+    # Python 3.13 rejects certificates without these two extensions.
+    (folder / "server.ext").write_text("subjectAltName = DNS:localhost\nauthorityKeyIdentifier = keyid\n")
+    usage = "-addext keyUsage=critical,keyCertSign,cRLSign"
     for line in (
-        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=authority -days 2",
-        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost -addext subjectAltName=DNS:localhost",
-        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy -out server.pem -days 2",
+        f"req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=authority -days 2 {usage}",
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=localhost",
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile server.ext -out server.pem -days 2",
     ):
         subprocess.run(["openssl", *line.split()], cwd=folder, check=True, capture_output=True)
     (folder / "ca.pem").chmod(0o644)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from mlstack.host.backup import manifest
 from mlstack.host.compose import docker
 from mlstack.host.doctor import Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
 from mlstack.host.doctor import postgres as database_checks
@@ -275,8 +276,14 @@ def backed_up(clone: Clone, age: float) -> Iterator[None]:
     created = time.gmtime(time.time() - age)
     folder = clone.folder / "backups" / time.strftime("%Y%m%dT%H%M%SZ", created)
     folder.mkdir(parents=True)
-    manifest = {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", created), "bytes": 1234}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest.write(
+        folder,
+        manifest.Manifest(
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", created), bytes=1234, new_bytes=1234,
+            versions={"mlstack": "0.2.0", "mlflow": "3.17.2", "postgres": "17.6", "minio": "RELEASE.x"},
+            bucket="mlflow", owners={}, counts={}, tables={}, files={manifest.DUMP: "0" * 64, manifest.OBJECTS_LIST: "0" * 64},
+        ),
+    )  # fmt: skip
     try:
         yield
     finally:

@@ -34,9 +34,11 @@ def started(stack: Clone) -> dict[str, str]:
 
 def test_second_up_after_an_edit_of_a_host_command_changes_nothing(stack: Clone) -> None:
     cli = stack.folder / "src/mlstack/host/cli.py"
-    cli.write_text(f"{cli.read_text()}# edited\n")
+    shipped = cli.read_text()
     before, env = started(stack), (stack.folder / ".env").read_bytes()
+    cli.write_text(f"{shipped}# edited\n")
     done = stack.make("up")
+    cli.write_text(shipped)
     assert done.returncode == 0, done.stderr
     assert started(stack) == before
     assert (stack.folder / ".env").read_bytes() == env
