@@ -427,6 +427,27 @@ def test_removed_account_is_rejected_at_once(stack: Clone, person: Auth) -> None
         assert api(stack, "GET", "experiments/get?experiment_id=0", person).status_code == 401
 
 
+def test_user_renews_the_password_of_an_existing_account_once_confirmed(stack: Clone) -> None:
+    def password(*arguments: str) -> str:
+        done = stack.make("user", "NAME=newcomer", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("has the password ")[1].split()[0]
+
+    first = password()
+    unanswered = stack.make("user", "NAME=newcomer")
+    assert unanswered.returncode != 0 and "make user NAME=newcomer YES=1" in unanswered.stderr
+    assert api(stack, "GET", "experiments/get?experiment_id=0", ("newcomer", first)).status_code == 200
+    second = password("YES=1")
+    assert api(stack, "GET", "experiments/get?experiment_id=0", ("newcomer", second)).status_code == 200
+    assert api(stack, "GET", "experiments/get?experiment_id=0", ("newcomer", first)).status_code == 401
+
+
+def test_user_remove_checks_the_name_before_it_asks(stack: Clone) -> None:
+    for name, wrong in {"nobody": "there is no account nobody", "notebook": "notebook is an account of the stack itself"}.items():
+        done = stack.make("user-remove", f"NAME={name}")
+        assert done.returncode != 0 and wrong in done.stderr and "no terminal" not in done.stderr
+
+
 # ---- Jupyter -------------------------------------------------------------------------------------
 
 
@@ -582,7 +603,7 @@ def test_env_file_is_readable_by_its_owner_only(stack: Clone) -> None:
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize("command", ["reset", "rotate", "user-remove NAME=notebook"])
+@pytest.mark.parametrize("command", ["reset", "rotate"])
 def test_nothing_is_deleted_or_replaced_without_confirmation(stack: Clone, command: str) -> None:
     done = stack.make(*command.split())
     assert done.returncode != 0
