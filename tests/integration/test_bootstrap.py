@@ -197,19 +197,19 @@ def test_bootstrap_explains_a_password_that_the_volume_rejects(
     owner: Login, roles: Roles, owner_keys: Keys, user_keys: Keys, console_keys: Keys
 ) -> None:
     with pytest.raises(MlstackError) as refused:
-        services(replace(owner, password="regenerated"), roles, owner_keys, user_keys, console_keys)
+        services(replace(owner, password="another-secret"), roles, owner_keys, user_keys, console_keys)
     text = str(refused.value)
     assert "the volume keeps the old one" in text
     assert "Nothing was changed or lost" in text
     assert "put the old" in text  # one fix
     assert "\\password" in text  # another
     assert "make reset" in text
-    assert "regenerated" not in text
+    assert "another-secret" not in text
 
 
 def test_bootstrap_explains_keys_that_minio_rejects(owner_keys: Keys, user_keys: Keys, console_keys: Keys) -> None:
     with pytest.raises(MlstackError, match="rejects MINIO_ROOT_USER"):
-        minio_steps.bootstrap(replace(owner_keys, secret_key="regenerated"), user_keys, console_keys)
+        minio_steps.bootstrap(replace(owner_keys, secret_key="another-secret"), user_keys, console_keys)
 
 
 def test_bootstrap_names_a_service_that_does_not_answer_and_its_last_error(
