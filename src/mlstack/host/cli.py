@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mlstack import __version__, settings
 from mlstack.errors import MlstackError
@@ -423,7 +424,9 @@ def _show_backups(stack: "Stack") -> None:
     from mlstack.host.render import size, span
 
     backups = stack.backups
-    table = Table("backup", "age", "local time", "size", "runs", "artifacts", "MLflow", "mlstack", title=f"backups in {backups}")
+    # Without lines between the columns, so that a name, which is typed, fits on one line of 80 columns.
+    columns = ("age", "local time", "size", "runs", "MLflow", "mlstack")
+    table = Table(Column("backup", no_wrap=True), *columns, title=f"backups in {backups}", box=SIMPLE_HEAD)
     for folder in manifest.folders(backups):
         try:
             contents = manifest.read_manifest(folder)
@@ -431,9 +434,9 @@ def _show_backups(stack: "Stack") -> None:
             table.add_row(folder.name, "", "", f"[red]{escape(error.wrong)}[/]")
             continue
         age, local_time = span((datetime.now(UTC) - contents.time).total_seconds()), contents.time.astimezone()
-        runs, artifacts = (str(contents.counts.get(label, 0)) for label in ("runs", "artifacts"))
+        runs = str(contents.counts.get("runs", 0))
         versions = (escape(contents.versions.get(name) or "?") for name in ("mlflow", "mlstack"))
-        table.add_row(folder.name, age, f"{local_time:%Y-%m-%d %H:%M}", size(contents.bytes), runs, artifacts, *versions)
+        table.add_row(folder.name, age, f"{local_time:%d %b %H:%M}", size(contents.bytes), runs, *versions)
     if not table.row_count:
         out.print(f"There is no backup in {backups}. [bold]make backup[/] takes one.", soft_wrap=True)
         return
