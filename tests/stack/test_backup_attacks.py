@@ -184,10 +184,10 @@ def test_version_dated_in_the_past_does_not_age_the_original(stack: Clone, owner
     original = put(owner_keys, name, b"original", now - timedelta(hours=3))
     put(owner_keys, name, b"in its place", now - timedelta(hours=2))
     hour = timedelta(hours=1)
-    assert gc.plan(stack.folder, hour).expired == 0
-    gc.carry_out(stack.folder, gc.Plan(age=hour, expired=1))
+    assert gc.plan(Stack.of(stack.folder), hour).expired == 0
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=hour, expired=1))
     assert original in versions(owner_keys, name)
-    gc.carry_out(stack.folder, gc.Plan(age=timedelta(0), expired=1))  # of any age: now it is deleted
+    gc.carry_out(Stack.of(stack.folder), gc.Plan(age=timedelta(0), expired=1))  # of any age: now it is deleted
     assert original not in versions(owner_keys, name)
 
 

@@ -111,7 +111,7 @@ def test_twice_interrupted_rotation_rejects_old_secrets_and_keeps_all_data(stack
     interrupt_after(stack, "wrote fresh secrets")
     assert stack.values == old
     halfway = stack.make("up")
-    assert halfway.returncode != 0 and "make rotate resumes it" in halfway.stderr
+    assert halfway.returncode != 0 and "make rotate resumes" in halfway.stderr
     interrupt_after(stack, "Postgres knows the owner's new password")
     chosen = Stack.of(stack.folder, file=".env.next").values if _next(stack).exists() else stack.values
 
