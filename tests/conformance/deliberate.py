@@ -143,6 +143,14 @@ OF_CLIENT: tuple[OfClient, ...] = (
         r"call( \d)?\.returned: ours '\w+', genuine None",
     ),
     OfClient(
+        "the error code of a param with the character NUL",
+        "INVALID_PARAMETER_VALUE",
+        "INTERNAL_ERROR",
+        "The value is wrong, not the server, and no client should try it again.",
+        r"calls: log_param NUL",
+        r"call 0\.error_code: ours 'INVALID_PARAMETER_VALUE', genuine 'INTERNAL_ERROR'",
+    ),
+    OfClient(
         "artifact names with #, ?, %, a drive letter, a tab, a line's end or a space in front",
         "rejected at upload, or stored under that very name",
         "stored under another name, or so that it cannot be listed or downloaded",

@@ -264,7 +264,8 @@ def rows(store: Any, query: str, **values: object) -> Sequence[Any]:
     except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError, PoolTimeout) as error:
         raise MlflowException(f"The database does not answer: {error}", upstream.TEMPORARILY_UNAVAILABLE) from error
     except psycopg2.Error as error:
-        raise MlflowException(str(error), upstream.BAD_REQUEST) from error
+        # In the words of SQLAlchemy, which names the error first.
+        raise MlflowException(f"({type(error).__module__}.{type(error).__name__}) {error}", upstream.BAD_REQUEST) from error
     except ValueError as error:  # the character NUL, half of a surrogate pair
         raise MlflowException.invalid_parameter_value(str(error)) from error
     return result
