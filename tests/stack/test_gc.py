@@ -22,6 +22,7 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone, users_environment
+from tests.support.confirmation import decline
 
 # A user's work: a run in the trash, one in the trash that a registered model uses, one that is active.
 LIFE = """
@@ -126,37 +127,20 @@ def test_gc_without_a_terminal_is_rejected(stack: Clone, life: Life, images: tup
 @pytest.mark.parametrize("answer", [b"n\n", None], ids=["no", "Ctrl-C"])
 def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
     before = everything(owner_keys)
-    terminal, its_end = pty.openpty()
-    command = [stack.folder / ".venv/bin/mlstack", "gc", "--older-than", "0s"]
-    with subprocess.Popen(
-        command,
-        cwd=stack.folder,
-        env=users_environment(),
-        stdin=its_end,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        asked = ""
-        while "[y/N]" not in asked:
-            letter = process.stdout.read(1)
-            assert letter, asked
-            asked += letter
-        if answer is None:
-            process.send_signal(signal.SIGINT)
-        else:
-            os.write(terminal, answer)
-        output, errors = process.communicate()
-    os.close(terminal)
-    os.close(its_end)
-    assert "Traceback" not in errors
-    if answer is None:
-        assert process.returncode == 130
-        assert "Nothing is broken" in errors
-    else:
-        assert process.returncode == 1
-        assert "Nothing was deleted." in output
+    command = (str(stack.folder / ".venv/bin/mlstack"), "gc", "--older-than", "0s")
+
+    def start(terminal: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=stack.folder,
+            env=users_environment(),
+            stdin=terminal,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    decline(start, answer)
     assert everything(owner_keys) == before
 
 

@@ -1,7 +1,5 @@
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from mlstack import __version__
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
+from tests.support.confirmation import decline
 from tests.support.projects import NAME, set_values, with_package
 
 
@@ -234,28 +233,7 @@ def test_reset_without_a_terminal_is_rejected(commands: Commands, volume: str) -
 @pytest.mark.docker
 @pytest.mark.parametrize("answer", [b"n\n", b"\n", None], ids=["no", "enter", "Ctrl-C"])
 def test_reset_that_is_not_confirmed_deletes_nothing(commands: Commands, volume: str, answer: bytes | None) -> None:
-    terminal, its_end = pty.openpty()
-    with commands.start("reset", stdin=its_end) as process:
-        assert process.stdout is not None
-        asked = ""
-        while "[y/N]" not in asked:
-            letter = process.stdout.read(1)
-            assert letter, asked
-            asked += letter
-        if answer is None:
-            process.send_signal(signal.SIGINT)
-        else:
-            os.write(terminal, answer)
-        output, err = process.communicate()
-    os.close(terminal)
-    os.close(its_end)
-    assert "Traceback" not in err
-    if answer is None:
-        assert process.returncode == 130
-        assert "Nothing is broken" in err
-    else:
-        assert process.returncode == 1
-        assert "Nothing was deleted." in output
+    decline(lambda terminal: commands.start("reset", stdin=terminal), answer)
     assert is_there(volume)
 
 
