@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.conformance.servers import Answer, Call, post
+from tests.conformance.servers import Answer, Call, get, post
 
 # A number of JSON that Python's parser takes and the standard does not, or that is larger than any float. Not inside strings.
 _SPECIAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:NaN|Infinity)|-?\d+(?:\.\d+)?[eE]\+?\d{3,}')
-BAD_REQUEST, UNAUTHORIZED, INTERNAL_ERROR = 400, 401, 500
+OK, BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TOO_LARGE, INTERNAL_ERROR = 200, 400, 401, 403, 413, 500
 LOGGING = ("/runs/log-metric", "/runs/log-batch")
 
 
@@ -131,7 +131,42 @@ SOURCES = OfServer(
         and b"Invalid model version source" in ours.body
     ),
 )
-OF_SERVER: tuple[OfServer, ...] = (BARE_SPECIALS, MULTIPART, WRONG_REQUESTS, HTML_ERRORS, LOGIN_FIRST, SOURCES)
+LARGE_BODIES = OfServer(
+    "bodies of more than 32 MiB; uploads of artifacts have no limit",
+    "413",
+    "read into memory, whatever their size",
+    "A single call must not fill the server's memory (docs/security.md).",
+    Call(
+        "POST",
+        "/api/2.0/mlflow/runs/set-tag",
+        b'{"run_id": "{run}", "key": "large", "value": "x"}' + b" " * (32 << 20),
+    ),
+    lambda call, ours, genuine: ours.status == TOO_LARGE and genuine.status == OK,
+)
+GUESSABLE_PASSWORDS = OfServer(
+    "passwords of 12 characters or more that are easy to guess",
+    "400, with what is wrong with them",
+    "accepted",
+    "Other programs of this machine can reach the login (docs/security.md).",
+    post("users/create", {"username": "guessable", "password": "passwordpassword"}),
+    lambda call, ours, genuine: (
+        call.path.endswith("/users/create")
+        and (ours.status, genuine.status) == (BAD_REQUEST, OK)
+        and b"easy to guess" in ours.body
+    ),
+)
+FOREIGN_PAGES = OfServer(
+    "requests of pages of other origins",
+    "403, also for those that only read",
+    "answered when they only read",
+    "A browser sends the login along, whichever page asks (docs/security.md).",
+    replace(get("experiments/get?experiment_id=0"), headers={"Origin": "http://elsewhere.example"}),
+    lambda call, ours, genuine: "Origin" in call.headers and (ours.status, genuine.status) == (FORBIDDEN, OK),
+)
+OF_SERVER: tuple[OfServer, ...] = (
+    *(BARE_SPECIALS, MULTIPART, WRONG_REQUESTS, HTML_ERRORS, LOGIN_FIRST, SOURCES),
+    *(LARGE_BODIES, GUESSABLE_PASSWORDS, FOREIGN_PAGES),
+)
 
 OF_CLIENT: tuple[OfClient, ...] = (
     OfClient(
@@ -152,11 +187,14 @@ OF_CLIENT: tuple[OfClient, ...] = (
     ),
     OfClient(
         "artifact names with #, ?, %, a drive letter, a tab, a line's end or a space in front",
-        "rejected at upload, or stored under that very name",
+        "rejected at upload, and a folder that contains one as a whole",
         "stored under another name, or so that it cannot be listed or downloaded",
         "A file that is not there under its name is lost.",
         r"artifacts: ((file|path|text|dict) '.*([#?%]|C:|\\[nt]).*'|file ' a'|folder.*)",
-        r"(put|get|get all|list|objects)\b",
+        r"put\.(error_code: ours 'INTERNAL_ERROR', genuine None|raised: ours 'MlflowException', genuine (None|'OSError'))"
+        r"|get\.(error_code: ours 'RESOURCE_DOES_NOT_EXIST'|raised: ours 'MlflowException'|returned: ours None), genuine "
+        r"|(get all\.returned: ours ''|list\.returned: ours '\[\]'|(get all|list)\.(error_code|raised): ours None), genuine "
+        r"|objects\..*: ours None, genuine ",
     ),
 )
 CONCURRENT_WRITERS = Known(
@@ -165,4 +203,10 @@ CONCURRENT_WRITERS = Known(
     "now and then a call is answered 503 (a deadlock in Postgres)",
     "The workers of one training job log to one run.",
 )
-EVERY: tuple[Known, ...] = (*OF_SERVER, CONCURRENT_WRITERS, *OF_CLIENT)
+MANY_LOGINS = Known(
+    "many wrong passwords at once",
+    "429 with Retry-After beyond a few; other clients are served",
+    "each is checked, and other clients wait",
+    "A password check takes 0.1 s of a core, on purpose (docs/security.md).",
+)
+EVERY: tuple[Known, ...] = (*OF_SERVER, CONCURRENT_WRITERS, MANY_LOGINS, *OF_CLIENT)
