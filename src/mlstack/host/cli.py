@@ -132,7 +132,8 @@ def user(name: Person, yes: Yes = False) -> None:
         password = accounts.add(stack, name)
     address = stack.values["MLFLOW_TRACKING_URI"]
     out.print(f"The account [bold]{escape(name)}[/] has the password [bold]{password}[/]", soft_wrap=True)
-    out.print("It is kept nowhere: hand it over now. It may read and edit everything, and delete what it made.")
+    out.print("It is kept nowhere: hand it over now.")
+    out.print("The account may read and edit everything, and delete the experiments and models that it creates.", soft_wrap=True)
     out.print(f"In a browser, MLflow is at {address}. A program on the host connects with:", soft_wrap=True)
     out.print(f"  export MLFLOW_TRACKING_URI={address}", soft_wrap=True)
     out.print(f"  export MLFLOW_TRACKING_USERNAME={escape(name)}", soft_wrap=True)
