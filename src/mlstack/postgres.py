@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from mlstack.errors import MlstackError
+from mlstack.retries import retrying
 from mlstack.settings import Login
 
 DEADLINE = 120  # seconds
@@ -84,14 +84,11 @@ def _is_rejected(error: BaseException) -> bool:
 
 def _connect(login: Login, deadline: float) -> Connection:
     # A rejected password stays rejected; any other error may come from a server that is still starting.
-    retrying = Retrying(
-        retry=retry_if_exception(lambda error: isinstance(error, psycopg2.OperationalError) and not _is_rejected(error)),
-        stop=stop_after_delay(deadline),
-        wait=wait_fixed(1),
-        reraise=True,
-    )
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, psycopg2.OperationalError) and not _is_rejected(error)
+
     try:
-        connection: Connection = retrying(
+        connection: Connection = retrying(deadline, is_transient)(
             psycopg2.connect,
             host=login.host,
             port=login.port,

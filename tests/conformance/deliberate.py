@@ -147,7 +147,7 @@ GUESSABLE_PASSWORDS = OfServer(
     "passwords of 12 characters or more that are easy to guess",
     "400, with what is wrong with them",
     "accepted",
-    "Other programs of this machine can reach the login (docs/security.md).",
+    "Other programs of the host can reach the login (docs/security.md).",
     post("users/create", {"username": "guessable", "password": "passwordpassword"}),
     lambda call, ours, genuine: (
         call.path.endswith("/users/create")

@@ -25,10 +25,10 @@ def test_names_of_deliberate_differences_are_unique() -> None:
 
 def test_report_replaces_only_the_generated_part(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    page.write_text(f"above\n{report.BEGIN}\n<former content>\n{report.END}\nbelow\n")
     report.write(page, 7, Counter({"odd calls": 1200}), Counter({"odd calls": 3}))
     text = page.read_text()
-    assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
+    assert text.startswith("above\n") and text.endswith("\nbelow\n") and "<former content>" not in text
     assert "| odd calls | 1,200 | 3 |" in text and "seed 7" in text
     assert report.deliberate_of(page) == report.deliberate()
 

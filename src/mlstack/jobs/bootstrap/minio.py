@@ -10,10 +10,10 @@ from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException, S3Error
 from minio.minioadmin import MinioAdmin
 from minio.versioningconfig import VersioningConfig
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from mlstack.errors import MlstackError
 from mlstack.jobs.bootstrap import Outcome, report
+from mlstack.retries import retrying
 from mlstack.s3 import client_for
 from mlstack.settings import Keys
 
@@ -207,14 +207,11 @@ def _normalised(document: dict[str, Any]) -> list[str]:
 
 
 def _wait(client: Minio, owner: Keys, deadline: float) -> None:
-    retrying = Retrying(
-        retry=retry_if_exception(lambda error: not (isinstance(error, S3Error) and error.code in _DENIED)),
-        stop=stop_after_delay(deadline),
-        wait=wait_fixed(1),
-        reraise=True,
-    )
+    def is_transient(error: BaseException) -> bool:
+        return not (isinstance(error, S3Error) and error.code in _DENIED)
+
     try:
-        retrying(client.list_buckets)
+        retrying(deadline, is_transient)(client.list_buckets)
     except S3Error as error:
         if error.code not in _DENIED:
             raise _no_answer(owner, deadline, error) from error
