@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Response, expect, sync_playwright
 
 from mlstack.errors import MlstackError
 from tests.support.clone import Clone
@@ -56,6 +56,7 @@ class Profile:
         context.on("console", self._console)
         context.on("weberror", lambda error: self.complaints.append(str(error.error)))
         context.on("response", self._response)
+        context.on("requestfailed", self._failed)
 
     def open(self, url: str) -> Page:
         page = self.context.new_page()
@@ -69,6 +70,11 @@ class Profile:
     def _console(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not any(text in message.text for text in HARMLESS):
             self.complaints.append(message.text)
+
+    def _failed(self, request: Request) -> None:
+        # The browser itself ends what a page that is left still asks for.
+        if request.failure != "net::ERR_ABORTED":
+            self.complaints.append(f"{request.failure} {request.method} {request.url}")
 
     def _response(self, response: Response) -> None:
         # MinIO's console asks whether somebody has logged in.

@@ -18,6 +18,7 @@ DEFAULTS = {
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,  # the assistant needs jobs, which are off: its panel stays closed
     "mlflow.home.getting-started.collapsed_v1": True,  # it starts with a demo of traces
     "mlflow.telemetry.info.alert.dismissed_v1": True,  # the server sends no usage data (MLFLOW_DISABLE_TELEMETRY)
+    "_mlflow_model_registry_promo_modal_dismissed_v1": True,  # a dialog over the models, about aliases
     "mlflow.settings.telemetry.enabled_v1": False,  # the switch in the page's settings says so too
 }
 SET_WHEN_ABSENT = """<script>
