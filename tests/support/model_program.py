@@ -138,7 +138,8 @@ def log_and_load(fitted: Case, name: str) -> None:
     mlflow.MlflowClient().set_registered_model_alias(registered, "champion", logged.registered_model_version)
     loaded = fitted.flavor.load_model(f"models:/{registered}@champion")
     ours, theirs = (pd.DataFrame(model.predict(fitted.table)) for model in (loaded, fitted.model))
-    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-12)  # sums of floats differ in their last bit from call to call
+    # Sums of floats differ in their last bit from call to call.
+    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def autologged() -> Iterator[tuple[str, str, Any]]:
@@ -199,7 +200,8 @@ def main(wanted: set[str]) -> None:
 
 
 def report(result: Result) -> None:
-    print("RESULT", json.dumps(asdict(result)), flush=True)  # noqa: T201
+    # A progress bar on the other stream may have left its line open.
+    print(f"\nRESULT {json.dumps(asdict(result))}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
