@@ -33,6 +33,19 @@ def test_nobody_is_warned_of_a_format_that_nobody_chose(printed: str) -> None:
     assert "caution" not in printed
 
 
+FORMATS = """
+import mlflow.pytorch, mlflow.sklearn
+for flavor, choices in ((mlflow.sklearn, [()]), (mlflow.pytorch, [(None,), (True,)])):
+    print("DEFAULT", *[flavor._get_default_serialization_format(*each) for each in choices])
+"""
+
+
+def test_default_format_is_a_pickle_unless_pytorch_is_asked_to_export(jupyter: Service) -> None:
+    """PyTorch itself is in no image; tests/slow logs its models."""
+    printed = jupyter.run("python3", "-W", "ignore", "-c", FORMATS)
+    assert [line for line in printed.splitlines() if line.startswith("DEFAULT")] == ["DEFAULT cloudpickle", "DEFAULT pickle pt2"]
+
+
 AUTOLOGGED = """
 import logging, mlflow, sys
 from sklearn.ensemble import RandomForestClassifier

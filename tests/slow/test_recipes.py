@@ -83,7 +83,7 @@ def test_model_is_served(stack: Clone) -> None:
 import json, shlex, subprocess, urllib3
 
 server = subprocess.Popen(shlex.split({BLOCKS["Serve a model"]!r}), stderr=subprocess.STDOUT, stdout=open("/tmp/serve.log", "w"))
-pool = urllib3.PoolManager(retries=urllib3.Retry(100, backoff_factor=0.5, backoff_max=1))
+pool = urllib3.PoolManager(retries=urllib3.Retry(300, backoff_factor=0.5, backoff_max=1))
 answer = pool.request("POST", "http://127.0.0.1:5055/invocations", json={{"inputs": [[4.0]]}})
 server.terminate()
 server.wait()

@@ -7,7 +7,7 @@ from mlstack.client import upstream
 from mlstack.client.upstream import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, RunContextProvider
 from mlstack.logger import notebook
 
-upstream.log_sklearn_models_as_pickles()
+upstream.log_models_as_pickles()
 upstream.tell_who_waits()
 
 

@@ -29,6 +29,7 @@ from mlstack.client.upstream import (
     get_default_host_creds,
     is_metric_name,
     log_metrics_asynchronously,
+    prefer_uv_to_pyenv,
     print_links_for_browsers,
     skip_databricks,
 )
@@ -46,6 +47,7 @@ class Store(RestStore):
     def __init__(self, store_uri: str, **_: Any) -> None:
         super().__init__(partial(get_default_host_creds, store_uri))
         skip_databricks()
+        prefer_uv_to_pyenv()
         print_links_for_browsers()
         self._address = store_uri
         self._queue = MetricQueue(self._send)

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -29,6 +30,7 @@ from mlflow.tracking.request_header.databricks_request_header_provider import Da
 from mlflow.utils import request_utils
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.env_manager import UV
 from mlflow.utils.file_utils import ArtifactProgressBar, create_tmp_dir, relative_path_to_artifact_path
 from mlflow.utils.import_hooks import register_post_import_hook
 from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
@@ -62,7 +64,8 @@ __all__ = [
     "http_request",
     "is_metric_name",
     "log_metrics_asynchronously",
-    "log_sklearn_models_as_pickles",
+    "log_models_as_pickles",
+    "prefer_uv_to_pyenv",
     "print_links_for_browsers",
     "relative_path_to_artifact_path",
     "skip_databricks",
@@ -117,19 +120,54 @@ def tell_who_waits() -> None:
     request_utils.Retry = TellingRetry  # type: ignore[attr-defined]
 
 
-def log_sklearn_models_as_pickles() -> None:
-    """Makes cloudpickle the default format of mlflow.sklearn, as it is on Databricks and in autologging (docs/adr/0026)."""
-    register_post_import_hook(_choose_pickles, "mlflow.sklearn")
+def log_models_as_pickles() -> None:
+    """Makes pickles the default of mlflow.sklearn and mlflow.pytorch, as on Databricks and in autologging (docs/adr/0026)."""
+    register_post_import_hook(_choose_cloudpickle, "mlflow.sklearn")
+    register_post_import_hook(_choose_pickle, "mlflow.pytorch")
 
 
-def _choose_pickles(sklearn: Any) -> None:
+def _choose_cloudpickle(sklearn: Any) -> None:
     sklearn._get_default_serialization_format = lambda: sklearn.SERIALIZATION_FORMAT_CLOUDPICKLE
-    # Nobody chose this format, so nobody is warned of it; docs/models.md says what it means.
     sklearn._logger.addFilter(_is_no_advice)
 
 
+def _choose_pickle(pytorch: Any) -> None:
+    own: Any = pytorch._get_default_serialization_format
+    pytorch._get_default_serialization_format = lambda exports: own(exports) if exports else pytorch.SERIALIZATION_FORMAT_PICKLE
+    pytorch._logger.addFilter(_is_no_advice)
+
+
+_ADVICE = (
+    "Saving scikit-learn models in the pickle or cloudpickle format",
+    "Saving pytorch model by Pickle or CloudPickle format",
+)
+
+
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Saving scikit-learn models in the pickle or cloudpickle format")
+    """Nobody chose this format, so nobody is warned of it; docs/models.md says what it means."""
+    return not record.getMessage().startswith(_ADVICE)
+
+
+@cache
+def prefer_uv_to_pyenv() -> None:
+    """Makes `virtualenv`, MLflow's default where a model or project is run, use uv where only uv is installed.
+
+    MLflow stops without pyenv, which compiles a Python; uv takes the one that is there.
+    """
+    from mlflow.projects.backend import local
+    from mlflow.utils import virtualenv
+
+    if virtualenv._get_pyenv_bin_path() or not shutil.which("uv"):
+        return
+    create = virtualenv._create_virtualenv
+
+    def create_by_uv(*paths: Any, **options: Any) -> str:
+        command: str = create(*paths, **options | {"env_manager": UV})
+        return command
+
+    virtualenv._validate_pyenv_is_available = lambda: None
+    for module in (virtualenv, local):
+        setattr(module, create.__name__, create_by_uv)
 
 
 @cache
