@@ -321,8 +321,8 @@ def flip_the_list(folder: Path) -> str:
 
 
 def newer_format(folder: Path) -> str:
-    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 2', b'"format": 3'))
-    return "manifest.json is in format 3"
+    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 3', b'"format": 4'))
+    return "manifest.json is in format 4"
 
 
 def newer_mlflow(folder: Path) -> str:

@@ -107,7 +107,7 @@ def test_gc_keeps_what_is_younger_than_30_days(stack: Clone, life: Life, keys: K
     done = stack.make("gc", YES="1")
     assert done.returncode == 0, done.stderr
     assert "Nothing to delete." in done.stdout
-    assert "1 folders of no run, model or trace are too young" in done.stdout
+    assert "1 folders of no run, model, trace or data set are too young" in done.stdout
     assert everything(owner_keys) == before
     client_for(owner_keys).remove_object(owner_keys.bucket, orphan)
     versions.purge(client_for(owner_keys), owner_keys.bucket, versions.folder_of(orphan))
