@@ -277,12 +277,13 @@ def backed_up(clone: Clone, age: float) -> Iterator[None]:
     created = time.gmtime(time.time() - age)
     folder = clone.folder / "backups" / time.strftime("%Y%m%dT%H%M%SZ", created)
     folder.mkdir(parents=True)
+    files = dict.fromkeys((manifest.DUMP, manifest.OBJECTS_LIST, manifest.DATASETS_LIST), "0" * 64)
     manifest.write(
         folder,
         manifest.Manifest(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", created), bytes=1234, new_bytes=1234,
             versions={"mlstack": "0.2.0", "mlflow": "3.17.2", "postgres": "17.6", "minio": "RELEASE.x"},
-            bucket="mlflow", owners={}, counts={}, tables={}, files=dict.fromkeys((manifest.DUMP, manifest.OBJECTS_LIST, manifest.DATASETS_LIST), "0" * 64),
+            bucket="mlflow", owners={}, counts={}, tables={}, files=files,
         ),
     )  # fmt: skip
     try:
