@@ -157,7 +157,7 @@ def _put_in_place(folder: Path, file: File) -> None:
         raise ClientError(
             f"{file.path} arrived with other bytes than were put.",
             "It was damaged in MinIO or on the way, and is not used.",
-            "do it again; if it happens again, put the data set again, or make restore",
+            "do it again; if it happens again, make restore BACKUP=…, with a backup from before that",
         )
     part.replace(folder / file.path)
 

@@ -13,7 +13,7 @@ SHORT = 12  # digits of a digest that people see
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a data set, as a list shows it. Size in bytes; `created` is when it was put last, and `by` is who put it first."""
+    """A version of a data set, as a list shows it. Size in bytes; it was `created` when it was put last, `by` who put it first."""
 
     name: str
     version: str
@@ -45,7 +45,7 @@ def manifest_of(name: str, version: str | None) -> Manifest:
         raise ClientError(
             f"the manifest of {name} {answer['version']} does not have its digest.",
             "The list of its files was changed after it was put, so none of them is trusted.",
-            "make restore; or put the data set again",
+            "make restore BACKUP=…, with a backup from before that",
         )
     return Manifest(name, answer["version"], files)
 
