@@ -13,7 +13,7 @@ SHORT = 12  # digits of a digest that people see
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a data set, as a list shows it. Size in bytes; it was `created` when it was put last, `by` who put it first."""
+    """A version of a data set, as a list shows it. Size in bytes; `created` when it was put last, `by` who put it first."""
 
     name: str
     version: str

@@ -56,7 +56,7 @@ class Named(BaseModel, extra="forbid"):
 class InFile(Named):
     """A file of a version, by its place in the manifest."""
 
-    file: int = Field(ge=0)
+    file: int
 
 
 class Assembled(InFile):
@@ -68,8 +68,8 @@ class Assembled(InFile):
 class Piece(BaseModel, extra="forbid"):
     """A file, or a part of a large one, counted from 1; `upload` is the id of its upload."""
 
-    file: int = Field(ge=0)
-    part: int = Field(default=0, ge=0)
+    file: int
+    part: int = 0
     upload: str = ""
 
 
@@ -322,7 +322,7 @@ def _parts(file: File, key: str, upload: str) -> Mapping[int, str]:
 
 
 def _file(manifest: Manifest, number: int) -> File:
-    if number >= len(manifest.files):
+    if not 0 <= number < len(manifest.files):
         raise HTTPException(400, f"{manifest.name} has {len(manifest.files)} files, and none with the number {number}.")
     return manifest.files[number]
 
