@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from mlstack import manifests, settings
-from mlstack.client.artifact_repository import minio, transfers_of_user
+from mlstack.client.artifact_repository import transfers_of_user
 from mlstack.client.dataset_versions import Manifest, Version, call, version_of
 from mlstack.client.errors import ClientError
-from mlstack.client.transfers import Advance, piece_sender, rest_receiver
+from mlstack.client.transfers import Advance, is_answered_by_minio, piece_sender, rest_receiver
 from mlstack.client.upstream import ArtifactProgressBar
 from mlstack.logger import notebook
 from mlstack.manifests import File
@@ -199,7 +199,7 @@ def _states(manifest: Manifest, folder: Path) -> dict[str, list[int]]:
 
 
 def _require_minio(probe: str) -> None:
-    if not minio.is_reached(probe):
+    if not is_answered_by_minio(probe):
         raise ClientError(
             f"MinIO cannot be reached at {urlsplit(probe).netloc}.",
             "Data sets go directly to and from it.",

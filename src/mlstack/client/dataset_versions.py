@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from mlstack.client.errors import ClientError
-from mlstack.manifests import File, digest_of
+from mlstack.manifests import File, complaint, digest_of
 
 API = "/api/2.0/mlstack/datasets"
 SHORT = 12  # digits of a digest that people see
@@ -41,7 +41,7 @@ def manifest_of(name: str, version: str | None) -> Manifest:
     """The manifest of a version, by default of the newest. Raises ClientError if there is none, or it was changed."""
     answer = call("manifest", name=name, version=version or "")
     files = tuple(File(**{**file, "parts": tuple(file["parts"])}) for file in answer["files"])
-    if digest_of(files) != answer["version"]:
+    if complaint(name, files) or digest_of(files) != answer["version"]:
         raise ClientError(
             f"the manifest of {name} {answer['version']} does not have its digest.",
             "The list of its files was changed after it was put, so none of them is trusted.",

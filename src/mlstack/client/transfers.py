@@ -69,13 +69,14 @@ class Reachability:
         address = urlsplit(probe).netloc
         with self._lock:
             if address not in self._known:
-                self._known[address] = _is_answered_by_minio(probe)
+                self._known[address] = is_answered_by_minio(probe)
                 if not self._known[address]:
                     log.info("MinIO does not answer at %s: artifacts go through MLflow.", address)
             return self._known[address]
 
 
-def _is_answered_by_minio(probe: str) -> bool:
+def is_answered_by_minio(probe: str) -> bool:
+    """Whether MinIO answers at the address of this presigned URL, now."""
     try:
         answer = urllib3.request("GET", probe, timeout=SOON, retries=False)
     except urllib3.exceptions.HTTPError:
