@@ -1,4 +1,4 @@
-"""MinIO's S3 API: clients, and the layout of the bucket."""
+"""MinIO's S3 API: clients, and the layout of the buckets."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,16 @@ from minio import Minio
 
 from mlstack.settings import Keys
 
-# The doctor's folder. MLflow's own folders are numbers.
+# The doctor's folder in each bucket. MLflow's own folders are numbers.
 DOCTOR = ".doctor/"
+# In the bucket for data sets, a version's files are in <name>/<version>/. A complete version has its manifest in the first of
+# these folders; an upload in progress has it in the second.
+MANIFESTS, UPLOADS = ".manifests/", ".uploads/"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The objects of a run, model or trace in the bucket. Sizes in bytes; `changed` in seconds since 1970.
+    """The objects of a run, model, trace or version of a data set. Sizes in bytes; `changed` in seconds since 1970.
 
     `old_size` is the size of replaced and deleted versions; `expired` counts those that are older than the age.
     """
@@ -25,6 +28,11 @@ class Folder:
     expired: int = 0
     expired_size: int = 0
     changed: float = 0
+
+
+def manifest_of(folder: str, place: str = MANIFESTS) -> str:
+    """The key of the manifest of the version in this folder of the bucket for data sets."""
+    return f"{place}{folder.rstrip('/')}.json"
 
 
 def client_for(keys: Keys) -> Minio:

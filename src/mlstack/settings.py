@@ -108,6 +108,7 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("MINIO_ROOT_USER", 3),
         _secret("MINIO_ROOT_PASSWORD"),
         Variable("MINIO_BUCKET", _bucket),
+        Variable("DATASETS_BUCKET", _bucket),
         Variable("MINIO_CONSOLE_USER", _matches(r"[A-Za-z0-9._-]{3,}", "3 or more letters, digits, ., _ and -")),
         _secret("MINIO_CONSOLE_PASSWORD"),
         Variable("MINIO_BUCKET_QUOTA", _matches(r"[1-9][0-9]{0,5}[mgt]", "a size such as 500m, 500g or 5t"), optional=True),
@@ -159,11 +160,12 @@ VARIABLES: Mapping[str, Variable] = {
     )
 }
 
-# Roles with different rights: as one, the bootstrap would take from the one what the other must not have.
+# Roles with different rights: as one, the bootstrap would take from the one what the other must not have. And two buckets.
 _APART = (
     *combinations(("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER"), 2),
     *combinations(("MINIO_ROOT_USER", "MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"), 2),
     ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
+    ("MINIO_BUCKET", "DATASETS_BUCKET"),
 )
 
 
@@ -296,6 +298,9 @@ def _text(path: str) -> str:
 ENCRYPTION = ("MLFLOW_CRYPTO_KEK_PASSPHRASE", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY")
 
 
+BUCKETS = ("MINIO_BUCKET", "DATASETS_BUCKET")
+
+
 @dataclass(frozen=True)
 class Encryption:
     """The keys with which MLflow stores other services' secrets."""
@@ -337,7 +342,15 @@ class Keys:
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     bucket: str
+    """MLflow's artifacts."""
+    datasets: str
+    """The data sets."""
     endpoint: str = "minio:9000"
+
+    @property
+    def buckets(self) -> tuple[str, str]:
+        """Both buckets."""
+        return self.bucket, self.datasets
 
 
 @dataclass(frozen=True)
@@ -385,12 +398,12 @@ def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
 
 
 def tracking_keys(values: Mapping[str, str | None] | None = None) -> Keys:
-    """MLflow's own keys, which open one bucket."""
+    """MLflow's own keys, which open both buckets."""
     return _keys("MLFLOW_S3_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY", values)
 
 
 def console_keys(values: Mapping[str, str | None] | None = None) -> Keys:
-    """The login for MinIO's web console, which reads the bucket."""
+    """The login for MinIO's web console, which reads the buckets."""
     return _keys("MINIO_CONSOLE_USER", "MINIO_CONSOLE_PASSWORD", values)
 
 
@@ -399,7 +412,7 @@ def server_keys() -> Keys:
     """The same keys inside MLflow's server, which has them under the names that boto3 reads."""
     names = {"MLFLOW_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
     given = _given()
-    values = {name: given.get(other) for name, other in names.items()} | {"MINIO_BUCKET": given.get("MINIO_BUCKET")}
+    values = {name: given.get(other) for name, other in names.items()} | {name: given.get(name) for name in BUCKETS}
     return replace(tracking_keys(values), endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
 
 
@@ -410,7 +423,7 @@ def storage_port() -> int:
 
 
 def bucket_quota() -> int:
-    """What the bucket may hold at most, in bytes; 0 where that is not limited."""
+    """What each bucket may hold at most, in bytes; 0 where that is not limited."""
     text = read("MINIO_BUCKET_QUOTA")["MINIO_BUCKET_QUOTA"]
     return int(text[:-1]) * 1024 ** ("mgt".index(text[-1]) + 2) if text else 0
 
@@ -446,8 +459,8 @@ def _login(user: str, password: str, values: Mapping[str, str | None] | None) ->
 
 
 def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:
-    values_read = read(access_key, secret_key, "MINIO_BUCKET", values=values)
-    return Keys(values_read[access_key], values_read[secret_key], values_read["MINIO_BUCKET"])
+    values_read = read(access_key, secret_key, *BUCKETS, values=values)
+    return Keys(values_read[access_key], values_read[secret_key], *(values_read[name] for name in BUCKETS))
 
 
 def _log_defaults() -> tuple[str, str]:

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 from testcontainers.core.network import Network
 
+from mlstack import settings
 from mlstack.host.commands import start
 from mlstack.host.stack import Stack
 from mlstack.jobs.bootstrap.__main__ import services
@@ -111,4 +112,5 @@ def roles_of(clone: Clone, postgres: Service) -> Roles:
 
 
 def keys(clone: Clone, minio: Service, access_key: str, secret_key: str) -> Keys:
-    return Keys(clone.values[access_key], clone.values[secret_key], clone.values["MINIO_BUCKET"], minio.address(9000))
+    buckets = (clone.values[name] for name in settings.BUCKETS)
+    return Keys(clone.values[access_key], clone.values[secret_key], *buckets, minio.address(9000))

@@ -20,7 +20,7 @@ from tests.integration.conftest import keys, login, roles_of
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-STEPS = 20  # of database and storage together
+STEPS = 23  # of database and storage together
 
 
 @pytest.fixture(scope="module")

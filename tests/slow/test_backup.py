@@ -32,6 +32,8 @@ from tests.support.work import admin, everything, fill, finished, started
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
+# Objects of a data set: a file, and its manifest.
+DATA = (f"trips/{'0' * 32}/data.csv", f".manifests/trips/{'0' * 32}.json")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,8 @@ def full(clone: Clone) -> Iterator[Clone]:
         client, name = storage(clone)
         for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
             client.put_object(name, key, *content(key), metadata={"note": "kept"})
+        for key in DATA:
+            client.put_object(datasets(clone), key, *content(key), metadata={"files": "1"})
         yield clone
 
 
@@ -64,6 +68,11 @@ def storage(clone: Clone) -> tuple[Any, str]:
     return data_services.storage_client(keys), keys.bucket
 
 
+def datasets(clone: Clone) -> str:
+    """The bucket for data sets."""
+    return Stack.of(clone.folder).keys.datasets
+
+
 def taken(clone: Clone, **options: str) -> Backup:
     """Takes a backup as a user does."""
     done = clone.make("backup", **options)
@@ -81,8 +90,9 @@ def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
     target = Stack.of(clone.folder)
     with postgres.connected(target) as connection:
         tables = postgres.tables(target, connection)
-    client, name = storage(clone)
-    return tables, {key: (row.etag, row.size) for key, row in bucket.current(client, name).items()}
+    client, _ = storage(clone)
+    objects = {(name, key): row for name in target.keys.buckets for key, row in bucket.current(client, name).items()}
+    return tables, {f"{name}/{key}": (row.etag, row.size) for (name, key), row in objects.items()}
 
 
 def leftovers(clone: Clone) -> list[str]:
@@ -108,6 +118,7 @@ def test_manifest_describes_the_backup(full: Clone, first: Backup) -> None:
     assert contents["counts"]["runs"] == 12
     assert contents["counts"]["accounts"] == 3
     assert contents["counts"]["artifacts"] == len(first.artifacts) > 30
+    assert contents["counts"]["files of data sets"] == len(first.datasets or ()) == len(DATA)
     assert contents["versions"]["mlstack"] == __version__
     assert contents["versions"]["mlflow"] == "3.17.2"
     assert contents["versions"]["postgres"].startswith("17.")
@@ -319,8 +330,8 @@ def flip_the_list(folder: Path) -> str:
 
 
 def newer_format(folder: Path) -> str:
-    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 2', b'"format": 3'))
-    return "manifest.json is in format 3"
+    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 3', b'"format": 4'))
+    return "manifest.json is in format 4"
 
 
 def newer_mlflow(folder: Path) -> str:
@@ -394,6 +405,9 @@ def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     client.remove_object(name, runs[0])
     client.put_object(name, runs[1], *content("overwritten"))
     client.put_object(name, "added", *content("later"))
+    client.remove_object(datasets(full), DATA[0])
+    client.put_object(datasets(full), DATA[1], *content("overwritten"))
+    client.put_object(datasets(full), "added", *content("later"))
     finished(started(*admin(full), "fill", "--runs=2", "--points=20", "--megabytes=0", "--models=1", "--seed=9"))
     assert everything(full) != seen
     done = full.make("restore", BACKUP=kept.folder.name, YES="1")
@@ -401,6 +415,8 @@ def test_restore_undoes_deletions_changes_and_additions(full: Clone) -> None:
     assert "every table and every artifact equals its manifest" in done.stdout
     assert everything(full) == seen
     assert set(bucket.current(client, name)) == {artifact.key for artifact in kept.artifacts}
+    assert set(bucket.current(client, datasets(full))) == {artifact.key for artifact in kept.datasets or ()} == set(DATA)
+    assert client.get_object(datasets(full), DATA[1]).data == DATA[1].encode()
     assert leftovers(full) == []
     # Objects from before the restore remain recoverable in MinIO.
     assert [
@@ -414,6 +430,8 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
     client, name = storage(full)
     for artifact in manifest.read(kept).artifacts:
         client.put_object(name, artifact.key, *content("newer than the backup"))
+    for key in DATA:
+        client.put_object(datasets(full), key, *content("newer than the backup"))
     before, seen = state(full), everything(full)
     process = subprocess.Popen(
         [".venv/bin/mlstack", "restore", str(kept), "--yes"],

@@ -14,7 +14,7 @@ BLOCKS = {
     for section in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").split("\n## ")
     if (block := re.search(r"```(?:python|sh)\n(.*?)```", section, re.DOTALL))
 }
-PACKAGES = ("optuna", "opentelemetry-exporter-otlp-proto-http")
+PACKAGES = ("optuna", "opentelemetry-exporter-otlp-proto-http", "polars")
 MODEL = """
 import mlflow
 import numpy
@@ -88,3 +88,16 @@ server.wait()
 print(answer.json())
 """
     assert run(stack, ask) == "{'predictions': [[8.0]]}"
+
+
+def test_data_set_is_put_and_opened_by_polars(stack: Clone) -> None:
+    """Polars is in no image (docs/adr/0025)."""
+    program = """
+import polars
+from mlstack import datasets
+
+frame = polars.DataFrame({"n": range(1000), "text": ["ä"] * 1000})
+datasets.put(frame, "of-polars")
+print(datasets.open("of-polars", engine="polars").equals(frame), len(datasets.open("of-polars")))
+"""
+    assert run(stack, program) == "True 1000"

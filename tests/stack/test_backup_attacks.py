@@ -203,7 +203,7 @@ def test_undo_of_a_restore_removes_its_own_versions_and_no_upload(stack: Clone, 
     artifact = stored(tmp_path, name, b"of the backup")
     with pytest.raises(RuntimeError, match="on purpose"), swap.exchange(target) as journal:
         bucket.upload(client, owner_keys.bucket, tmp_path, [artifact], journal=journal, before=before, advance=lambda _: None)
-        journal.intend([hidden], before, deletes=True)
+        journal.intend(owner_keys.bucket, [hidden], before, deletes=True)
         bucket.hide(client, owner_keys.bucket, [hidden])
         uploads = {during: put(owner_keys, during, b"of a client"), name: put(owner_keys, name, b"of a client")}
         raise RuntimeError("on purpose")
@@ -222,7 +222,7 @@ def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, o
     with postgres.connected(target, swap.SERVER) as server:
         journal = Journal(server, "of_a_test")
         journal.start()
-        journal.intend([name, f"{name}-not-begun"], before)
+        journal.intend(owner_keys.bucket, [name, f"{name}-not-begun"], before)
         written = put(owner_keys, name, b"of the backup")
         assert journal.written(client, owner_keys.bucket) == [(name, written)]
         journal.end()

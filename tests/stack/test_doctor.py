@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from mlstack import settings
 from mlstack.host.backup import manifest
 from mlstack.host.compose import docker
 from mlstack.host.doctor import Limits, State, Subject, diagnose, environment, jupyter, minio, mlflow, tidying
@@ -276,12 +277,13 @@ def backed_up(clone: Clone, age: float) -> Iterator[None]:
     created = time.gmtime(time.time() - age)
     folder = clone.folder / "backups" / time.strftime("%Y%m%dT%H%M%SZ", created)
     folder.mkdir(parents=True)
+    files = dict.fromkeys((manifest.DUMP, manifest.OBJECTS_LIST, manifest.DATASETS_LIST), "0" * 64)
     manifest.write(
         folder,
         manifest.Manifest(
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", created), bytes=1234, new_bytes=1234,
             versions={"mlstack": "0.2.0", "mlflow": "3.17.2", "postgres": "17.6", "minio": "RELEASE.x"},
-            bucket="mlflow", owners={}, counts={}, tables={}, files={manifest.DUMP: "0" * 64, manifest.OBJECTS_LIST: "0" * 64},
+            bucket="mlflow", owners={}, counts={}, tables={}, files=files,
         ),
     )  # fmt: skip
     try:
@@ -298,10 +300,7 @@ def database_login(clone: Clone) -> Login:
 
 
 def storage_owner(clone: Clone) -> Keys:
-    values = clone.values
-    return Keys(
-        values["MINIO_ROOT_USER"], values["MINIO_ROOT_PASSWORD"], values["MINIO_BUCKET"], f"127.0.0.1:{values['MINIO_PORT']}"
-    )
+    return replace(settings.storage_owner(clone.values), endpoint=f"127.0.0.1:{clone.values['MINIO_PORT']}")
 
 
 @contextmanager
@@ -398,6 +397,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
     (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO rejects MLFLOW_S3_SECRET", "make up"),
     (minio.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
     (minio.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
+    (minio.round_trip, value(DATASETS_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
     (minio.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
     (minio.versions, all_powerful, State.FAILED, "could remove a version permanently", "make up sets its policy"),
     (minio.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
@@ -467,7 +467,7 @@ BROKEN: list[tuple[Check, Break, State, str, str]] = [
         "sudo chown -R",
     ),
     (jupyter.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
-    (jupyter.isolation, public, State.FAILED, "a notebook reaches artifacts without a presigned URL", "take public policies"),
+    (jupyter.isolation, public, State.FAILED, "reaches the bucket mlflow without a presigned URL", "take public policies"),
     (
         jupyter.isolation,
         override("jupyter", "    environment: {PGPASSWORD: x}\n"),

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from io import BytesIO
 
@@ -17,8 +17,8 @@ from mlstack.host.commands import gc
 from mlstack.host.compose import docker
 from mlstack.host.engine import PROJECT_LABEL
 from mlstack.host.stack import Stack
-from mlstack.jobs.gc import versions
-from mlstack.s3 import client_for
+from mlstack.jobs.gc import datasets, versions
+from mlstack.s3 import Folder, client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone, users_environment
@@ -107,7 +107,7 @@ def test_gc_keeps_what_is_younger_than_30_days(stack: Clone, life: Life, keys: K
     done = stack.make("gc", YES="1")
     assert done.returncode == 0, done.stderr
     assert "Nothing to delete." in done.stdout
-    assert "1 folders of no run, model or trace are too young" in done.stdout
+    assert "1 folders of no run, model, trace or data set are too young" in done.stdout
     assert everything(owner_keys) == before
     client_for(owner_keys).remove_object(owner_keys.bucket, orphan)
     versions.purge(client_for(owner_keys), owner_keys.bucket, versions.folder_of(orphan))
@@ -235,6 +235,34 @@ def test_gc_deletes_the_plan_and_nothing_else(
     assert images[0] not in all_images()
     assert images[1] in all_images()
     assert stack.make("doctor").returncode == 0
+
+
+DATASETS = """
+import pandas as pd
+from mlstack import datasets
+from mlstack.client.dataset_versions import call
+def frame(number): return pd.DataFrame({"n": [number]})
+kept, deleted = datasets.put(frame(1), "trips"), datasets.put(frame(2), "trips")
+datasets.delete("trips", deleted.version)
+begun = call("begin", name="unfinished", files=[{"path": "x", "size": 1, "sha256": "0" * 64, "parts": []}])
+print(kept.digest, deleted.digest, begun["version"])
+"""
+
+
+def test_gc_deletes_versions_of_data_sets_that_are_deleted_or_incomplete_and_no_other(stack: Clone, owner_keys: Keys) -> None:
+    kept, deleted, begun = stack.in_container("jupyter", "python3", "-W", "ignore", "-c", DATASETS).split()[-3:]
+    agreed = gc.plan(Stack.of(stack.folder), timedelta(hours=1))
+    assert (agreed.datasets, agreed.young) == ((), 2)
+    client, bucket = client_for(owner_keys), owner_keys.datasets
+    agreed = gc.plan(Stack.of(stack.folder), timedelta(0))
+    assert {folder.name for folder in agreed.datasets} == {f"trips/{deleted}/", f"unfinished/{begun}/"}
+    too_many = replace(agreed, datasets=(*agreed.datasets, Folder(f"trips/{kept}/")))  # as if it had become complete meanwhile
+    gc.carry_out(Stack.of(stack.folder), too_many)
+    left = {history[0].name: len(history) for history in versions.histories(client, bucket)}
+    assert left == {f"trips/{kept}/data.parquet": 1, f".manifests/trips/{kept}.json": 1}
+    for folder in ("", "trips/", ".manifests/", f".manifests/trips/{kept}.json"):
+        with pytest.raises(MlstackError, match="no folder of a data set's version"):
+            datasets.purge(client, bucket, folder)
 
 
 def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_keys: Keys) -> None:

@@ -97,7 +97,7 @@ def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
 
 
 @pytest.mark.refusal
-def test_console_user_reads_the_bucket_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
+def test_console_user_reads_the_buckets_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
     owner, bucket = client_for(owner_keys), console_keys.bucket
     owner.put_object(bucket, "0/shown/x", io.BytesIO(b"shown"), 5)
     if not owner.bucket_exists("another"):
@@ -106,12 +106,14 @@ def test_console_user_reads_the_bucket_and_changes_nothing(stack: Clone, console
     with requests.Session() as browser:
         login = {"accessKey": console_keys.access_key, "secretKey": console_keys.secret_key}
         assert browser.post(f"{console}/login", json=login, timeout=60).status_code == 204
-        assert [listed["name"] for listed in browser.get(f"{console}/buckets", timeout=60).json()["buckets"]] == [bucket]
+        listed = browser.get(f"{console}/buckets", timeout=60).json()["buckets"]
+        assert {row["name"] for row in listed} == set(console_keys.buckets)
         assert browser.get(f"{console}/buckets/{bucket}/objects/download?prefix=0/shown/x", timeout=60).content == b"shown"
         assert browser.delete(f"{console}/buckets/{bucket}/objects?prefix=0/shown/x", timeout=60).status_code == 403
     client = client_for(console_keys)
     for attempt in (
         lambda: client.put_object(bucket, "0/forged", io.BytesIO(b"x"), 1),
+        lambda: client.put_object(console_keys.datasets, "trips/forged", io.BytesIO(b"x"), 1),
         lambda: client.remove_object(bucket, "0/shown/x"),
         lambda: client.make_bucket("mine"),
         lambda: list(client.list_objects("another")),

@@ -58,7 +58,7 @@ def backup(stack: Clone) -> Iterator[Path]:
         content = Manifest(
             created=f"{name[:4]}-{name[4:6]}-{name[6:8]}T00:00:00Z", bytes=5_000_000, new_bytes=0,
             versions={"mlflow": "3", "postgres": "17"}, bucket="mlflow", owners={}, counts={}, tables={},
-            files={manifest.DUMP: "0" * 64, manifest.OBJECTS_LIST: "0" * 64},
+            files=dict.fromkeys((manifest.DUMP, manifest.OBJECTS_LIST, manifest.DATASETS_LIST), "0" * 64),
         )  # fmt: skip
         manifest.write(folder / name, content)
     yield folder

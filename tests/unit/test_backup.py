@@ -37,7 +37,9 @@ def folder(tmp_path: Path) -> Path:
         (folder / artifact.path).write_bytes(CONTENT[artifact.key])
     (folder / manifest.DUMP).write_bytes(b"a dump")
     (folder / manifest.OBJECTS_LIST).write_text("".join(artifact.as_line() for artifact in artifacts))
-    files = {name: manifest.sha256_of(folder, name) for name in (manifest.DUMP, manifest.OBJECTS_LIST)}
+    (folder / manifest.DATASETS_LIST).write_text(replace(artifacts[0], key="flights/1/data.parquet").as_line())
+    names = (manifest.DUMP, manifest.OBJECTS_LIST, manifest.DATASETS_LIST)
+    files = {name: manifest.sha256_of(folder, name) for name in names}
     manifest.write(
         folder,
         Manifest(
@@ -59,6 +61,7 @@ def checked(folder: Path) -> manifest.Backup:
 def test_read_returns_what_was_written(folder: Path) -> None:
     contents = checked(folder)
     assert {artifact.key: artifact.size for artifact in contents.artifacts} == {key: len(data) for key, data in CONTENT.items()}
+    assert [artifact.key for artifact in contents.datasets or ()] == ["flights/1/data.parquet"]
     assert contents.manifest.time.isoformat() == "2026-11-24T06:50:00.123456+00:00"
     assert contents.manifest.tables == {"public.runs": Table(1, "0" * 32)}
 
@@ -120,7 +123,7 @@ def test_a_backup_of_a_newer_format_is_rejected_with_both_versions(folder: Path)
     manifest.write(folder, replace(written, format=manifest.FORMAT + 1, versions={**written.versions, "mlstack": "99.0\n"}))
     with pytest.raises(MlstackError) as rejected:
         manifest.read_manifest(folder)
-    assert r"in format 3, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
+    assert r"in format 4, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
 
 
 def test_read_rejects_a_checksum_that_is_a_path_out_of_the_backup(folder: Path) -> None:

@@ -136,3 +136,19 @@ def test_span_has_at_most_two_units() -> None:
 
 def test_size_that_is_unknown_is_a_question_mark() -> None:
     assert (size(None), size(1_500_000)) == ("?", "1.5 MB")
+
+
+def test_plan_deletes_old_versions_of_data_sets_that_nobody_sees() -> None:
+    now = datetime.now(UTC)
+    old, young = ((now - age * DAY).timestamp() for age in (40, 10))
+    complete, deleted, begun = (f"trips/{digit * 32}/" for digit in "123")
+    folders = [
+        Folder(complete, 2, 100, 30, 1, 30, old),
+        Folder(deleted, 2, 100, 30, 1, 30, old),
+        Folder(begun, 1, 100, 0, 0, 0, young),
+        Folder("", 3, 100, 0, 0, 0, old),
+    ]
+    planned = gc._with_datasets(Plan(age=30 * DAY), folders, [complete])
+    assert [folder.name for folder in planned.datasets] == [deleted]
+    assert (planned.expired, planned.expired_size, planned.young, planned.foreign) == (1, 30, 1, 3)
+    assert planned.size == 160 and not planned.is_empty

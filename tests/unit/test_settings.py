@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MINIO_ROOT_USER": SHORT_SECRET,
     "MINIO_ROOT_PASSWORD": SECRET,
     "MINIO_BUCKET": BUCKET,
+    "DATASETS_BUCKET": BUCKET,
     "MINIO_CONSOLE_USER": (["console", "me.2"], ["me", "a b", "a/b"]),
     "MINIO_CONSOLE_PASSWORD": SECRET,
     "MINIO_BUCKET_QUOTA": (["", "500m", "2g", "5t"], ["0g", "500", "500G", "1.5t", "-1g", "9999999g"]),
@@ -148,7 +149,7 @@ def test_settings_error_shows_no_secret(subtests: pytest.Subtests) -> None:
     "credentials",
     [
         Login("user", "s3cr3t-part", "database"),
-        Keys("s3cr3t-part", "s3cr3t-part", "bucket"),
+        Keys("s3cr3t-part", "s3cr3t-part", "bucket", "datasets"),
         Account("user", "s3cr3t-part", is_admin=False),
     ],
     ids=lambda credentials: type(credentials).__name__,
@@ -194,7 +195,7 @@ def test_sessions_of_the_database_owner_resolve_names_in_pg_catalog(project: Pat
 def test_s3_keys_use_their_own_variables(project: Path, keys: Callable[[Mapping[str, str]], Keys], prefix: str) -> None:
     values = settings.of_project(project)
     key_id, secret = (value for name, value in values.items() if name.startswith(prefix))
-    assert keys(values) == Keys(key_id, secret, "mlflow")
+    assert keys(values) == Keys(key_id, secret, "mlflow", "datasets")
 
 
 @pytest.mark.docker

@@ -65,7 +65,7 @@ class Repository(MlflowArtifactsRepository):
             proxied: str = super().download_artifacts(artifact_path, dst_path)
             return proxied
         folder = os.path.abspath(dst_path) if dst_path else create_tmp_dir()  # noqa: PTH100 # the very path that MLflow returns
-        with _transfers() as transfers:
+        with transfers_of_user() as transfers:
             for name, url in self._urls_to_read(path, answer):
                 local = self._create_download_destination(name, folder)
                 if name.endswith("/"):  # the marker of an empty folder
@@ -84,7 +84,7 @@ class Repository(MlflowArtifactsRepository):
         if answer is None:
             super()._download_file(remote_file_path, local_path)
             return
-        with _transfers() as transfers:
+        with transfers_of_user() as transfers:
             transfers.begin(
                 partial(receive, str(local_path)), remote_file_path, _only_url(answer, remote_file_path), self._url_to_read
             )
@@ -112,7 +112,7 @@ class Repository(MlflowArtifactsRepository):
             _check_name(name)
         proxied = [(name, file) for name, file in files if file.stat().st_size > LARGEST]
         direct = [(name, file) for name, file in files if file.stat().st_size <= LARGEST]
-        with _transfers() as transfers:
+        with transfers_of_user() as transfers:
             for batch in (direct[start : start + BATCH] for start in range(0, len(direct), BATCH)):
                 answer = self._presigned("links-to-write", names=[name for name, _ in batch])
                 if answer is None:
@@ -169,7 +169,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _transfers() -> Transfers:
+def transfers_of_user() -> Transfers:
     """With the retries and timeouts that are set for MLflow's own client."""
     retries, backoff = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
     return Transfers(Patience(retries, backoff, MLFLOW_HTTP_REQUEST_TIMEOUT.get()))

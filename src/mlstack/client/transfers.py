@@ -29,6 +29,7 @@ CONNECTIONS = 8
 BLOCK = 256 * 1024  # bytes; larger blocks do not fit the CPU's cache
 LONGEST_PAUSE = 10  # seconds between two attempts: a longer pause only delays the transfer after MinIO has restarted
 PASSING = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+FILE_CHANGED = b"XAmzContentSHA256Mismatch"
 BUCKET_IS_FULL = b"XMinioAdminBucketQuotaExceeded"
 # For the first call only: MinIO on the same host answers in milliseconds.
 SOON = urllib3.Timeout(connect=2, read=5)
@@ -68,13 +69,14 @@ class Reachability:
         address = urlsplit(probe).netloc
         with self._lock:
             if address not in self._known:
-                self._known[address] = _is_answered_by_minio(probe)
+                self._known[address] = is_answered_by_minio(probe)
                 if not self._known[address]:
                     log.info("MinIO does not answer at %s: artifacts go through MLflow.", address)
             return self._known[address]
 
 
-def _is_answered_by_minio(probe: str) -> bool:
+def is_answered_by_minio(probe: str) -> bool:
+    """Whether MinIO answers at the address of this presigned URL, now."""
     try:
         answer = urllib3.request("GET", probe, timeout=SOON, retries=False)
     except urllib3.exceptions.HTTPError:
@@ -84,6 +86,8 @@ def _is_answered_by_minio(probe: str) -> bool:
 
 # Does one transfer over a connection, from or to a presigned URL, until the event is set.
 Transfer = Callable[[urllib3.PoolManager, str, threading.Event], None]
+# Is called with the number of bytes that were transferred.
+Advance = Callable[[int], None]
 
 
 class Transfers:
@@ -161,6 +165,40 @@ def send(file: Path, connections: urllib3.PoolManager, url: str, ended: threadin
         _check(connections.request("PUT", url, body=body, headers={"Content-Length": str(size)}))
 
 
+def piece_sender(file: Path, start: int, size: int, advance: Advance) -> Transfer:
+    """Uploads a piece of a file."""
+
+    def send_piece(connections: urllib3.PoolManager, url: str, ended: threading.Event) -> None:
+        with file.open("rb") as source:
+            source.seek(start)
+            body = _blocks(source, size, ended, advance)
+            _check(connections.request("PUT", url, body=body, headers={"Content-Length": str(size)}))
+
+    return send_piece
+
+
+def rest_receiver(part: Path, size: int, advance: Advance) -> Transfer:
+    """Downloads what a file lacks of its size, and keeps what has arrived when it is interrupted."""
+
+    def receive_rest(connections: urllib3.PoolManager, url: str, ended: threading.Event) -> None:
+        with part.open("ab") as target:
+            if (start := target.tell()) >= size:
+                return
+            headers = {"Range": f"bytes={start}-"}
+            answer = connections.request("GET", url, headers=headers, preload_content=False, decode_content=False)
+            try:
+                _check(answer)
+                for block in answer.stream(BLOCK, decode_content=False):
+                    target.write(block)
+                    advance(len(block))
+                    _check_running(ended)
+            finally:
+                answer.close()
+            _check_complete(target.tell(), size)
+
+    return receive_rest
+
+
 def receive(local: str, connections: urllib3.PoolManager, url: str, ended: threading.Event) -> None:
     """Downloads a file, byte for byte as it is stored, and moves it into place when it is complete."""
     part = Path(local).with_name(f".{secrets.token_hex(8)}.part")
@@ -186,7 +224,7 @@ def _check_complete(size: int, announced: int) -> None:
         raise TransientError(f"{size} of {announced} bytes arrived")
 
 
-def _blocks(source: BinaryIO, size: int, ended: threading.Event) -> Iterator[bytes]:
+def _blocks(source: BinaryIO, size: int, ended: threading.Event, advance: Advance = lambda _: None) -> Iterator[bytes]:
     while size:
         _check_running(ended)
         block = source.read(min(BLOCK, size))
@@ -194,6 +232,7 @@ def _blocks(source: BinaryIO, size: int, ended: threading.Event) -> Iterator[byt
             raise TransientError("the file became shorter during the upload")
         size -= len(block)
         yield block
+        advance(len(block))
 
 
 def _check_running(ended: threading.Event) -> None:
@@ -202,8 +241,8 @@ def _check_running(ended: threading.Event) -> None:
 
 
 def _check(answer: urllib3.BaseHTTPResponse) -> None:
-    """Raises TransientError, DeniedError or ClientError unless MinIO answered 200."""
-    if answer.status == HTTPStatus.OK:
+    """Raises TransientError, DeniedError or ClientError unless MinIO answered 200, or 206 for a range."""
+    if answer.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         return
     code = re.search(rb"<Code>(\w+)</Code>", answer.data)
     message = f"MinIO answered {answer.status} {code[1].decode() if code else ''}".rstrip()
@@ -216,5 +255,11 @@ def _check(answer: urllib3.BaseHTTPResponse) -> None:
             "the bucket is full: it holds as much as MINIO_BUCKET_QUOTA allows.",
             "This artifact was not stored; existing ones are unchanged.",
             "delete runs or models and run make gc, or raise MINIO_BUCKET_QUOTA in .env and run make up",
+        )
+    if code and code[1] == FILE_CHANGED:
+        raise ClientError(
+            "a file changed while it was uploaded.",
+            "MinIO accepts only the bytes whose checksum was announced; no version is visible.",
+            "put it again when nothing writes it any more",
         )
     raise ClientError(f"{message}.", "It cannot store or return this artifact.", "check the name of the file")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlstack import settings
-from mlstack.server import auth, locations, page, presigned_urls, runs_table
+from mlstack.server import auth, datasets, locations, page, presigned_urls, runs_table
 from mlstack.server.guard import Bodies, Login, Origins
 from mlstack.server.metric_routes import MetricRoutes
 from mlstack.server.upstream import (
@@ -21,7 +21,7 @@ from mlstack.server.upstream import (
     get_allowed_origins,
 )
 
-ROUTERS = (runs_table.router, presigned_urls.router)
+ROUTERS = (runs_table.router, presigned_urls.router, datasets.router)
 OWN = "/api/2.0/mlstack/"
 # Any request: FastAPI prepares a router's routes at the first one.
 _FIRST: Scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}

@@ -103,7 +103,7 @@ class LinksToRead(BaseModel):
 @router.post("/links-to-write")
 def write(files: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
     """A URL for each file. Raises HTTPException 401, 403, or 404 if only MLflow's own route can serve the client."""
-    host, root = _host(request), _allowed(caller, files.root, "update")
+    host, root = host_of_minio(request), _allowed(caller, files.root, "update")
     signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
     return LinksToWrite(links=[signer.url(_key(root, name)) for name in files.names], probe=_probe(_reader(host), root))
 
@@ -111,7 +111,7 @@ def write(files: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksT
 @router.post("/links-to-read")
 def read(folder: ToRead, request: Request, caller: auth.CallerOrNone) -> LinksToRead:
     """A URL for each stored file. Raises as `write` does, and 503 when MinIO does not answer."""
-    signer, root = _reader(_host(request)), _allowed(caller, folder.root, "read")
+    signer, root = _reader(host_of_minio(request)), _allowed(caller, folder.root, "read")
     path = _key(root, folder.path) if folder.path else root
     keys, is_folder = _stored(path, _key(path, folder.after) if folder.after else None)
     files = [File(name=key[len(path) + 1 :], link=signer.url(key)) for key in keys[:PAGE]]
@@ -172,7 +172,7 @@ def _key(root: str, name: str) -> str:
     return key
 
 
-def _host(request: Request) -> str:
+def host_of_minio(request: Request) -> str:
     """The host and port at which the caller reaches MinIO, by the name under which it reaches this server."""
     host = request.url.hostname
     if host == "mlflow":

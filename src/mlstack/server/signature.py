@@ -32,14 +32,15 @@ class Signer:
         *,
         parameters: Mapping[str, str] | None = None,
         empty: Iterable[str] = (),
+        bucket: str | None = None,
     ) -> None:
-        self._method, self._host, self._bucket = method, host, keys.bucket
+        self._method, self._host, self._bucket = method, host, bucket or keys.bucket
         self._date = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         self._scope = f"{self._date[:8]}/{REGION}/s3/aws4_request"
         headers = dict(sorted({"host": host, **dict.fromkeys(empty, "")}.items()))
         self._headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
         self._signed = ";".join(headers)
-        query = {
+        self._parameters = {
             "X-Amz-Algorithm": ALGORITHM,
             "X-Amz-Credential": f"{keys.access_key}/{self._scope}",
             "X-Amz-Date": self._date,
@@ -48,15 +49,27 @@ class Signer:
             **(parameters or {}),
             **dict.fromkeys(empty, ""),
         }
-        self._query = urlencode(sorted(query.items()), quote_via=quote, safe="~")
+        self._query = _encoded(self._parameters)
         self._key = f"AWS4{keys.secret_key}".encode()
         for part in self._scope.split("/"):
             self._key = hmac.digest(self._key, part.encode(), "sha256")
 
     def url(self, name: str) -> str:
         """A URL for the object of this name."""
+        return self._signed_url(name, self._query, "UNSIGNED-PAYLOAD")
+
+    def url_for_content(self, name: str, sha256: str, part: Mapping[str, str]) -> str:
+        """A URL that accepts only the content with this checksum. `part` says which part of a large object it is."""
+        query = _encoded({**self._parameters, **part, "X-Amz-Content-Sha256": sha256})
+        return self._signed_url(name, query, sha256)
+
+    def _signed_url(self, name: str, query: str, payload: str) -> str:
         path = quote(f"/{self._bucket}/{name}", safe="/~")
-        request = f"{self._method}\n{path}\n{self._query}\n{self._headers}\n{self._signed}\nUNSIGNED-PAYLOAD"
+        request = f"{self._method}\n{path}\n{query}\n{self._headers}\n{self._signed}\n{payload}"
         digest = hashlib.sha256(request.encode()).hexdigest()
         signature = hmac.digest(self._key, f"{ALGORITHM}\n{self._date}\n{self._scope}\n{digest}".encode(), "sha256")
-        return f"http://{self._host}{path}?{self._query}&X-Amz-Signature={signature.hex()}"
+        return f"http://{self._host}{path}?{query}&X-Amz-Signature={signature.hex()}"
+
+
+def _encoded(parameters: Mapping[str, str]) -> str:
+    return urlencode(sorted(parameters.items()), quote_via=quote, safe="~")

@@ -1,6 +1,6 @@
-"""The bucket's part of a backup: every object as it was at the time of the dump.
+"""A bucket's part of a backup: every object as it was at the time of the dump.
 
-The bucket keeps versions, so the stack need not pause: what is overwritten or deleted during the copy is still readable.
+The buckets keep versions, so the stack need not pause: what is overwritten or deleted during the copy is still readable.
 """
 
 import hashlib
@@ -206,12 +206,12 @@ def upload(
             written = client.put_object(
                 bucket, artifact.key, file, artifact.size, content_type, metadata, part_size=PART, num_parallel_uploads=2
             )  # fmt: skip
-        journal.wrote(artifact.key, written.version_id or "null")
+        journal.wrote(bucket, artifact.key, written.version_id or "null")
         advance(artifact.size)
 
     for start in range(0, len(artifacts), BATCH):
         batch = artifacts[start : start + BATCH]
-        journal.intend([artifact.key for artifact in batch], before)
+        journal.intend(bucket, [artifact.key for artifact in batch], before)
         for _ in in_parallel(upload_artifact, batch, stop):
             pass
         stop.clear()  # reached only after an error or Ctrl-C

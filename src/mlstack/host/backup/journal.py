@@ -1,4 +1,4 @@
-"""The record of every version that a restore writes into the bucket, so that undoing it removes exactly those.
+"""The record of every version that a restore writes into the buckets, so that undoing it removes exactly those.
 
 Dates are no evidence: a client that may write an object may choose its date, and may write during the restore.
 The journal is a table of the server's owner, in a database that no other role can connect to.
@@ -25,36 +25,46 @@ class Journal:
         """Creates an empty journal."""
         self._execute("CREATE SCHEMA IF NOT EXISTS mlstack")
         self.end()
-        self._execute("CREATE TABLE {} (key text PRIMARY KEY, before jsonb NOT NULL, deletes bool NOT NULL, version text)")
+        self._execute(
+            "CREATE TABLE {} (bucket text, key text, before jsonb NOT NULL, deletes bool NOT NULL, version text,"
+            " PRIMARY KEY (bucket, key))"
+        )
 
     def end(self) -> None:
         """Removes the journal."""
         self._execute("DROP TABLE IF EXISTS {}")
 
     def exists(self) -> bool:
-        """Whether a restore has a journal."""
+        """Whether a restore has a journal that names buckets: those of earlier versions did not."""
         with self._server.cursor() as cursor:
-            cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (self._table.as_string(self._server),))
+            cursor.execute(
+                "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'bucket')",
+                (self._table.as_string(self._server),),
+            )
             return cursor.fetchone() == (True,)
 
-    def intend(self, keys: Iterable[str], before: Ids, *, deletes: bool = False) -> None:
-        """Records keys before they are written, or hidden by a delete marker. It is on the disk when this returns."""
+    def intend(self, bucket: str, keys: Iterable[str], before: Ids, *, deletes: bool = False) -> None:
+        """Records keys of a bucket before they are written, or hidden by a delete marker. It is on the disk when this returns."""
         rows = [{"key": key, "before": before.get(key, ())} for key in keys]
         self._execute(
-            "SET LOCAL synchronous_commit = on; INSERT INTO {} SELECT row->>'key', row->'before', %s"
+            "SET LOCAL synchronous_commit = on; INSERT INTO {} SELECT %s, row->>'key', row->'before', %s"
             " FROM jsonb_array_elements(%s::jsonb) AS rows(row)",
+            bucket,
             deletes,
             json.dumps(rows),
         )
 
-    def wrote(self, key: str, version: str) -> None:
+    def wrote(self, bucket: str, key: str, version: str) -> None:
         """Records a version that the restore wrote. If this is lost in a crash, the ids from before identify it."""
-        self._execute("SET LOCAL synchronous_commit = off; UPDATE {} SET version = %s WHERE key = %s", version, key)
+        self._execute(
+            "SET LOCAL synchronous_commit = off; UPDATE {} SET version = %s WHERE bucket = %s AND key = %s", version, bucket, key
+        )
 
     def written(self, client: Minio, bucket: str) -> list[tuple[str, str]]:
-        """Key and version id of exactly what the restore wrote."""
+        """Key and version id of exactly what the restore wrote into this bucket."""
         with self._server.cursor() as cursor:
-            cursor.execute(sql.SQL("SELECT key, before, deletes, version FROM {}").format(self._table))
+            query = sql.SQL("SELECT key, before, deletes, version FROM {} WHERE bucket = %s").format(self._table)
+            cursor.execute(query, (bucket,))
             rows = cursor.fetchall()
         versions = [(key, version) for key, _, _, version in rows if version]
         unknown = {key: (set(before), deletes) for key, before, deletes, version in rows if not version}

@@ -10,6 +10,7 @@ backups/20261124T065000Z/
   database.dump         pg_dump's custom format, with the rights of MLflow's login; in format 1 the accounts too
   accounts.dump         the same of MLflow's accounts, with the rights of their login
   objects.jsonl         one line an artifact: its key, and the file that holds its bytes
+  datasets.jsonl        the same of the bucket for data sets; not in formats 1 and 2
   objects/ab/abcd…      the bytes, named by their SHA-256: no key ever becomes a file name
 """
 
@@ -30,13 +31,14 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 from mlstack import __version__
 from mlstack.errors import MlstackError, quoted
 
-FORMAT = 2
+FORMAT = 3
 NAME_FORMAT = "%Y%m%dT%H%M%SZ"
-MANIFEST, CHECKSUM, DUMP, ACCOUNTS_DUMP, OBJECTS_LIST, OBJECTS = (
-    "manifest.json", "manifest.json.sha256", "database.dump", "accounts.dump", "objects.jsonl", "objects",
+MANIFEST, CHECKSUM, DUMP, ACCOUNTS_DUMP, OBJECTS_LIST, DATASETS_LIST, OBJECTS = (
+    "manifest.json", "manifest.json.sha256", "database.dump", "accounts.dump", "objects.jsonl", "datasets.jsonl", "objects",
 )  # fmt: skip
 CHUNK = 1024 * 1024
 WORKERS = 4
+_WITHOUT_DATASETS = 2  # the last such format
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHOWN = 5
@@ -59,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One object of the bucket, as it was at the time of the dump."""
+    """One object of a bucket, as it was at the time of the dump."""
 
     key: str
     version: str
@@ -109,11 +111,17 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Backup:
-    """A complete backup on the host."""
+    """A complete backup on the host. `datasets` are the objects of the data sets; None in a backup from before there were any."""
 
     folder: Path
     manifest: Manifest
     artifacts: tuple[Artifact, ...]
+    datasets: tuple[Artifact, ...] | None
+
+    @property
+    def objects(self) -> tuple[Artifact, ...]:
+        """Those of both buckets."""
+        return self.artifacts + (self.datasets or ())
 
 
 def path_of(sha256: str) -> str:
@@ -164,19 +172,25 @@ def read_manifest(folder: Path) -> Manifest:
 def read(folder: Path) -> Backup:
     """A backup with the list of its artifacts. Raises MlstackError when either is missing or damaged."""
     manifest = read_manifest(folder)
+    datasets = _listed(folder, manifest, DATASETS_LIST) if DATASETS_LIST in manifest.files else None
+    return Backup(folder, manifest, _listed(folder, manifest, OBJECTS_LIST), datasets)
+
+
+def _listed(folder: Path, manifest: Manifest, name: str) -> tuple[Artifact, ...]:
+    """The objects in a list of a backup."""
     digest = hashlib.sha256()
     try:
-        with opened(folder, OBJECTS_LIST) as file:
+        with opened(folder, name) as file:
             artifacts = _of_different_keys(artifacts_in(_lines(file, digest.update)))
     except FileNotFoundError:
-        raise damaged(folder, [f"{OBJECTS_LIST} is missing"]) from None
+        raise damaged(folder, [f"{name} is missing"]) from None
     except OSError as error:
-        raise damaged(folder, [f"{OBJECTS_LIST} cannot be read: {error.strerror}"]) from error
+        raise damaged(folder, [f"{name} cannot be read: {error.strerror}"]) from error
     except ValueError as error:
-        raise damaged(folder, [f"{OBJECTS_LIST} is not what mlstack writes: {error}"]) from error
-    if digest.hexdigest() != manifest.files[OBJECTS_LIST]:
-        raise damaged(folder, [f"{OBJECTS_LIST} does not have its checksum"])
-    return Backup(folder, manifest, artifacts)
+        raise damaged(folder, [f"{name} is not what mlstack writes: {error}"]) from error
+    if digest.hexdigest() != manifest.files[name]:
+        raise damaged(folder, [f"{name} does not have its checksum"])
+    return artifacts
 
 
 def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:
@@ -188,9 +202,9 @@ def artifacts_in(lines: Iterable[str]) -> Iterator[Artifact]:
 def check(backup: Backup, advance: Advance) -> None:
     """Reads every file of a backup. Raises MlstackError naming missing or changed files."""
     expected = {name: backup.manifest.files[name] for name in backup.manifest.dumps}
-    expected |= {artifact.path: artifact.sha256 for artifact in backup.artifacts}
+    expected |= {artifact.path: artifact.sha256 for artifact in backup.objects}
     used_by: dict[str, list[Artifact]] = {}
-    for artifact in backup.artifacts:
+    for artifact in backup.objects:
         used_by.setdefault(artifact.path, []).append(artifact)
 
     def complaint(name: str) -> str | None:
@@ -326,7 +340,8 @@ def _fields(kind: type[Any]) -> tuple[dict[str, Any], set[str]]:
 def _sound_manifest(manifest: Manifest) -> Manifest:
     if manifest.time.tzinfo is None:
         raise ValueError("created has no time zone")
-    if lacking := [name for name in (DUMP, OBJECTS_LIST) if not _SHA256.fullmatch(manifest.files.get(name, ""))]:
+    lists = (DUMP, OBJECTS_LIST, DATASETS_LIST) if manifest.format > _WITHOUT_DATASETS else (DUMP, OBJECTS_LIST)
+    if lacking := [name for name in lists if not _SHA256.fullmatch(manifest.files.get(name, ""))]:
         raise ValueError(f"it has no checksum of {', '.join(lacking)}")
     if lacking := [name for name in ("mlflow", "postgres") if name not in manifest.versions]:
         raise ValueError(f"it has no version of {', '.join(lacking)}")

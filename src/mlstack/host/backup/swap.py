@@ -103,7 +103,8 @@ def _undo(server: Connection, target: Stack) -> None:
                 "check out that version, make up there, then this version again",
             )
         client = data_services.storage_client(target.keys)
-        bucket.remove(client, target.keys.bucket, journal.written(client, target.keys.bucket))
+        for name in target.keys.buckets:
+            bucket.remove(client, name, journal.written(client, name))
     if postgres.exists(server, target.owner.database):
         postgres.open_(server, target.owner.database)
     postgres.drop(server, new_name(target))

@@ -1,4 +1,4 @@
-"""`make backup`: database and bucket, point-in-time consistent, while clients write."""
+"""`make backup`: database and both buckets, point-in-time consistent, while clients write."""
 
 import os
 import shutil
@@ -66,32 +66,32 @@ def _taken(source: Stack, keep: int | None) -> Taken:
     backups = source.backups
     work = _prepared(backups)
     client = data_services.storage_client(source.keys)
-    if not bucket.is_versioned(client, source.keys.bucket):
-        raise MlstackError(
-            f"the bucket {source.keys.bucket} keeps no versions.",
-            "What is overwritten during the backup would be lost to it.",
-            "make up switches it on",
-        )
+    for name in source.keys.buckets:
+        _require_versions(client, name)
     known = _known(backups, work, source.backup_key)
     with postgres.connected(source) as connection:  # after the snapshot: later dates mean later writes
-        bucket.redate(client, source.keys.bucket, lambda: postgres.now(connection))
+        for name in source.keys.buckets:
+            bucket.redate(client, name, lambda: postgres.now(connection))
     with postgres.snapshot(source) as snapshot:
         postgres.require_readable(source, snapshot.connection)
-        versions = bucket.as_of(client, source.keys.bucket, snapshot.time)
-        new = {item.etag: item.size for item in versions if item.identity not in known}
+        versions = {name: bucket.as_of(client, name, snapshot.time) for name in source.keys.buckets}
+        new = {item.etag: item.size for items in versions.values() for item in items if item.identity not in known}
         database_size = postgres.size(snapshot.connection)
         require_room(backups, sum(new.values()) + database_size)
         log.info("the database as of %s, about %s", f"{snapshot.time:%H:%M:%S}", size(database_size))
         described = _described(source, snapshot)
         with bar("database", None) as advance:
             dumps = _dump(source, snapshot, described.owners, work, advance)
-    log.info("the bucket as of the same moment: %d artifacts, %d new (%s)", len(versions), len(new), size(sum(new.values())))
-    artifacts, new_bytes = _copy(client, source.keys.bucket, work, versions, known)
-    listing = "".join(artifact.as_line() for artifact in sorted(artifacts, key=lambda artifact: artifact.key))
-    (work / manifest.OBJECTS_LIST).write_text(listing, encoding="ascii")
-    _drop_unused(work, artifacts)
+    count = sum(map(len, versions.values()))
+    log.info("both buckets as of the same moment: %d objects, %d new (%s)", count, len(new), size(sum(new.values())))
+    (artifacts, datasets), new_bytes = _copy(client, work, versions, known)
+    lists = {manifest.OBJECTS_LIST: artifacts, manifest.DATASETS_LIST: datasets}
+    for name, objects in lists.items():
+        listing = "".join(item.as_line() for item in sorted(objects, key=lambda item: item.key))
+        (work / name).write_text(listing, encoding="ascii")
+    _drop_unused(work, artifacts + datasets)
     dump_size = sum((work / name).stat().st_size for name in dumps)
-    unique = {artifact.sha256: artifact.size for artifact in artifacts}
+    unique = {artifact.sha256: artifact.size for artifact in artifacts + datasets}
     finished = Manifest(
         created=described.created,
         bytes=sum(unique.values()) + dump_size,
@@ -99,9 +99,9 @@ def _taken(source: Stack, keep: int | None) -> Taken:
         versions=described.versions,
         bucket=source.keys.bucket,
         owners=described.owners,
-        counts={**postgres.counts(described.tables), "artifacts": len(artifacts)},
+        counts={**postgres.counts(described.tables), "artifacts": len(artifacts), "files of data sets": len(datasets)},
         tables=described.tables,
-        files={**dumps, manifest.OBJECTS_LIST: manifest.sha256_of(work, manifest.OBJECTS_LIST)},
+        files={**dumps, **{name: manifest.sha256_of(work, name) for name in lists}},
     )
     manifest.write(work, finished)
     signature.sign(work, source.backup_key)
@@ -200,7 +200,7 @@ def _known(backups: Path, work: Path, key: str) -> dict[Identity, tuple[Artifact
             log.warning("the backup %s is not signed by this stack: everything is copied again", previous.name)
             continue
         try:
-            known |= {bucket.identity(artifact): (artifact, previous) for artifact in manifest.read(previous).artifacts}
+            known |= {bucket.identity(artifact): (artifact, previous) for artifact in manifest.read(previous).objects}
         except MlstackError as error:
             log.warning("%s Everything is copied again.", error.wrong)
     journal = work / JOURNAL
@@ -215,17 +215,29 @@ def _whole_lines(journal: Path) -> Iterable[str]:
 
 
 def _copy(
-    client: Minio, name: str, work: Path, versions: list[Version], known: dict[Identity, tuple[Artifact, Path]]
-) -> tuple[list[Artifact], int]:
+    client: Minio, work: Path, versions: Mapping[str, list[Version]], known: dict[Identity, tuple[Artifact, Path]]
+) -> tuple[list[list[Artifact]], int]:
+    """Copies these versions of each bucket. Returns the objects of each, and the new bytes."""
+    total = sum(version.size for listed in versions.values() for version in listed)
     # The journal of this run starts with the reused artifacts: a crash loses none of them.
-    with (work / JOURNAL).open("a", encoding="ascii") as journal, bar("artifacts", sum(v.size for v in versions)) as advance:
+    with (work / JOURNAL).open("a", encoding="ascii") as journal, bar("objects", total) as advance:
 
         def done(artifact: Artifact) -> None:
             journal.write(artifact.as_line())
             journal.flush()
 
-        copy = bucket.Copy(client, name, work, advance)
-        return copy.run(versions, known, done), copy.new_bytes
+        copies = {name: bucket.Copy(client, name, work, advance) for name in versions}
+        copied = [copy.run(versions[name], known, done) for name, copy in copies.items()]
+        return copied, sum(copy.new_bytes for copy in copies.values())
+
+
+def _require_versions(client: Minio, name: str) -> None:
+    if not bucket.is_versioned(client, name):
+        raise MlstackError(
+            f"the bucket {name} keeps no versions.",
+            "What is overwritten during the backup would be lost to it.",
+            "make up switches it on",
+        )
 
 
 def _drop_unused(work: Path, artifacts: list[Artifact]) -> None:

@@ -59,6 +59,7 @@ class Plan:
     expired: int = 0
     expired_size: int = 0
     orphans: tuple[Folder, ...] = ()
+    datasets: tuple[Folder, ...] = ()  # versions of data sets that are deleted, or were never complete
     images: tuple[Image, ...] = ()
     kept: tuple[str, ...] = ()  # in the trash, and used by a registered model
     young: int = 0  # folders without a row, too young to judge
@@ -67,11 +68,12 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.runs or self.models or self.experiments or self.expired or self.orphans or self.images)
+        return not (self.runs or self.models or self.experiments or self.expired or self.orphans or self.datasets or self.images)
 
     @property
     def size(self) -> int:
-        return self.folders_size + self.expired_size + sum(orphan.size + orphan.old_size for orphan in self.orphans)
+        without_owner = sum(folder.size + folder.old_size for folder in self.orphans + self.datasets)
+        return self.folders_size + self.expired_size + without_owner
 
 
 def age_of(text: str) -> timedelta:
@@ -96,8 +98,9 @@ def plan(stack: Stack, age: timedelta) -> Plan:
     images = tuple(Image(entry["Id"], entry["Size"]) for entry in stack.engine.unused_images(stack.name))
     rows = _rows(stack, age)
     surveyed = in_one_shot(stack.compose, "bootstrap", "survey", age=age.total_seconds(), changed=_changed(stack, age))
-    folders = {entry["name"]: Folder(**entry) for entry in surveyed}
-    return replace(_sorted_out(rows, folders, age), images=images)
+    folders = {entry["name"]: Folder(**entry) for entry in surveyed["artifacts"]}
+    datasets = [Folder(**entry) for entry in surveyed["datasets"]]
+    return replace(_with_datasets(_sorted_out(rows, folders, age), datasets, surveyed["complete"]), images=images)
 
 
 def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lambda step: None) -> None:
@@ -116,13 +119,17 @@ def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lamb
     folders = [*agreed.folders, *orphans]
     for number, some in enumerate(_batches(folders)):
         announce(f"files: {number * BATCH} of {len(folders)} folders deleted")
-        in_one_shot(stack.compose, "bootstrap", "purge", prefixes=some)
+        in_one_shot(stack.compose, "bootstrap", "purge", prefixes=some, datasets=[])
     log.info("deleted the files of %d folders, %d of them without a row", len(folders), len(orphans))
+    for number, some in enumerate(_batches([dataset.name for dataset in agreed.datasets])):
+        announce(f"data sets: {number * BATCH} of {len(agreed.datasets)} versions deleted")
+        in_one_shot(stack.compose, "bootstrap", "purge", prefixes=[], datasets=some)
+    log.info("deleted %d versions of data sets", len(agreed.datasets))
     if agreed.expired:
         announce("old versions")
         aged = in_one_shot(stack.compose, "bootstrap", "aged", age=agreed.age.total_seconds())
-        changed = set(_changed(stack, agreed.age))  # after the listing: later writes replace nothing in it
-        doomed = [version for version in aged if version[0] not in changed]
+        changed = _changed(stack, agreed.age)  # after the listing: later writes replace nothing in it
+        doomed = {bucket: _except(set(changed[bucket]), listed) for bucket, listed in aged.items()}
         removed = in_one_shot(stack.compose, "bootstrap", "remove", versions=doomed)["removed"]
         log.info("deleted %d old versions", removed)
     for image in agreed.images:
@@ -131,17 +138,21 @@ def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lamb
     log.info("deleted %d images", len(agreed.images))
 
 
-def _changed(stack: Stack, age: timedelta) -> list[str]:
-    """The objects of the bucket that were written within `age`, by the clock of MinIO's disk.
+def _changed(stack: Stack, age: timedelta) -> dict[str, list[str]]:
+    """By bucket: the objects that were written within `age`, by the clock of MinIO's disk.
 
     The dates of versions are no evidence: a client that may write an object may choose its date. MinIO keeps all versions of an
     object in one file, `xl.meta`, which the kernel dates at each write.
     """
+    return {bucket: _changed_in(stack, bucket, age) for bucket in stack.tracking_keys.buckets}
+
+
+def _changed_in(stack: Stack, bucket: str, age: timedelta) -> list[str]:
     # On the disk, an object whose name ends with / has this suffix instead.
     since = f"-{age.total_seconds():.0f} seconds"
     find = (
         "find",
-        f"/data/{stack.tracking_keys.bucket}",
+        f"/data/{bucket}",
         "-ignore_readdir_race",
         "-name",
         "xl.meta",
@@ -182,6 +193,26 @@ def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
         ),
         foreign=folders[""].objects if "" in folders else 0,
     )
+
+
+def _with_datasets(plan: Plan, folders: list[Folder], complete: Collection[str]) -> Plan:
+    """The plan with versions of data sets. An upload in progress can be resumed as long as it is younger than the age limit."""
+    cutoff = (datetime.now(UTC) - plan.age).timestamp()
+    datasets = [folder for folder in folders if folder.name and folder.name not in complete]
+    doomed = tuple(folder for folder in datasets if folder.changed <= cutoff)
+    rest = [folder for folder in folders if folder not in doomed]
+    return replace(
+        plan,
+        datasets=doomed,
+        expired=plan.expired + sum(folder.expired for folder in rest),
+        expired_size=plan.expired_size + sum(folder.expired_size for folder in rest),
+        young=plan.young + len(datasets) - len(doomed),
+        foreign=plan.foreign + sum(folder.objects for folder in folders if not folder.name),
+    )
+
+
+def _except(names: set[str], versions: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [version for version in versions if version[0] not in names]
 
 
 def _is_orphan(folder: str, rows: Rows) -> bool:

@@ -11,14 +11,14 @@ from mlstack import __version__
 from mlstack.errors import MlstackError
 from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature, swap
 from mlstack.host.backup.journal import Journal
-from mlstack.host.backup.manifest import Backup, Table
+from mlstack.host.backup.manifest import Artifact, Backup, Table
 from mlstack.host.commands import start
 from mlstack.host.compose import docker
 from mlstack.host.render.progress import bar
 from mlstack.host.stack import Stack
 
 _SHOWN = 5
-_WANTED = ("runs", "registered models", "artifacts")
+_WANTED = ("runs", "registered models", "artifacts", "files of data sets")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Content:
 def checked(folder: Path) -> Backup:
     """Reads and checks every file of a backup. Changes nothing. Raises MlstackError naming what is damaged."""
     backup = manifest.read(folder)
-    sizes = {artifact.path: artifact.size for artifact in backup.artifacts}
+    sizes = {artifact.path: artifact.size for artifact in backup.objects}
     for name in backup.manifest.dumps:
         sizes[name] = (folder / name).stat().st_size if (folder / name).exists() else 0  # a missing one is named below
-    log.info("reading the backup %s, made by %s: %d artifacts", folder.name, backup.manifest.made_by, len(backup.artifacts))
+    log.info("reading the backup %s, made by %s: %d objects", folder.name, backup.manifest.made_by, len(backup.objects))
     with bar("checksums", sum(sizes.values())) as advance:
         manifest.check(backup, advance)
     return backup
@@ -83,8 +83,9 @@ def content(target: Stack) -> Content:
     with postgres.connected(target) as connection:
         counts = postgres.counts(postgres.tables(target, connection))
     client = data_services.storage_client(target.keys)
-    if client.bucket_exists(target.keys.bucket):
-        counts["artifacts"] = len(bucket.current(client, target.keys.bucket))
+    for what, name in zip(("artifacts", "files of data sets"), target.keys.buckets, strict=True):
+        if client.bucket_exists(name):
+            counts[what] = len(bucket.current(client, name))
     return Content(counts)
 
 
@@ -97,18 +98,21 @@ def restore(target: Stack, backup: Backup) -> None:
 
 @data_services.explained()
 def load(target: Stack, backup: Backup) -> None:
-    """Fills database and bucket of a stack whose other services are stopped, and compares both with the manifest."""
+    """Fills database and buckets of a stack whose other services are stopped, and compares both with the manifest."""
     data_services.stop_clients(target)
     data_services.start_data_services(target)
     swap.settle(target)
     data_services.run_bootstrap(target)
     client = data_services.storage_client(target.keys)
     with postgres.connected(target) as connection:  # a version dated in the future would hide new uploads
-        bucket.redate(client, target.keys.bucket, lambda: postgres.now(connection))
+        for name in target.keys.buckets:
+            bucket.redate(client, name, lambda: postgres.now(connection))
     with swap.exchange(target) as journal:
         _load_database(target, backup)
-        _load_bucket(client, target, backup, journal)
-    log.info("every table and every artifact equals the manifest")
+        _load_bucket(client, target.keys.bucket, backup.folder, backup.artifacts, journal)
+        if backup.datasets is not None:  # a backup from before there were data sets says nothing about them
+            _load_bucket(client, target.keys.datasets, backup.folder, backup.datasets, journal)
+    log.info("every table and every object equals the manifest")
 
 
 def _load_database(target: Stack, backup: Backup) -> None:
@@ -129,25 +133,24 @@ def _file(backup: Backup, of_accounts: bool) -> Path:
     return backup.folder / backup.manifest.dumps[-1 if of_accounts else 0]
 
 
-def _load_bucket(client: Minio, target: Stack, backup: Backup, journal: Journal) -> None:
-    name = target.keys.bucket
+def _load_bucket(client: Minio, name: str, folder: Path, artifacts: tuple[Artifact, ...], journal: Journal) -> None:
     present, before = bucket.current(client, name), bucket.ids(client, name)
     # The same etag is almost certainly the same content; everything is compared at the end anyway.
     missing = [
         artifact
-        for artifact in backup.artifacts
+        for artifact in artifacts
         if artifact.key not in present
         or (present[artifact.key].etag, present[artifact.key].size) != (artifact.etag, artifact.size)
     ]
-    kept = len(backup.artifacts) - len(missing)
-    log.info("filling the bucket: %d artifacts, %d are there already", len(backup.artifacts), kept)
-    with bar("artifacts", sum(artifact.size for artifact in missing)) as advance:
-        bucket.upload(client, name, backup.folder, missing, journal=journal, before=before, advance=advance)
-    hidden = sorted(present.keys() - {artifact.key for artifact in backup.artifacts})
-    journal.intend(hidden, before, deletes=True)
+    kept = len(artifacts) - len(missing)
+    log.info("filling the bucket %s: %d objects, %d are there already", name, len(artifacts), kept)
+    with bar("objects", sum(artifact.size for artifact in missing)) as advance:
+        bucket.upload(client, name, folder, missing, journal=journal, before=before, advance=advance)
+    hidden = sorted(present.keys() - {artifact.key for artifact in artifacts})
+    journal.intend(name, hidden, before, deletes=True)
     bucket.hide(client, name, hidden)
-    with bar("comparing", sum(artifact.size for artifact in backup.artifacts)) as advance:
-        _refuse(bucket.differences(client, name, backup.artifacts, advance))
+    with bar("comparing", sum(artifact.size for artifact in artifacts)) as advance:
+        _refuse(bucket.differences(client, name, artifacts, advance))
 
 
 def _differences(expected: Mapping[str, Table], restored: Mapping[str, Table]) -> list[str]:

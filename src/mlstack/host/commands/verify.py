@@ -44,7 +44,8 @@ def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
             shutil.copy2(stack.folder / file, place / file)
         shutil.copytree(stack.folder / "compose", place / "compose")
         ports = dict(zip(stack.services.ports, map(str, preflight.free_ports(len(stack.services.ports))), strict=True))
-        name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "MINIO_BUCKET": bucket, "LOG_DIR": str(place / "logs")}
+        buckets = {"MINIO_BUCKET": bucket, "DATASETS_BUCKET": stack.keys.datasets}
+        name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "LOG_DIR": str(place / "logs"), **buckets}
         env_file.ensure(place)
         env_file.change(place, **name, **ports, **images)
         other = Stack.of(place)

@@ -36,11 +36,12 @@ try:
     print("the database")
 except OSError:
     pass
-try:
-    urllib.request.urlopen(f"http://minio:9000/{sys.argv[1]}?list-type=2", timeout=5).close()
-    print("artifacts without a presigned URL")
-except OSError:
-    pass
+for bucket in sys.argv[1:]:
+    try:
+        urllib.request.urlopen(f"http://minio:9000/{bucket}?list-type=2", timeout=5).close()
+        print(f"the bucket {bucket} without a presigned URL")
+    except OSError:
+        pass
 """
 _SECRETS = """
 import os
@@ -95,7 +96,7 @@ def folders(subject: Subject) -> None:
 
 @check(REACH, "no way from notebooks to the data", service("jupyter"))
 def isolation(subject: Subject) -> None:
-    if reached := subject.python_inside("jupyter", _WAYS, subject.values["MINIO_BUCKET"]).splitlines():
+    if reached := subject.python_inside("jupyter", _WAYS, *subject.stack.tracking_keys.buckets).splitlines():
         raise MlstackError(
             f"a notebook reaches {' and '.join(reached)}.",
             "Notebooks run anybody's code.",

@@ -1,4 +1,4 @@
-"""MinIO, by using it: an object written and read with MLflow's own key, and what that key must not do."""
+"""MinIO, by using it: an object in each bucket, written and read with MLflow's own key, and what that key must not do."""
 
 import os
 import uuid
@@ -26,53 +26,63 @@ REACH = "storage"
 def round_trip(subject: Subject) -> str:
     """Written, read, deleted. The versions that this leaves, which MLflow's key cannot remove, are removed at the end."""
     content, name = os.urandom(10_000), f"{DOCTOR}{uuid.uuid4().hex}"
-    with _client(subject) as (client, bucket):
-        subject.has_written = True
-        client.put_object(bucket, name, BytesIO(content), len(content))
-        try:
-            answer = client.get_object(bucket, name)
-            read = answer.read()
-            answer.release_conn()
-        finally:
-            client.remove_object(bucket, name)
-        remaining = [item.object_name for item in client.list_objects(bucket, name)]
-    if read != content or remaining:
-        raise MlstackError(
-            "MinIO gave back other bytes, or kept a deleted object.", "Artifacts are not safe.", "make logs SERVICE=minio"
-        )
-    return "wrote, read and deleted"
+    for bucket in subject.stack.tracking_keys.buckets:
+        with _client(subject, bucket) as client:
+            subject.has_written = True
+            client.put_object(bucket, name, BytesIO(content), len(content))
+            try:
+                answer = client.get_object(bucket, name)
+                read = answer.read()
+                answer.release_conn()
+            finally:
+                client.remove_object(bucket, name)
+            remaining = [item.object_name for item in client.list_objects(bucket, name)]
+        if read != content or remaining:
+            raise MlstackError(
+                f"MinIO gave back other bytes, or kept a deleted object, in the bucket {bucket}.",
+                "Artifacts and data sets are not safe.",
+                "make logs SERVICE=minio",
+            )
+    return "wrote, read and deleted, in each bucket"
 
 
 @check(REACH, "deleted objects can be restored", round_trip)
 def versions(subject: Subject) -> str:
+    for bucket in subject.stack.tracking_keys.buckets:
+        with _client(subject, bucket) as client:
+            _require_versions(client, bucket)
+    return "versions are kept"
+
+
+def _require_versions(client: Minio, bucket: str) -> None:
     name = f"{DOCTOR}{uuid.uuid4().hex}"
-    with _client(subject) as (client, bucket):
-        version = client.put_object(bucket, name, BytesIO(b"x"), 1).version_id
-        if not version:
-            client.remove_object(bucket, name)
-            raise MlstackError(
-                f"the bucket {bucket} keeps no versions.",
-                "What is deleted or overwritten there is gone.",
-                "make up switches them on",
-            )
-        try:
-            client.remove_object(bucket, name, version_id=version)
-        except S3Error as error:
-            if error.code != "AccessDenied":
-                raise
-            client.remove_object(bucket, name)
-            return "versions are kept"
+    version = client.put_object(bucket, name, BytesIO(b"x"), 1).version_id
+    if not version:
+        client.remove_object(bucket, name)
+        raise MlstackError(
+            f"the bucket {bucket} keeps no versions.",
+            "What is deleted or overwritten there is gone.",
+            "make up switches them on",
+        )
+    try:
+        client.remove_object(bucket, name, version_id=version)
+    except S3Error as error:
+        if error.code != "AccessDenied":
+            raise
+        client.remove_object(bucket, name)
+        return
     raise MlstackError(
-        "MLflow's key could remove a version permanently.",
-        "A mistake or a thief could delete artifacts beyond recovery.",
+        f"MLflow's key could remove a version permanently, in the bucket {bucket}.",
+        "A mistake or a thief could delete artifacts and data sets beyond recovery.",
         "make up sets its policy",
     )
 
 
-@check(REACH, "MLflow's key opens its bucket alone", round_trip)
+@check(REACH, "MLflow's key opens its buckets alone", round_trip)
 def scope(subject: Subject) -> None:
-    with _client(subject) as (client, bucket):
-        others = [other.name for other in client.list_buckets() if other.name != bucket]
+    keys = subject.stack.tracking_keys
+    with _client(subject, keys.bucket) as client:
+        others = [other.name for other in client.list_buckets() if other.name not in keys.buckets]
     if others:
         raise MlstackError(
             f"MLflow's key also opens {', '.join(others)}.", "A key should open what it is for.", "make up sets its policy"
@@ -91,10 +101,11 @@ def clock(subject: Subject) -> str:
 
 
 @contextmanager
-def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
+def _client(subject: Subject, bucket: str) -> Iterator[Minio]:
+    """A client with MLflow's key; its errors are explained for this bucket."""
     keys = subject.stack.tracking_keys
     try:
-        yield client_for(keys), keys.bucket
+        yield client_for(keys)
     except S3Error as error:
         causes = {
             "InvalidAccessKeyId": ("MinIO does not know MLFLOW_S3_ACCESS_KEY_ID.", "make up makes the user with the key of .env"),
@@ -103,7 +114,7 @@ def _client(subject: Subject) -> Iterator[tuple[Minio, str]]:
                 f"MinIO forbids MLflow's key what MLflow needs ({error.message})",
                 "make up sets the policy of MLflow's key",
             ),
-            "NoSuchBucket": (f"the bucket {keys.bucket} is not there.", "make up makes it; make restore brings its objects back"),
+            "NoSuchBucket": (f"the bucket {bucket} is not there.", "make up makes it; make restore brings its objects back"),
             "XMinioStorageFull": ("MinIO's disk is full.", "free some room: make gc, docker system df"),
         }
         wrong, fix = causes.get(error.code or "", (f"MinIO answers {error.code}: {error.message}", "make logs SERVICE=minio"))

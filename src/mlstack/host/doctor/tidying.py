@@ -50,5 +50,6 @@ def runs(subject: Subject) -> str:
 def objects(subject: Subject) -> str:
     if not (subject.has_written or subject.artifacts):
         return "none written"
-    removed = in_one_shot(subject.stack.compose, "bootstrap", "purge", prefixes=[DOCTOR, *subject.artifacts])["removed"]
+    prefixes = [DOCTOR, *subject.artifacts]
+    removed = in_one_shot(subject.stack.compose, "bootstrap", "purge", prefixes=prefixes, datasets=[DOCTOR])["removed"]
     return f"{removed} versions removed"

@@ -24,6 +24,11 @@ def screen(plan: Plan, age: str) -> Group:
         ("versions of files that were replaced or deleted", plan.expired, plan.expired_size),
         ("folders of no run, model or trace", len(plan.orphans), sum(folder.size + folder.old_size for folder in plan.orphans)),
         (
+            "versions of data sets that are deleted or incomplete",
+            len(plan.datasets),
+            sum(folder.size + folder.old_size for folder in plan.datasets),
+        ),
+        (
             "images that newer ones have replaced (layers may be shared)",
             len(plan.images),
             sum(image.size for image in plan.images),
@@ -34,9 +39,10 @@ def screen(plan: Plan, age: str) -> Group:
             table.add_row(label, str(number), "" if count is None else size(count))
     lines = [
         *_listed("folders of no run, model or trace:", [orphan.name for orphan in plan.orphans]),
+        *_listed("versions of data sets that are deleted or incomplete:", [folder.name for folder in plan.datasets]),
         *_listed("in the trash and kept, because a registered model uses their files:", plan.kept),
         *_listed("rows whose files are missing (make restore, or delete the row in MLflow):", plan.missing),
-        *_counted(plan.young, "folders of no run, model or trace are too young to judge: an upload may be under way."),
+        *_counted(plan.young, "folders of no run, model, trace or data set are too young to judge: an upload may be under way."),
         *_counted(plan.foreign, "objects are none of MLflow's: they stay."),
         "Docker's build cache is shared by all projects, so it stays: docker builder prune empties it.",
     ]

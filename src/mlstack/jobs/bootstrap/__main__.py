@@ -20,7 +20,7 @@ def services(
     quota: int = 0,
     deadline: float = DEADLINE,
 ) -> None:
-    """Roles, database, bucket, policies and users, with the owners' credentials. `quota` is the bucket's, in bytes."""
+    """Roles, database, buckets, policies and users, with the owners' credentials. `quota` is each bucket's, in bytes."""
     with turn(replace(owner, database="postgres"), deadline) as connection:
         postgres.bootstrap(connection, owner, roles)
         minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)

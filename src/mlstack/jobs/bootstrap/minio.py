@@ -1,4 +1,4 @@
-"""MinIO: the bucket, and the users of MLflow and the console, each with a policy for that bucket only."""
+"""MinIO: the buckets, and the users of MLflow and the console, each with a policy for those buckets only."""
 
 import json
 from typing import Any
@@ -22,22 +22,23 @@ _DENIED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
 
 
 def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadline: float = DEADLINE) -> None:
-    """Sets up MinIO. `quota` limits the bucket, in bytes; 0 is no limit.
+    """Sets up MinIO. `quota` limits each bucket, in bytes; 0 is no limit.
 
     Raises MlstackError when MinIO does not answer within `deadline` seconds, or rejects the owner's keys.
     """
     client, admin = client_for(owner), _admin_for(owner)
     _wait(client, owner, deadline)
     policy = f"mlflow-{owner.bucket}"
-    report(f"bucket {owner.bucket}", ensure_bucket(client, owner.bucket))
-    report(f"versioning of bucket {owner.bucket}", ensure_versioning(client, owner.bucket))
-    report(f"quota of bucket {owner.bucket}", ensure_quota(admin, owner.bucket, quota))
-    report(f"policy {policy}", ensure_policy(admin, policy, policy_for(owner.bucket)))
+    for bucket in owner.buckets:
+        report(f"bucket {bucket}", ensure_bucket(client, bucket))
+        report(f"versioning of bucket {bucket}", ensure_versioning(client, bucket))
+        report(f"quota of bucket {bucket}", ensure_quota(admin, bucket, quota))
+    report(f"policy {policy}", ensure_policy(admin, policy, policy_for(*owner.buckets)))
     report("MinIO user of MLflow", ensure_user(admin, user))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, user.access_key))
     report("former MinIO users of MLflow", ensure_no_other(admin, policy, user.access_key))
     policy = f"console-{owner.bucket}"
-    report(f"policy {policy}", ensure_policy(admin, policy, console_policy_for(owner.bucket)))
+    report(f"policy {policy}", ensure_policy(admin, policy, console_policy_for(*owner.buckets)))
     report("user of MinIO's console", ensure_user(admin, console))
     report(f"policy {policy} of that user", ensure_attached(admin, policy, console.access_key))
     report("former users of MinIO's console", ensure_no_other(admin, policy, console.access_key))
@@ -47,33 +48,34 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadlin
 _NO_ADMINISTRATION = {"Effect": "Deny", "Action": ["admin:*"]}
 
 
-def console_policy_for(bucket: str) -> dict[str, Any]:
-    """Lists and reads the bucket with its versions."""
-    name = f"arn:aws:s3:::{bucket}"
+def console_policy_for(*buckets: str) -> dict[str, Any]:
+    """Lists and reads the buckets with their versions."""
+    names = [f"arn:aws:s3:::{bucket}" for bucket in buckets]
     return {
         "Version": "2012-10-17",
         "Statement": [
             {
                 "Effect": "Allow",
                 "Action": ["s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:ListBucket", "s3:ListBucketVersions"],
-                "Resource": [name],
+                "Resource": names,
             },
-            {"Effect": "Allow", "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": [f"{name}/*"]},
+            {"Effect": "Allow", "Action": ["s3:GetObject", "s3:GetObjectVersion"], "Resource": [f"{name}/*" for name in names]},
             _NO_ADMINISTRATION,
         ],
     }
 
 
-def policy_for(bucket: str) -> dict[str, Any]:
-    """What MLflow needs in its bucket, without removing versions: what it deletes or overwrites remains recoverable."""
-    name = f"arn:aws:s3:::{bucket}"
+def policy_for(*buckets: str) -> dict[str, Any]:
+    """What MLflow needs in its buckets, without removing versions: what it deletes or overwrites remains recoverable."""
+    names = [f"arn:aws:s3:::{bucket}" for bucket in buckets]
+    objects = [f"{name}/*" for name in names]
     return {
         "Version": "2012-10-17",
         "Statement": [
             {
                 "Effect": "Allow",
                 "Action": ["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketMultipartUploads"],
-                "Resource": [name],
+                "Resource": names,
             },
             {
                 "Effect": "Allow",
@@ -84,15 +86,15 @@ def policy_for(bucket: str) -> dict[str, Any]:
                     "s3:ListMultipartUploadParts",
                     "s3:PutObject",
                 ],
-                "Resource": [f"{name}/*"],
+                "Resource": objects,
             },
             # Not granting it is not enough: in MinIO DeleteObject covers both, and only an explicit denial excludes it.
-            {"Effect": "Deny", "Action": ["s3:DeleteObjectVersion"], "Resource": [f"{name}/*"]},
+            {"Effect": "Deny", "Action": ["s3:DeleteObjectVersion"], "Resource": objects},
             # CVE-2026-41145: such a write is stored without checking its signature. No client of the stack sends one.
             {
                 "Effect": "Deny",
                 "Action": ["s3:PutObject"],
-                "Resource": [f"{name}/*"],
+                "Resource": objects,
                 "Condition": {"StringEquals": {"s3:x-amz-content-sha256": ["STREAMING-UNSIGNED-PAYLOAD-TRAILER"]}},
             },
             # Headers of an upload that MLflow never sends, but a client with a presigned URL might: a source to copy from, which
@@ -101,7 +103,7 @@ def policy_for(bucket: str) -> dict[str, Any]:
                 {
                     "Effect": "Deny",
                     "Action": ["s3:PutObject"],
-                    "Resource": [f"{name}/*"],
+                    "Resource": objects,
                     "Condition": {"Null": {header: [False]}},
                 }
                 for header in ("s3:x-amz-copy-source", "s3:RequestObjectTagKeys", "s3:x-amz-storage-class")

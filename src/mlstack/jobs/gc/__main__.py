@@ -10,7 +10,7 @@ from typing import Any
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.gc import versions
+from mlstack.jobs.gc import datasets, versions
 from mlstack.logger import get_logger
 from mlstack.s3 import client_for
 
@@ -18,29 +18,38 @@ log = get_logger("mlstack.gc")
 
 
 def purge(request: Mapping[str, Any]) -> dict[str, int]:
-    """Removes all versions of all objects under these prefixes."""
+    """Removes all versions of all objects in these folders of the bucket for artifacts and of that for data sets."""
     owner = settings.storage_owner()
-    return {"removed": sum(versions.purge(client_for(owner), owner.bucket, prefix) for prefix in request["prefixes"])}
+    client = client_for(owner)
+    removed = sum(versions.purge(client, owner.bucket, prefix) for prefix in request["prefixes"])
+    return {"removed": removed + sum(datasets.purge(client, owner.datasets, folder) for folder in request["datasets"])}
 
 
-def survey(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The content of the bucket, by folder."""
+def survey(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of both buckets, by folder, and the folders of data sets that are complete."""
     owner = settings.storage_owner()
-    age, changed = timedelta(seconds=request["age"]), frozenset(request["changed"])
-    return [asdict(folder) for folder in versions.survey(client_for(owner), owner.bucket, age, changed)]
+    client, age = client_for(owner), timedelta(seconds=request["age"])
+    changed = {bucket: frozenset(names) for bucket, names in request["changed"].items()}
+    artifacts = versions.survey(client, owner.bucket, age, changed[owner.bucket])
+    of_datasets = versions.survey(client, owner.datasets, age, changed[owner.datasets], datasets.folder_of)
+    return {
+        "artifacts": [asdict(folder) for folder in artifacts],
+        "datasets": [asdict(folder) for folder in of_datasets],
+        "complete": datasets.complete(client, owner.datasets),  # after the survey: a version may have become so meanwhile
+    }
 
 
-def aged(request: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and id of the versions that were replaced or deleted longer ago than `age`, by their dates."""
+def aged(request: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """By bucket: name and id of the versions that were replaced or deleted longer ago than `age`, by their dates."""
     owner = settings.storage_owner()
-    aged_versions = versions.aged(client_for(owner), owner.bucket, timedelta(seconds=request["age"]))
-    return [(version.name, version.id) for version in aged_versions]
+    client, age = client_for(owner), timedelta(seconds=request["age"])
+    return {bucket: [(version.name, version.id) for version in versions.aged(client, bucket, age)] for bucket in owner.buckets}
 
 
 def remove(request: Mapping[str, Any]) -> dict[str, int]:
-    """Removes these versions, given by name and id."""
-    owner = settings.storage_owner()
-    return {"removed": versions.remove(client_for(owner), owner.bucket, request["versions"])}
+    """Removes these versions, given by bucket, name and id."""
+    client = client_for(settings.storage_owner())
+    return {"removed": sum(versions.remove(client, bucket, doomed) for bucket, doomed in request["versions"].items())}
 
 
 def runs(request: Mapping[str, Any]) -> dict[str, int]:

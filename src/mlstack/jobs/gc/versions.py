@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -83,7 +83,17 @@ def remove(client: Minio, bucket: str, versions: Iterable[tuple[str, str]]) -> i
     return count
 
 
-def survey(client: Minio, bucket: str, age: timedelta, changed: Collection[str]) -> list[Folder]:
+def folder_of(name: str) -> str:
+    """The folder of the run, model or trace that an object belongs to; empty if it belongs to none."""
+    if name.startswith(DOCTOR):
+        return DOCTOR
+    match = _FOLDER.match(name)
+    return match[0] if match else ""
+
+
+def survey(
+    client: Minio, bucket: str, age: timedelta, changed: Collection[str], folder_of: Callable[[str], str] = folder_of
+) -> list[Folder]:
     """The content of each folder of the bucket, and how much of it was replaced longer ago than `age`.
 
     `changed` names the objects that were written within it. Their versions are never old: a client that writes an object may
@@ -108,14 +118,6 @@ def survey(client: Minio, bucket: str, age: timedelta, changed: Collection[str])
     return list(folders.values())
 
 
-def folder_of(name: str) -> str:
-    """The folder of the run, model or trace that an object belongs to; empty if it belongs to none."""
-    if name.startswith(DOCTOR):
-        return DOCTOR
-    match = _FOLDER.match(name)
-    return match[0] if match else ""
-
-
 def aged(client: Minio, bucket: str, age: timedelta) -> list[Version]:
     """Every version that was replaced or deleted longer ago than `age`, by its date. Delete markers come last.
 
@@ -133,10 +135,18 @@ def purge(client: Minio, bucket: str, prefix: str) -> int:
     """
     if folder_of(prefix) != prefix or not prefix:
         raise MlstackError(f"{prefix!r} is no folder of a run, a model or a trace.", "Nothing was removed.", "report this")
+    return remove_all(client, bucket, prefix)
+
+
+def remove_all(client: Minio, bucket: str, *prefixes: str) -> int:
+    """Removes all versions of all objects with these prefixes. Returns how many."""
+
+    def listed() -> Iterator[list[Version]]:
+        return (history for prefix in prefixes for history in histories(client, bucket, prefix))
+
     # The newest of each object last: if interrupted, no deleted object reappears.
-    replaced = (version for history in histories(client, bucket, prefix) for version in history[1:])
-    removed = remove(client, bucket, ((version.name, version.id) for version in replaced))
-    return removed + remove(client, bucket, ((last.name, last.id) for last, *_ in histories(client, bucket, prefix)))
+    removed = remove(client, bucket, ((version.name, version.id) for history in listed() for version in history[1:]))
+    return removed + remove(client, bucket, ((last.name, last.id) for last, *_ in listed()))
 
 
 def _in_order(versions: list[Version]) -> list[Version]:
