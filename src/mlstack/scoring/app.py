@@ -1,9 +1,6 @@
 """The routes: MLflow's scoring protocol, the Open Inference Protocol (V2), and what watches the service."""
 
 import asyncio
-import logging
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,12 +18,10 @@ from mlstack import __version__
 from mlstack.scoring import formats
 from mlstack.scoring.access import error
 from mlstack.scoring.batches import LateError, OverloadedError
-from mlstack.scoring.catalogue import Catalogue, Served
+from mlstack.scoring.catalogue import Catalogue, Served, restart_if_failed
 from mlstack.scoring.metrics import CONTENT_TYPE, Metrics
 from mlstack.scoring.registry import Target
 from mlstack.scoring.schema import InputError, Row, Schema
-
-log = logging.getLogger(__name__)
 
 LARGEST_BODY = 16 << 20  # bytes
 BODY_SECONDS = 30
@@ -72,7 +67,7 @@ class Scoring:
         self._catalogue = self._make()
         await self._catalogue.start()
         following = asyncio.create_task(self._catalogue.follow())
-        following.add_done_callback(_report)
+        following.add_done_callback(restart_if_failed)
         yield
         following.cancel()
 
@@ -258,10 +253,3 @@ async def _http_error(_: Request, problem: Exception) -> JSONResponse:
 
 async def _unexpected_error(_: Request, problem: Exception) -> JSONResponse:
     return error(500, "INTERNAL_ERROR", f"The service failed: {type(problem).__name__}. Its log says more.")
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """What follows the aliases never ends by itself; without it the service would stay with its versions unnoticed."""
-    if not task.cancelled() and (problem := task.exception()):
-        log.critical("the aliases are no longer followed; the service restarts", exc_info=problem)
-        os.kill(os.getpid(), signal.SIGTERM)

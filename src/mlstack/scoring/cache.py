@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,17 +38,15 @@ class Cache:
         return folder
 
     def served(self) -> Mapping[Target, Version]:
-        """What was served last, without a version whose loading ended the service."""
-        fatal = self._read(self._loading)
-        return {
-            Target(**entry["target"]): Version(**entry["version"])
-            for entry in self._read(self._served)
-            if entry["version"] not in fatal
-        }
+        """What was served last, without versions whose loading ended the service."""
+        fatal = self.fatal()
+        served = {Target(**entry["target"]): Version(**entry["version"]) for entry in self._read(self._served)}
+        return {target: version for target, version in served.items() if version not in fatal}
 
     def fatal(self) -> Collection[Version]:
-        """Versions whose loading ended the service."""
-        return {Version(**entry) for entry in self._read(self._loading)}
+        """Versions whose loading ended the service twice: once may have been a power cut."""
+        counted = Counter(Version(**entry) for entry in self._read(self._loading))
+        return {version for version, count in counted.items() if count > 1}
 
     def keep(self, served: Mapping[Target, Version], *others: Version) -> None:
         """Remembers what is served, and removes the files of every version that is neither served nor one of the others."""
@@ -60,9 +59,8 @@ class Cache:
 
     @contextmanager
     def loading(self, version: Version) -> Iterator[None]:
-        """While a version is loaded into the service. If that ends the service, the next start leaves the version out."""
-        before = self._read(self._loading)
-        self._write(self._loading, [*before, asdict(version)])
+        """While a version is loaded into the service. If that ends the service, the note of it stays."""
+        self._write(self._loading, [*self._read(self._loading), asdict(version)])
         try:
             yield
         finally:

@@ -7,6 +7,8 @@ fails is rejected with a reason, and the version before it continues to be serve
 
 import asyncio
 import logging
+import os
+import signal
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +81,7 @@ class Catalogue:
                 log.warning("version %s of %s in the cache is not served: %s", version.number, version.model, error)
             else:
                 self._serve(target, version, loaded)
+        self._report_served()
 
     async def follow(self) -> None:
         """Follows the aliases until it is cancelled."""
@@ -116,6 +119,7 @@ class Catalogue:
                 self._rejected.pop(target, None)
             elif target not in self._swaps and not (rejected and rejected[0] == version):
                 task = asyncio.create_task(self._swap(target, version))
+                task.add_done_callback(restart_if_failed)
                 self._swaps[target] = Swap(version, task)
         self._report_rejected()
 
@@ -177,6 +181,9 @@ class Catalogue:
     def _remember(self) -> None:
         on_their_way = [swap.version for swap in self._swaps.values()]
         self._cache.keep({target: served.version for target, served in self._served.items()}, *on_their_way)
+        self._report_served()
+
+    def _report_served(self) -> None:
         self._metrics.served.replace(
             ({"model": target.model, "alias": target.alias, "version": served.version.number}, 1.0)
             for target, served in self._served.items()
@@ -187,3 +194,10 @@ class Catalogue:
             ({"model": target.model, "alias": target.alias, "version": version.number, "reason": reason}, 1.0)
             for target, (version, reason) in self._rejected.items()
         )
+
+
+def restart_if_failed(task: asyncio.Task[None]) -> None:
+    """Ends the service, which then starts again, if a task failed that must not: what it served it will serve again."""
+    if not task.cancelled() and (problem := task.exception()):
+        log.critical("the service restarts, because it can no longer follow the aliases", exc_info=problem)
+        os.kill(os.getpid(), signal.SIGTERM)

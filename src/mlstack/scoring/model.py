@@ -22,6 +22,7 @@ from mlstack.scoring.schema import InputError, Row, Schema, UnsupportedError
 # log_model(…, input_example=frame, metadata={"example_answer": model.predict(frame).tolist()}).
 STORED_ANSWER = "example_answer"
 CLOSE = 1e-6  # relative: answers of another process or processor may differ in the last digits
+LOW_PRIORITY = 5  # as nice(1) counts: answers come first, and the next version still within seconds
 LONGEST_REASON = 300
 T = TypeVar("T")
 
@@ -72,8 +73,8 @@ def load(folder: Path) -> Loaded:
 
 
 def load_calmly(folder: Path) -> Loaded:
-    """`load` in a thread of low priority, and its check. Raises ModelError."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    """`load` in a thread of low priority. Raises ModelError."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
     return load(folder)
 
 

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 SECONDS = 120  # that a model may take to load and to answer its example
 _LONGEST = 64 << 20  # bytes of an answer
-_PRIORITY = 10
 
 
 class Trials:
@@ -112,11 +111,11 @@ def _reason(status: int, *, is_late: bool, seconds: float) -> str:
 
 def _try(folder: Path, writing: int) -> None:
     """Loads the model and writes its answer, or the reason why it has none."""
-    os.nice(_PRIORITY)
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # the kernel ends this process first
     os.dup2(2, 1)  # what the model prints is for the log
     from mlstack.scoring import model
 
+    os.nice(model.LOW_PRIORITY)
     try:
         result: dict[str, Any] = {"answer": model.as_json(model.load(folder).answer_to_example())}
     except model.ModelError as error:
