@@ -3,7 +3,7 @@
 MLSTACK := .venv/bin/mlstack
 
 # Arguments of make reach a command as MLSTACK_<name> in the environment, so neither make nor a shell evaluates them as code.
-ARGUMENTS := BACKUP JSON KEEP LINES NAME OLDER_THAN QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
+ARGUMENTS := BACKUP JSON KEEP LINES NAME OLDER_THAN PART QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
 $(foreach name,$(ARGUMENTS),$(eval export MLSTACK_$(name) := $$(value $(name))))
 unexport $(ARGUMENTS)
 # Only YES=1, y or yes on make's own command line answers a question; an exported YES does not.
@@ -29,6 +29,19 @@ urls: ## Print every address
 
 logs: ## Follow the logs (SERVICE=mlflow for one)
 	@scripts/venv.sh && $(MLSTACK) logs -- $${MLSTACK_SERVICE:+"$$MLSTACK_SERVICE"}
+
+##@ Optional parts
+add: ## Switch an optional part on: build it, start it, wait until it is healthy (PART=…)
+	@scripts/up.sh add -- "$$MLSTACK_PART"
+
+remove: ## Switch a part off and stop it; its data stays (PART=…)
+	@scripts/venv.sh && $(MLSTACK) remove -- "$$MLSTACK_PART"
+
+key: ## Generate a key for a program that uses the scoring service (NAME=…)
+	@scripts/venv.sh && $(MLSTACK) key --name="$$MLSTACK_NAME"
+
+key-remove: ## Take the key of a program away (NAME=…)
+	@scripts/venv.sh && $(MLSTACK) key-remove --name="$$MLSTACK_NAME"
 
 ##@ Backup and upgrade
 backup: ## Copy everything while the stack runs (KEEP=n removes all but the newest n)

@@ -97,6 +97,11 @@ VARIABLES: Mapping[str, Variable] = {
     variable.name: variable
     for variable in (
         Variable("COMPOSE_PROJECT_NAME", _matches(r"[a-z0-9][a-z0-9_-]*", "lower-case letters, digits, - and _")),
+        Variable(
+            "COMPOSE_PROFILES",
+            _matches(r"\*|[a-z0-9_-]+(,[a-z0-9_-]+)*", "names of parts with commas between them"),
+            optional=True,
+        ),
         Variable("HOST_UID", _id_number),
         Variable("HOST_GID", _id_number),
         Variable("CLOSED_NETWORK", _network),
@@ -149,6 +154,11 @@ VARIABLES: Mapping[str, Variable] = {
             _matches(r"[a-z0-9][a-z0-9+.-]*( +[a-z0-9][a-z0-9+.-]*)*", "names of Debian packages"),
             optional=True,
         ),
+        Variable("SCORING_PORT", _port),
+        Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
+        Variable("SCORING_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
+        Variable("SCORING_USERNAME", _account),
+        _secret("SCORING_PASSWORD", 12),
         Variable("BACKUP_DIR", _anything),
         _secret("BACKUP_KEY", 32),
         Variable("LOG_DIR", _anything),
@@ -157,6 +167,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("MINIO_IMAGE", _anything, optional=True),
         Variable("MLFLOW_IMAGE", _anything, optional=True),
         Variable("JUPYTER_IMAGE", _anything, optional=True),
+        Variable("SCORING_IMAGE", _anything, optional=True),
     )
 }
 
@@ -164,7 +175,7 @@ VARIABLES: Mapping[str, Variable] = {
 _APART = (
     *combinations(("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER"), 2),
     *combinations(("MINIO_ROOT_USER", "MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"), 2),
-    ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME"),
+    *combinations(("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME", "SCORING_USERNAME"), 2),
     ("MINIO_BUCKET", "DATASETS_BUCKET"),
 )
 
@@ -438,6 +449,27 @@ def notebook_account(values: Mapping[str, str | None] | None = None) -> Account:
     """The account of the notebooks."""
     values_read = read("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", values=values)
     return Account(values_read["MLFLOW_TRACKING_USERNAME"], values_read["MLFLOW_TRACKING_PASSWORD"], is_admin=False)
+
+
+def scoring_account(values: Mapping[str, str | None] | None = None) -> Account:
+    """The account of the scoring service, which MLflow's server lets only read."""
+    values_read = read("SCORING_USERNAME", "SCORING_PASSWORD", values=values)
+    return Account(values_read["SCORING_USERNAME"], values_read["SCORING_PASSWORD"], is_admin=False)
+
+
+def reading_username() -> str:
+    """The name of the account that may only read, for MLflow's server, which does not need its password."""
+    return of_shell("SCORING_USERNAME")
+
+
+def scoring_aliases() -> tuple[str, ...]:
+    """The aliases whose model versions the scoring service serves, the most important first."""
+    return tuple(read("SCORING_ALIASES")["SCORING_ALIASES"].split(","))
+
+
+def scoring_port() -> int:
+    """The scoring service's port on the host."""
+    return int(read("SCORING_PORT")["SCORING_PORT"])
 
 
 def notebook_username() -> str:

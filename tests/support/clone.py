@@ -22,7 +22,7 @@ from mlstack.host.preflight import free_ports
 
 NAME = "mlstack-test"
 ROOT = Path(__file__).parents[2]
-PORTS = services.read(ROOT, {}).ports
+PORTS = services.read(ROOT, {"COMPOSE_PROFILES": "*"}).ports
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 # What follows the place that the page names.
 AFTER = {
     "src/mlstack/settings.py": ["    )\n}\n\n# Roles with different rights"],
-    "tests/unit/test_contract.py": ["}\n# Every volume, and", "}\n# They select a block of"],
+    "tests/unit/test_contract.py": ["}\n# Every volume, and", "}\n# The same for the services of optional parts"],
 }
 
 

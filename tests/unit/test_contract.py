@@ -14,7 +14,7 @@ from mlstack.host import folders
 from mlstack.host.stack import Stack
 from mlstack.settings import DETECTED, GENERATED, VARIABLES
 from tests.support.clone import PORTS
-from tests.support.projects import ROOT, compose_config, set_values
+from tests.support.projects import ROOT, compose_config, set_values, without
 
 COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
@@ -60,6 +60,7 @@ GIVEN = {
         "MLFLOW_PORT",
         "MINIO_PORT",
         "MLFLOW_IMAGE",
+        "SCORING_USERNAME",
     },
     "jupyter": LOG_SETTINGS
     | NOTEBOOK_ACCOUNT
@@ -80,19 +81,33 @@ MOUNTS = {
     ("home", "/home/mlstack"),
     ("spool", "/spool"),
     ("scratch", "/tmp"),  # noqa: S108 (in the container)
+    ("models", "/models"),
 }
-# They select a block of a file in compose/ and are no values themselves.
-CHOICES = {"MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
-ONE_SHOTS = {"bootstrap", "migration"}
-LONG_RUNNING = sorted(GIVEN.keys() - ONE_SHOTS)
+# The same for the services of optional parts.
+SCORING_ACCOUNT = {"SCORING_USERNAME", "SCORING_PASSWORD"}
+PARTS = {
+    "scoring": {
+        "scoring-account": LOG_SETTINGS
+        | SCORING_ACCOUNT
+        | {"POSTGRES_DB", "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD", "MLFLOW_IMAGE"},
+        "scoring": SCORING_ACCOUNT | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_IMAGE", "LOG_LEVEL"},
+    },
+}
+GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name, given in services.items()}
+# They select a part, or a block of a file in compose/, and are no values themselves.
+CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
+ONE_SHOTS = {"bootstrap", "migration", "scoring-account"}
+LONG_RUNNING = sorted(GIVEN_WITH_PARTS.keys() - ONE_SHOTS)
+CORE = sorted(GIVEN.keys() - ONE_SHOTS)
 
 
 @pytest.fixture
 def config(project: Path) -> dict[str, Any]:
-    """The compose file with a different value for every variable."""
+    """The compose file with every part on, and a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numbers = {name: str(51000 + number) for number, name in enumerate((*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY"))}
-    set_values(project, **(marks | numbers))
+    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY")
+    numbers = {name: str(51000 + number) for number, name in enumerate(numeric)}
+    set_values(project, **(marks | numbers | {"COMPOSE_PROFILES": ",".join(PARTS)}))
     return compose_config(project)
 
 
@@ -133,14 +148,39 @@ def test_env_example_has_valid_defaults() -> None:
 
 def test_compose_file_and_settings_have_the_same_variables() -> None:
     used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE_FILE))
-    assert used - OF_SHELL == set(VARIABLES) - HOST_ONLY
+    assert used - OF_SHELL == set(VARIABLES) - HOST_ONLY - {"COMPOSE_PROFILES"}
 
 
 def test_compose_file_requires_every_variable_that_is_not_optional(subtests: pytest.Subtests) -> None:
-    for name in VARIABLES.keys() - HOST_ONLY:
+    for name in VARIABLES.keys() - HOST_ONLY - {"COMPOSE_PROFILES"}:
         with subtests.test(name=name):
             uses = set(re.findall(rf"(?<!\$)\$\{{?{name}\b(..)", COMPOSE_FILE))
-            assert uses == ({":-"} if VARIABLES[name].optional else {":?"})
+            assert uses == ({":-"} if VARIABLES[name].optional or name.startswith("SCORING_") else {":?"})
+
+
+def test_variable_of_a_part_has_the_default_of_env_example_in_its_file() -> None:
+    """compose reads the file also while the part is off, and an older .env lacks the variable."""
+    text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "")
+    uses = re.findall(r"(?<!\$)\$\{(SCORING_\w+):-([^}]*)\}", text)
+    assert {name for name, _ in uses} == {name for name in VARIABLES if name.startswith("SCORING_")} - {"SCORING_IMAGE"}
+    assert {name: default for name, default in uses if default != str(DEFAULTS[name]).replace(GENERATED, "")} == {}
+
+
+@pytest.mark.docker
+def test_core_starts_with_an_env_that_lacks_the_keys_of_parts(project: Path) -> None:
+    keys = [name for name in VARIABLES if name.startswith("SCORING_") or name == "COMPOSE_PROFILES"]
+    (project / ".env").write_text(without(project, *keys))
+    assert compose_config(project)["services"].keys() == GIVEN.keys()
+
+
+@pytest.mark.docker
+def test_core_is_the_same_whether_a_part_is_on_or_off(project: Path) -> None:
+    core = compose_config(project)
+    assert core["services"].keys() == GIVEN.keys()
+    assert "models" not in core["volumes"]
+    set_values(project, COMPOSE_PROFILES=",".join(PARTS))
+    grown = compose_config(project)
+    assert {name: grown["services"][name] for name in GIVEN} == core["services"]
 
 
 @pytest.mark.docker
@@ -154,7 +194,7 @@ def test_compose_itself_reports_a_missing_variable(project: Path, name: str) -> 
 
 @pytest.mark.docker
 def test_service_gets_its_own_values_and_no_other(project: Path, config: dict[str, Any], subtests: pytest.Subtests) -> None:
-    for name, variables in GIVEN.items():
+    for name, variables in GIVEN_WITH_PARTS.items():
         with subtests.test(service=name):
             assert variables_in(project, config["services"][name]) == variables
 
@@ -167,6 +207,7 @@ def test_every_value_reaches_a_service(project: Path, config: dict[str, Any]) ->
 @pytest.mark.docker
 def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, subtests: pytest.Subtests) -> None:
     # With the .env that users have, not with the marks of `config`.
+    set_values(project, COMPOSE_PROFILES=",".join(PARTS))
     values = settings.of_project(project)
     config = compose_config(project)
     for secret, users in {
@@ -177,6 +218,7 @@ def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, sub
         "MLFLOW_ADMIN_PASSWORD": {"migration"},
         "JUPYTER_TOKEN": {"jupyter"},
         "MLFLOW_TRACKING_PASSWORD": {"jupyter", "migration"},
+        "SCORING_PASSWORD": {"scoring", "scoring-account"},
     }.items():
         with subtests.test(secret=secret):
             assert {name for name, service in config["services"].items() if values[secret] in json.dumps(service)} == users
@@ -205,14 +247,14 @@ def test_jupyter_has_the_retry_settings_of_clients_on_the_host(config: dict[str,
 
 @pytest.mark.docker
 def test_services_are_those_of_the_contract(config: dict[str, Any]) -> None:
-    assert config["services"].keys() == GIVEN.keys()
-    before_mlflow = {
+    assert config["services"].keys() == GIVEN_WITH_PARTS.keys()
+    one_shots = {
         name
         for service in config["services"].values()
         for name, dependency in service.get("depends_on", {}).items()
         if dependency["condition"] == "service_completed_successfully"
     }
-    assert before_mlflow == ONE_SHOTS
+    assert one_shots == ONE_SHOTS
 
 
 def test_env_example_has_the_names_and_defaults_of_the_contract() -> None:
@@ -297,7 +339,7 @@ def test_no_container_uses_dockers_init_which_would_keep_the_secrets(config: dic
 def test_memory_limits_fit_a_laptop_with_8_gib(project: Path) -> None:
     services = compose_config(project)["services"]
     assert all(service["pids_limit"] for service in services.values())
-    assert sum(int(services[name]["mem_limit"]) for name in LONG_RUNNING) <= 7 * 1024**3
+    assert sum(int(services[name]["mem_limit"]) for name in CORE) <= 7 * 1024**3
 
 
 @pytest.mark.docker
@@ -334,7 +376,9 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
     assert networks["jupyter"] & networks["postgres"] == set()
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
-    assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio"}
+    assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio", "scoring"}
+    assert networks["scoring"] & networks["postgres"] == set()
+    assert networks["scoring"] & networks["minio"] == {"transfers"}
     assert networks["jupyter"] & networks["mlflow"] != set()
 
 

@@ -22,10 +22,11 @@ services:
 
 
 def test_shipped_services_say_what_the_commands_show() -> None:
-    listed = services.read(ROOT, {})
+    listed = services.read(ROOT, {"COMPOSE_PROFILES": "*"})
     assert [service.name for service in listed.long_running if not (service.title and service.url and service.login)] == []
     assert [volume.name for volume in listed.volumes if volume.loss == "its data"] == []
-    assert {volume.name for volume in listed.volumes} == set(services._loaded(ROOT / services.FILE)["volumes"])
+    declared = [file.get("volumes", {}) for file in services._files(ROOT)]
+    assert {volume.name for volume in listed.volumes} == {name for volumes in declared for name in volumes}
 
 
 def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_of_mlflow(project: Path) -> None:
@@ -38,7 +39,8 @@ def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_
 
 @pytest.mark.docker
 def test_compose_reads_the_same(project: Path) -> None:
-    set_values(project, MLFLOW_PORT="6001", HOST_UID="1234", MINIO_IMAGE="elsewhere:5000/minio:1")
+    parts = ",".join(services.parts(project))
+    set_values(project, MLFLOW_PORT="6001", HOST_UID="1234", MINIO_IMAGE="elsewhere:5000/minio:1", COMPOSE_PROFILES=parts)
     listed = Stack.of(project).services.by_name
     described = compose_config(project)["services"]
     assert listed.keys() == described.keys()
@@ -55,7 +57,7 @@ def test_compose_reads_the_same(project: Path) -> None:
 
 @pytest.mark.parametrize(("profiles", "is_listed"), [("", False), ("other", False), ("other,notes", True), ("*", True)])
 def test_part_is_listed_when_compose_profiles_names_it(tmp_path: Path, profiles: str, is_listed: bool) -> None:
-    (tmp_path / services.FILE).write_text("include: [part.yml]\nservices: {one: {image: debian}}\n")
+    (tmp_path / services.FILE).write_text("include: [{path: part.yml}]\nservices: {one: {image: debian}}\n")
     (tmp_path / "part.yml").write_text(PART)
     listed = services.read(tmp_path, {"COMPOSE_PROFILES": profiles, "NOTES_PORT": "8090"})
     assert [service.origin for service in listed.long_running] == (["http://127.0.0.1:8090"] if is_listed else [])

@@ -29,6 +29,7 @@ IMAGE: tuple[list[str], list[str]] = (["", "postgres:17", "registry.example/a/b@
 # Every variable: values that are good, values that are not.
 VALUES: dict[str, tuple[list[str], list[str]]] = {
     "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
+    "COMPOSE_PROFILES": (["", "scoring", "scoring,ray", "*"], ["Scoring", "a,", "a b", ","]),
     "HOST_UID": NUMBER,
     "HOST_GID": NUMBER,
     "CLOSED_NETWORK": (["10.200.0", "198.18.255"], ["10.200", "10.200.256", "10.200.0.0", "10.200.0/24", "10.200.01", "::1"]),
@@ -76,11 +77,17 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
     "BACKUP_KEY": (["1" * 32], ["1" * 31]),
+    "SCORING_PORT": PORT,
+    "SCORING_ALIASES": (["champion", "champion,challenger_2"], ["a,", "a b", "a@b"]),
+    "SCORING_MEMORY": (["512m", "3g"], ["3", "1.5g", "0g"]),
+    "SCORING_USERNAME": ACCOUNT,
+    "SCORING_PASSWORD": LONG_SECRET,
     "BACKUP_DIR": ANYTHING,
     "POSTGRES_IMAGE": IMAGE,
     "MINIO_IMAGE": IMAGE,
     "MLFLOW_IMAGE": IMAGE,
     "JUPYTER_IMAGE": IMAGE,
+    "SCORING_IMAGE": IMAGE,
 }
 GOOD = [(name, value) for name, (good, _) in VALUES.items() for value in good]
 BAD = [(name, value) for name, (_, bad) in VALUES.items() for value in bad]

@@ -12,7 +12,7 @@ from mlstack import __version__
 from tests.support.projects import ROOT
 
 HOST = "pyproject.toml"
-IMAGES = ["docker/python/mlflow/pyproject.toml", "docker/python/jupyter/pyproject.toml"]
+IMAGES = ["docker/python/mlflow/pyproject.toml", "docker/python/jupyter/pyproject.toml", "docker/python/scoring/pyproject.toml"]
 
 
 def pyproject(name: str) -> dict[str, Any]:

@@ -39,7 +39,8 @@ OlderThan = Annotated[str, typer.Option(help="Leave alone what is younger: 30d, 
 Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but the newest of this many backups.")]
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
 ServiceName = Annotated[str | None, typer.Argument(help="One of those that make status shows; all without it.")]
-Person = Annotated[str, typer.Option(help="The account's name.")]
+PartName = Annotated[str, typer.Argument(help="An optional part of the stack, such as scoring.")]
+Person = Annotated[str, typer.Option(help="The name of an account or of a program.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -82,13 +83,35 @@ def down() -> None:
     from mlstack.host import folders
 
     with _alone("make down") as stack:
-        _check(stack.compose.attached("down", "--remove-orphans"), "the stack could not be stopped.")
+        _check(
+            stack.compose.attached("down", "--remove-orphans", environment=stack.every_part), "the stack could not be stopped."
+        )
         folders.tidy(stack.folder)
         has_data = bool(stack.engine.volumes(stack.name))
     if has_data:
         out.print("Stopped. Your data is in the volumes: [bold]make up[/] continues with it.")
     else:
         out.print("Nothing runs, and this stack has no data. [bold]make up[/] starts an empty one.")
+
+
+@app.command()
+def add(part: PartName) -> None:
+    """Switch an optional part on: build it, start it, wait until it is healthy."""
+    from mlstack.host.commands import parts
+
+    with _alone("make add") as stack:
+        started = parts.add(stack, part)
+    _show_urls(started)
+
+
+@app.command()
+def remove(part: PartName) -> None:
+    """Switch an optional part off and stop it. Its data is kept."""
+    from mlstack.host.commands import parts
+
+    with _alone("make remove") as stack:
+        parts.remove(stack, part)
+    out.print(f"{escape(part)} is off. Its data is kept: [bold]make add PART={escape(part)}[/] continues with it.")
 
 
 @app.command()
@@ -155,6 +178,27 @@ def user_remove(name: Person, yes: Yes = False) -> None:
         )
     accounts.remove(stack, name)
     out.print("Removed. Its password no longer works.")
+
+
+@app.command()
+def key(name: Person) -> None:
+    """Generate a key for a program that uses the scoring service, in place of its old one, and show it once."""
+    from mlstack.host.commands import keys
+
+    stack = _own_stack()
+    generated = keys.add(stack, name)
+    out.print(f"The key of [bold]{escape(name)}[/] is [bold]{generated}[/]", soft_wrap=True)
+    out.print("It is kept nowhere: hand it over now. Requests carry it as Authorization: Bearer KEY.", soft_wrap=True)
+    out.print(f"The service is at {stack.services.by_name[keys.SERVICE].url}", soft_wrap=True)
+
+
+@app.command()
+def key_remove(name: Person) -> None:
+    """Take the key of a program away."""
+    from mlstack.host.commands import keys
+
+    keys.remove(_own_stack(), name)
+    out.print("Removed. Its key no longer works.")
 
 
 @app.command(name="rotate")

@@ -9,7 +9,7 @@ import psutil
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file
+from mlstack.host import env_file, services
 from mlstack.host.engine import Engine
 from mlstack.host.stack import Stack
 
@@ -43,7 +43,20 @@ def check_env(stack: Stack) -> list[MlstackError]:
         MlstackError(f"{problem}.", why, "edit .env (.env.example explains each key)")
         for problem in env_file.problems(stack.env, stack.values)
     ]
-    return wrong or _folders_in_reach(stack)
+    return wrong or [*_unknown_parts(stack), *_folders_in_reach(stack)]
+
+
+def _unknown_parts(stack: Stack) -> list[MlstackError]:
+    known = services.parts(stack.folder)
+    return [
+        MlstackError(
+            f"COMPOSE_PROFILES in .env names {part}, which is no part of this stack.",
+            "docker compose would ignore it.",
+            f"name parts of this list: {', '.join(known)}; or none",
+        )
+        for part in services.enabled(stack.values)
+        if part not in (*known, "*")
+    ]
 
 
 def _folders_in_reach(stack: Stack) -> list[MlstackError]:

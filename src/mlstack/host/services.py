@@ -40,9 +40,10 @@ class Volume:
 
 @dataclass(frozen=True)
 class Service:
-    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it."""
+    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it, `part` for the core."""
 
     name: str
+    part: str
     is_long_running: bool
     title: str
     url: str
@@ -95,16 +96,31 @@ class Services:
 
 
 def read(folder: Path, values: Mapping[str, str]) -> Services:
-    """The services of a project with these settings. Raises MlstackError when the compose file cannot be read."""
-    profiles = set(values.get("COMPOSE_PROFILES", "").split(","))
-    described = {name: text for file in _files(folder) for name, text in file.get("services", {}).items()}
-    return Services(
-        {
-            name: _service(name, text, values)
-            for name, text in described.items()
-            if "profiles" not in text or profiles & {"*", *text["profiles"]}
-        }
-    )
+    """The services of a project with these settings: the core's, and those of the parts that COMPOSE_PROFILES names.
+
+    Raises MlstackError when a compose file cannot be read.
+    """
+    wanted = {"", *enabled(values)}
+    return Services({name: service for name, service in _all(folder, values).items() if wanted & {service.part, "*"}})
+
+
+def parts(folder: Path) -> tuple[str, ...]:
+    """The optional parts of a project, each with services of its own. Raises as `read` does."""
+    return tuple(dict.fromkeys(service.part for service in _all(folder, {}).values() if service.part))
+
+
+def of_part(folder: Path, part: str) -> tuple[Service, ...]:
+    """The services of an optional part, on or off."""
+    return tuple(service for service in _all(folder, {}).values() if service.part == part)
+
+
+def enabled(values: Mapping[str, str]) -> tuple[str, ...]:
+    """The parts that are switched on, as compose reads them."""
+    return tuple(name for name in values.get("COMPOSE_PROFILES", "").split(",") if name)
+
+
+def _all(folder: Path, values: Mapping[str, str]) -> dict[str, Service]:
+    return {name: _service(name, text, values) for file in _files(folder) for name, text in file.get("services", {}).items()}
 
 
 def _files(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -112,7 +128,7 @@ def _files(folder: Path) -> Iterator[Mapping[str, Any]]:
     main = _loaded(folder / FILE)
     yield main
     for included in main.get("include", ()):
-        yield _loaded(folder / included)
+        yield _loaded(folder / included["path"])
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:
@@ -136,6 +152,7 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
     named = [mount.partition(":")[0] for mount in mounts if isinstance(mount, str)]
     return Service(
         name=name,
+        part=next(iter(text.get("profiles", ())), ""),
         is_long_running="restart" in text,
         title=labels.get("mlstack.title", name),
         url=_filled(labels.get("mlstack.url", ""), values),

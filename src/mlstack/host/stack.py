@@ -68,6 +68,11 @@ class Stack:
     def services(self) -> Services:
         return services.read(self.folder, self.values)
 
+    @property
+    def every_part(self) -> dict[str, str]:
+        """The environment in which compose sees every part, also those that are off."""
+        return {"COMPOSE_PROFILES": ",".join(services.parts(self.folder))}
+
     def port(self, name: str) -> int:
         """A port on the host, by its variable. Raises SettingsError if it is missing."""
         return int(settings.read(name, values=self.values)[name])

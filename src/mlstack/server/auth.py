@@ -46,6 +46,7 @@ CHALLENGE = 'Basic realm="mlflow"'
 _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
+READING_ROUTES = ("/api/2.0/mlstack/artifacts/links-to-read",)  # that change nothing, although they are no GET
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ def is_public(path: str) -> bool:
 
 
 def known(headers: Mapping[str, str]) -> Login | None:
-    """The login of a request if its password was right before. `may_log` checks whether it still is."""
+    """The login of a request that may write, if its password was right before. `may_log` checks whether it still is."""
     credentials = _credentials(headers)
-    return _known.get(_key(*credentials)) if credentials else None
+    is_writer = credentials and credentials[0] != settings.reading_username()
+    return _known.get(_key(*credentials)) if credentials and is_writer else None
 
 
 async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
@@ -135,6 +137,14 @@ async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
     if row is None or upstream.is_disabled_legacy_admin_login(name, password, row):
         return None
     return Caller(row.id, row.username, row.is_admin)
+
+
+def may_call(account: Caller, method: str, path: str) -> bool:
+    """Whether an account may use a route at all: the scoring service's only reads.
+
+    MLflow cannot express it: no grant lowers an account below the default permission, which is EDIT.
+    """
+    return account.username != settings.reading_username() or method in ("GET", "HEAD") or path in READING_ROUTES
 
 
 def unauthenticated() -> Response:

@@ -116,6 +116,8 @@ class Login:
         else:
             if caller is None:
                 await auth.unauthenticated()(scope, receive, send)
+            elif not auth.may_call(caller, scope["method"], scope["path"]):
+                await _error(403, "PERMISSION_DENIED", f"The account {caller.username} can only read.")(scope, receive, send)
             else:
                 auth.set_caller(caller)
                 await self._app(scope, receive, send)

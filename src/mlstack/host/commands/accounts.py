@@ -45,7 +45,7 @@ def _with_password(stack: Stack, name: str, method: str, path: str, wrong: str) 
 
 
 def _require_persons(stack: Stack, name: str, fix: str) -> None:
-    if name in (stack.values["MLFLOW_ADMIN_USERNAME"], stack.values["MLFLOW_TRACKING_USERNAME"]):
+    if name in {stack.values[key] for key in ("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME", "SCORING_USERNAME")}:
         raise MlstackError(f"{name} is an account of the stack itself.", "Nothing would work without it.", fix)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import engine, folders
+from mlstack.host import engine, folders, services
 from mlstack.host.render import size
 from mlstack.host.stack import Stack
 
@@ -33,13 +33,14 @@ def losses(stack: Stack) -> list[Loss]:
     if not ours:
         return []
     sizes = engine.connect(COUNTING).volume_sizes()
-    cost = {f"{stack.name}_{volume.name}": volume.loss for volume in stack.services.volumes}
+    volumes = services.read(stack.folder, {**stack.values, **stack.every_part}).volumes
+    cost = {f"{stack.name}_{volume.name}": volume.loss for volume in volumes}
     return [Loss(volume, size(sizes.get(volume)), cost.get(volume, "its data")) for volume in ours]
 
 
 def reset(stack: Stack) -> None:
     """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs are kept."""
-    if stack.compose.attached("down", "--volumes", "--remove-orphans"):
+    if stack.compose.attached("down", "--volumes", "--remove-orphans", environment=stack.every_part):
         raise MlstackError(
             "the stack could not be deleted whole.", "Some containers or volumes are left.", "see above, then make reset again"
         )

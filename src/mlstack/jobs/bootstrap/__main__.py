@@ -1,11 +1,12 @@
-"""The one-shots of docker-compose.yml: `python3 -m mlstack.jobs.bootstrap services`, `… tracking`, `… rekey` for a rotation."""
+"""The one-shots of docker-compose.yml: `python3 -m mlstack.jobs.bootstrap services`, `… tracking`, `… rekey` for a rotation;
+`… scoring` in compose/scoring.yml."""
 
 import sys
 from dataclasses import replace
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.bootstrap import log, minio, postgres
+from mlstack.jobs.bootstrap import log, minio, postgres, report
 from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
@@ -42,6 +43,13 @@ def main(step: str) -> int:
 
             with turn(settings.tracking_login()) as rows:
                 encryption.rekey(rows, *settings.encryption())
+        elif step == "scoring":
+            settings.publish_secrets()  # libpq reads the environment
+            from mlstack.jobs.bootstrap import mlflow  # its packages are only in the image
+
+            account = settings.scoring_account()
+            with connected(settings.accounts_login()) as accounts:
+                report(f"MLflow account {account.username}", mlflow.ensure_account(accounts, account))
         else:
             settings.publish_secrets()  # libpq reads the environment
             from mlstack.jobs.bootstrap import mlflow  # its packages are only in the image

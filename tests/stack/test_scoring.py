@@ -1,0 +1,368 @@
+"""The optional part `scoring`: follows an alias under load, rejects what is malformed, and answers while MLflow is down."""
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import requests
+
+from tests.support.clone import ROOT, Clone
+from tests.support.service import wait_until
+
+PROGRAM = (ROOT / "tests/support/scoring_program.py").read_text()
+MODEL = "flights"
+BROKEN = ("crash", "exit", "memory", "package", "other answer", "no signature")
+# Each model's factor is its version's number.
+KINDS = ("good", "good", "good", *BROKEN)
+SWAPS = 20
+CLIENTS = 4
+JSON = {"Content-Type": "application/json"}
+GOOD_ROW = {"x": 2.0, "count": 1, "name": "a"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The running part, with a key, and the model versions that were registered."""
+
+    stack: Clone
+    key: str = field(repr=False)
+    versions: Mapping[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.stack.values['SCORING_PORT']}"
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, headers=self.login, timeout=60)
+
+    def post(self, path: str, body: Any, **headers: str) -> requests.Response:
+        data = body if isinstance(body, str | bytes) else json.dumps(body)
+        return requests.post(self.url + path, data, headers={**self.login, **JSON, **headers}, timeout=60)
+
+    def score(self, *rows: Mapping[str, Any]) -> requests.Response:
+        return self.post("/invocations", {"dataframe_records": rows})
+
+    @property
+    def login(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def set_alias(self, version: str) -> None:
+        answer = mlflow_call(self.stack, "POST", "registered-models/alias", name=MODEL, alias="champion", version=version)
+        assert answer.ok, answer.text
+
+    def served(self) -> list[str]:
+        return [served["version"] for served in self.get("/models").json()["served"]]
+
+    def rejected(self) -> dict[str, str]:
+        return {rejected["version"]: rejected["reason"] for rejected in self.get("/models").json()["rejected"]}
+
+
+def mlflow_call(stack: Clone, method: str, path: str, account: str = "MLFLOW_TRACKING", **body: str) -> requests.Response:
+    login = stack.values[f"{account}_USERNAME"], stack.values[f"{account}_PASSWORD"]
+    url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}/api/2.0/mlflow/{path}"
+    return requests.request(method, url, json=body or None, auth=login, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def scoring(stack: Clone) -> Iterator[Scoring]:
+    before = (stack.folder / ".env").read_text()
+    assert "scoring" not in stack.compose("ps", "--services")
+    added = stack.make("add", PART="scoring")
+    assert added.returncode == 0, added.stderr
+    assert f"http://127.0.0.1:{stack.values['SCORING_PORT']}" in added.stdout
+    changed = [line for line in (stack.folder / ".env").read_text().splitlines() if line not in before.splitlines()]
+    assert changed == ["COMPOSE_PROFILES=scoring"]
+    generated = stack.make("key", NAME="tests")
+    key = re.search(r"mls_\S+", generated.stdout)
+    assert key, generated.stderr
+    stack.in_container("jupyter", "python3", "-c", PROGRAM, MODEL, *KINDS)
+    versions = json.loads(stack.in_container("jupyter", "cat", "/tmp/versions.json"))  # noqa: S108
+    scoring = Scoring(stack, key[0], versions)
+    scoring.set_alias("1")
+    wait_until(lambda: scoring.served() == ["1"])
+    yield scoring
+
+
+# ---- an alias that moves under load --------------------------------------------------------------
+
+
+@dataclass
+class Load:
+    """Clients that score single rows until they are stopped, and what they were answered."""
+
+    scoring: Scoring
+    stopped: threading.Event = field(default_factory=threading.Event)
+    failed: list[str] = field(default_factory=list)
+    count: int = 0
+    slowest: float = 0
+
+    def run(self) -> None:
+        with requests.Session() as session:
+            session.headers.update({**self.scoring.login, **JSON})
+            while not self.stopped.is_set():
+                x = random.uniform(0, 1000)  # noqa: S311
+                body = json.dumps({"dataframe_records": [{**GOOD_ROW, "x": x}]})
+                started = time.monotonic()
+                answer = session.post(f"{self.scoring.url}/invocations", body, timeout=60)
+                self.slowest = max(self.slowest, time.monotonic() - started)
+                self.count += 1
+                factor = float(answer.headers.get("X-Mlstack-Version", "nan"))
+                if answer.status_code != 200 or answer.json()["predictions"] != [x * factor]:
+                    self.failed.append(answer.text)
+
+
+def test_alias_that_moves_under_load_fails_no_request_and_no_answer_is_wrong(scoring: Scoring) -> None:
+    load = Load(scoring)
+    clients = [threading.Thread(target=load.run) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    try:
+        broken = {kind: version for version, kind in scoring.versions.items() if kind != "good"}
+        steps = [version for kind in BROKEN for version in (broken[kind], "2", "3", "1")][:SWAPS]
+        served = "1"
+        for version in steps:
+            scoring.set_alias(version)
+            if version in broken.values():
+                wait_until(lambda version=version: version in scoring.rejected())  # type: ignore[misc]
+                assert scoring.served() == [served]
+            else:
+                wait_until(lambda version=version: scoring.served() == [version])  # type: ignore[misc]
+                served = version
+    finally:
+        load.stopped.set()
+        for client in clients:
+            client.join()
+    assert load.failed == []
+    assert load.count > SWAPS * CLIENTS
+
+
+def test_broken_candidate_is_rejected_with_its_reason(scoring: Scoring) -> None:
+    expected = {
+        "crash": "it crashes while it is loaded",
+        "exit": "it ends the process that loads it",
+        "memory": "it needs more memory than SCORING_MEMORY",
+        "package": "it needs the package a_package_that_is_missing",
+        "other answer": "with other values than when it was logged",
+        "no signature": "it has no signature",
+    }
+    reasons = {}
+    for version, kind in scoring.versions.items():
+        if kind in expected:
+            scoring.set_alias(version)
+            wait_until(lambda version=version: version in scoring.rejected())  # type: ignore[misc]
+            reasons[kind] = scoring.rejected()[version]
+    assert {kind: reason for kind, reason in reasons.items() if expected[kind] not in reason} == {}
+    assert 'reason="it has no signature' in scoring.get("/metrics").text
+    scoring.set_alias("1")
+    wait_until(lambda: scoring.rejected() == {} and scoring.served() == ["1"])
+
+
+# ---- requests ------------------------------------------------------------------------------------
+
+
+def records(**row: Any) -> dict[str, Any]:
+    return {"dataframe_records": [{**GOOD_ROW, **row}]}
+
+
+SPLIT = {"columns": ["x", "count", "name"], "data": [[2.0, 1, "a"]]}
+V2 = {
+    "inputs": [
+        {"name": "x", "shape": [1], "datatype": "FP64", "data": [2.0]},
+        {"name": "count", "shape": [1, 1], "datatype": "INT64", "data": [[1]]},
+        {"name": "name", "shape": [1], "datatype": "BYTES", "data": ["a"]},
+    ]
+}
+WELL_FORMED: dict[str, tuple[str, Any, dict[str, str]]] = {
+    "records": ("/invocations", records(), {}),
+    "a long as 1.0, a null double": ("/invocations", {"dataframe_records": [{**GOOD_ROW, "count": 1.0}]}, {}),
+    "other columns": ("/invocations", records(other="ignored"), {}),
+    "split": ("/invocations", {"dataframe_split": SPLIT}, {}),
+    "instances": ("/invocations", {"instances": [GOOD_ROW]}, {}),
+    "inputs by column": ("/invocations", {"inputs": {"x": [2.0], "count": [1], "name": ["a"]}}, {}),
+    "inputs as a row": ("/invocations", {"inputs": GOOD_ROW}, {}),
+    "CSV": ("/invocations", "x,count,name\n2.0,1,a\n", {"Content-Type": "text/csv"}),
+    "endpoint": (f"/endpoints/{MODEL}/invocations", records(), {}),
+    "endpoint with an alias": (f"/endpoints/{MODEL}@champion/invocations", records(), {}),
+}
+
+
+def test_every_format_of_mlflow_is_answered(scoring: Scoring, subtests: pytest.Subtests) -> None:
+    for name, (path, body, headers) in WELL_FORMED.items():
+        with subtests.test(name=name):
+            answer = scoring.post(path, body, **headers)
+            assert (answer.status_code, answer.json()) == (200, {"predictions": [2.0]})
+            assert (answer.headers["X-Mlstack-Model"], answer.headers["X-Mlstack-Version"]) == (MODEL, "1")
+    assert scoring.post("/invocations", {"dataframe_records": []}).json() == {"predictions": []}
+    assert scoring.score({**GOOD_ROW, "x": None}).json() == {"predictions": [None]}
+
+
+def test_inference_protocol_is_answered(scoring: Scoring) -> None:
+    answer = scoring.post(f"/v2/models/{MODEL}/infer", {**V2, "id": "7"}).json()
+    outputs = [{"name": "output", "datatype": "FP64", "shape": [1], "data": [2.0]}]
+    assert answer == {"model_name": MODEL, "model_version": "1", "id": "7", "outputs": outputs}
+    assert scoring.get(f"/v2/models/{MODEL}/ready").json()["ready"] is True
+    assert [tensor["datatype"] for tensor in scoring.get(f"/v2/models/{MODEL}").json()["inputs"]] == ["FP64", "INT64", "BYTES"]
+
+
+MALFORMED: dict[str, tuple[int, Any]] = {
+    "no body": (400, ""),
+    "no JSON": (400, "{"),
+    "nested too deeply": (400, "[" * 100_000),
+    "not UTF-8": (400, b'{"dataframe_records": [{"name": "\xff"}]}'),
+    "a list": (400, []),
+    "no format": (400, {}),
+    "two formats": (400, {"instances": [], "inputs": []}),
+    "parameters": (400, {**records(), "params": {"a": 1}}),
+    "records are an object": (422, {"dataframe_records": GOOD_ROW}),
+    "a row is a list": (422, {"dataframe_records": [[2.0, 1, "a"]]}),
+    "a row is null": (422, {"dataframe_records": [None]}),
+    "a column is missing": (422, {"dataframe_records": [{"x": 2.0, "count": 1}]}),
+    "split without columns": (400, {"dataframe_split": {"data": [[2.0, 1, "a"]]}}),
+    "split with a short row": (422, {"dataframe_split": {**SPLIT, "data": [[2.0, 1]]}}),
+    "split with a column twice": (400, {"dataframe_split": {**SPLIT, "columns": ["x", "x", "name"]}}),
+    "columns of different lengths": (400, {"inputs": {"x": [1.0, 2.0], "count": [1], "name": ["a"]}}),
+    "a fraction in a long": (422, records(count=4.7)),
+    "true in a long": (422, records(count=True)),
+    "text in a long": (422, records(count="4")),
+    "null in a long": (422, records(count=None)),
+    "a long beyond 64 bits": (422, records(count=10**30)),
+    "1e30 in a long": (422, records(count=1e30)),
+    "a list in a long": (422, records(count=[1])),
+    "text in a double": (422, records(x="4")),
+    "true in a double": (422, records(x=True)),
+    "1e400 in a double": (422, '{"dataframe_records": [{"x": 1e400, "count": 1, "name": "a"}]}'),
+    "a number in a string": (422, records(name=4)),
+    "null in a string": (422, records(name=None)),
+    "a row on which the model fails": (422, records(x=-1.0)),
+    "more rows than allowed": (413, {"dataframe_records": [GOOD_ROW] * 10_001}),
+}
+
+
+def test_malformed_request_is_rejected_and_fails_no_neighbour(scoring: Scoring, subtests: pytest.Subtests) -> None:
+    load = Load(scoring)
+    neighbours = [threading.Thread(target=load.run) for _ in range(CLIENTS)]
+    for neighbour in neighbours:
+        neighbour.start()
+    try:
+        for name, (status, body) in MALFORMED.items():
+            with subtests.test(name=name):
+                answer = scoring.post("/invocations", body)
+                assert answer.status_code == status, answer.text
+                assert answer.json()["message"]
+    finally:
+        load.stopped.set()
+        for neighbour in neighbours:
+            neighbour.join()
+    assert load.failed == []
+
+
+def test_rejection_names_row_column_expected_and_found_and_nothing_else(scoring: Scoring) -> None:
+    rejected = scoring.score(GOOD_ROW, {**GOOD_ROW, "name": "confidential", "count": "secret-value"})
+    described = rejected.json()
+    assert (described["row"], described["column"], described["expected"]) == (1, "count", "long")
+    assert described["found"] == "a string"
+    assert "secret-value" not in rejected.text and "confidential" not in rejected.text
+    failing = scoring.score(GOOD_ROW, GOOD_ROW, {**GOOD_ROW, "x": -1.0}, GOOD_ROW)
+    assert (failing.status_code, failing.json()["row"]) == (422, 2)
+    assert "secret-of-the-model" not in failing.text
+
+
+# ---- denied attempts ------------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+def test_client_without_a_valid_key_scores_nothing(scoring: Scoring) -> None:
+    attempts = [{}, {"Authorization": "Bearer "}, {"Authorization": "Bearer mls_guess"}, {"Authorization": "Basic ????"}]
+    for path in ("/invocations", "/models", "/metrics", "/openapi.json", f"/v2/models/{MODEL}", "//ping/../models"):
+        answers = [requests.post(scoring.url + path, json=records(), headers=headers, timeout=60) for headers in attempts]
+        assert {answer.status_code for answer in answers} == {401}
+    other = scoring.stack.make("key", NAME="other")
+    key = re.search(r"mls_\S+", other.stdout)
+    assert key, other.stderr
+    login = {"Authorization": f"Bearer {key[0]}"}
+    assert requests.get(f"{scoring.url}/models", headers=login, timeout=60).status_code == 200
+    assert scoring.stack.make("key-remove", NAME="other").returncode == 0
+    assert requests.get(f"{scoring.url}/models", headers=login, timeout=60).status_code == 401
+
+
+@pytest.mark.refusal
+def test_page_of_a_browser_cannot_use_the_scoring_service(scoring: Scoring) -> None:
+    for headers in ({"Origin": "https://page.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Host": "rebound.example"}):
+        assert scoring.post("/invocations", records(), **headers).status_code == 403
+
+
+@pytest.mark.refusal
+def test_large_body_is_rejected_before_it_is_read(scoring: Scoring) -> None:
+    def body() -> Iterator[bytes]:
+        for _ in range(1024):
+            yield b" " * 65536
+
+    for data in (b" " * (17 << 20), body()):
+        try:
+            answer = requests.post(f"{scoring.url}/invocations", data, headers={**scoring.login, **JSON}, timeout=60)  # type: ignore[arg-type]
+        except requests.ConnectionError:
+            continue  # the service closed the connection while the rest was sent
+        assert answer.status_code == 413
+    assert scoring.score(GOOD_ROW).ok
+
+
+@pytest.mark.refusal
+def test_account_of_the_scoring_service_changes_nothing_in_mlflow(scoring: Scoring) -> None:
+    call = lambda method, path, **body: mlflow_call(scoring.stack, method, path, "SCORING", **body)  # noqa: E731
+    assert call("GET", f"registered-models/get?name={MODEL}").ok
+    attempts: list[Callable[[], requests.Response]] = [
+        lambda: call("POST", "runs/create", experiment_id="0"),
+        lambda: call("POST", "experiments/create", name="planted"),
+        lambda: call("POST", "registered-models/create", name="planted"),
+        lambda: call("POST", "registered-models/alias", name=MODEL, alias="champion", version="2"),
+        lambda: call("POST", "model-versions/set-tag", name=MODEL, version="1", key="a", value="b"),
+        lambda: call("DELETE", "registered-models/delete", name=MODEL),
+        lambda: call("PATCH", "users/update-password", username=scoring.stack.values["SCORING_USERNAME"], password="a" * 20),
+        lambda: call("POST", "runs/log-metric", run_id="0" * 32, key="a", value="1", timestamp="1"),
+    ]
+    assert [attempt().status_code for attempt in attempts] == [403] * len(attempts)
+
+
+# ---- without the others -----------------------------------------------------------------------------
+
+
+def test_service_starts_and_answers_while_mlflow_and_minio_are_down(scoring: Scoring) -> None:
+    scoring.stack.compose("stop", "--timeout", "5", "mlflow", "minio", "postgres")
+    try:
+        assert scoring.score(GOOD_ROW).json() == {"predictions": [2.0]}
+        scoring.stack.compose("restart", "--no-deps", "scoring")
+        wait_until(lambda: is_up(scoring))
+        assert scoring.score(GOOD_ROW).json() == {"predictions": [2.0]}
+    finally:
+        scoring.stack.compose("start", "postgres", "minio", "mlflow")
+    scoring.stack.compose("up", "--detach", "--wait", "--no-build")
+    scoring.set_alias("2")
+    wait_until(lambda: scoring.served() == ["2"])
+
+
+def is_up(scoring: Scoring) -> bool:
+    try:
+        return requests.get(f"{scoring.url}/ping", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def test_removed_part_has_no_container_and_keeps_its_volume(scoring: Scoring) -> None:
+    unknown = scoring.stack.make("remove", PART="nonsense")
+    assert unknown.returncode != 0
+    assert "'nonsense' is no part of this stack." in unknown.stderr
+    assert "name one of: scoring" in unknown.stderr
+    for _ in range(2):
+        removed = scoring.stack.make("remove", PART="scoring")
+        assert removed.returncode == 0, removed.stderr
+    assert scoring.stack.values.get("COMPOSE_PROFILES", "") == ""
+    assert "scoring" not in scoring.stack.compose("ps", "--all", "--services")
+    listed = json.loads(scoring.stack.make("status", JSON="1").stdout)
+    assert not [service for service in listed["services"] if "scoring" in service["name"]]
+    assert "SCORING" not in scoring.stack.make("urls").stdout
