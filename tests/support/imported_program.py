@@ -86,9 +86,15 @@ def read(client: MlflowClient, prefix: str = "") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         return {
             "experiments": {
-                experiment.name.removeprefix(prefix): read_experiment(client, experiment, folder) for experiment in experiments
+                experiment.name.removeprefix(prefix): read_experiment(client, experiment, folder)
+                for experiment in experiments
+                if experiment.name.startswith(prefix)
             },
-            "models": [read_model(client, model, prefix) for model in pages(client.search_registered_models)],
+            "models": [
+                read_model(client, model, prefix)
+                for model in pages(client.search_registered_models)
+                if model.name.startswith(prefix)
+            ],
         }
 
 

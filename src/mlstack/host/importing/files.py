@@ -60,10 +60,9 @@ def _listed_here(owner: str, uri: str, roots: Sequence[Path], problems: list[str
         return
     folder = located(uri, roots)
     if folder is None:
-        if (path := Path(unquote(urlsplit(uri).path))).is_dir():
-            problems.append(
-                f"{owner}: its artifacts are outside of the source, in {path}: ARTIFACTS={path.parent} would add them"
-            )
+        path = Path(unquote(urlsplit(uri).path))
+        if path.is_absolute() and path.is_dir():
+            problems.append(f"{owner}: its artifacts are outside of the source; ARTIFACTS={path.parent} would add them")
         return
 
     def failed(error: OSError) -> None:
@@ -107,6 +106,12 @@ def _listed_on_server(
         owner, uri = folder
         if stop.is_set() or not uri:
             return []
+        if not uri.startswith("mlflow-artifacts:/") or urlsplit(uri).netloc:
+            # An address of a file would be one of this host, and one of another server would get the account.
+            problems.append(
+                f"{owner}: its artifacts are at {uri}; the server does not serve them (mlflow server --serve-artifacts)"
+            )
+            return []
         try:
             repository = get_artifact_repository(uri, tracking_uri=url)
             return [File(owner, name, size, None, uri) for name, size in _names(repository, None)]
@@ -125,7 +130,10 @@ def _listed_on_server(
 
 
 def _names(repository: Any, folder: str | None) -> Iterator[tuple[str, int]]:
+    """Raises OSError for a name that leads out of its folder."""
     for item in repository.list_artifacts(folder):
+        if item.path.startswith("/") or ".." in item.path.split("/"):
+            raise OSError(f"{item.path} is no name of a file in it")
         if item.is_dir:
             yield from _names(repository, item.path)
         else:

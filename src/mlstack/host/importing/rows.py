@@ -52,6 +52,7 @@ TABLES = (
 _REGISTRY = TABLES[-5:]
 SHOWN = 5
 _FOLDER = re.compile(r"(?:^|/)(?P<id>[0-9a-f]{32}|m-[0-9a-f]{32})(?:/artifacts)?(?P<rest>/.*)?$")
+_ID = re.compile(r"(?:m-|tr-)?[0-9a-f]{32}")
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 Row = dict[str, Any]
 
@@ -95,13 +96,18 @@ class Destination:
     problems: list[str] = field(default_factory=list)
 
     def locate(self, rows: sqlite3.Connection) -> None:
-        """Decides where the artifacts of each run, model and trace belong: where MLflow would keep them."""
+        """Decides where the artifacts of each run, model and trace belong: where MLflow would keep them.
+
+        Raises MlstackError for an id that MLflow did not make: it could lead to another folder of the bucket.
+        """
         for query, form in (
             ("SELECT run_uuid, experiment_id FROM runs", "{}/{}/artifacts"),
             ("SELECT model_id, experiment_id FROM logged_models", "{}/models/{}/artifacts"),
             ("SELECT request_id, experiment_id FROM trace_info", "{}/traces/{}/artifacts"),
         ):
             for identifier, experiment in rows.execute(query):
+                if not _ID.fullmatch(identifier):
+                    raise MlstackError(f"{identifier!r} is no id of MLflow's.", "It names a folder of artifacts.", "check FROM")
                 self.locations[identifier] = form.format(self.experiments[experiment].location, identifier)
 
     def changed(self, table: str, row: Row) -> Row:
