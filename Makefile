@@ -3,7 +3,7 @@
 MLSTACK := .venv/bin/mlstack
 
 # Arguments of make reach a command as MLSTACK_<name> in the environment, so neither make nor a shell evaluates them as code.
-ARGUMENTS := BACKUP JSON KEEP LINES NAME OLDER_THAN PART QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
+ARGUMENTS := ARTIFACTS BACKUP FROM JSON KEEP LINES NAME OLDER_THAN PART PREFIX QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
 $(foreach name,$(ARGUMENTS),$(eval export MLSTACK_$(name) := $$(value $(name))))
 unexport $(ARGUMENTS)
 # Only YES=1, y or yes on make's own command line answers a question; an exported YES does not.
@@ -68,6 +68,9 @@ user-remove: ## Remove a person's account; its runs stay (NAME=…)
 
 rotate: ## Replace every secret of the running stack; all data stays
 	@scripts/venv.sh && $(MLSTACK) rotate $(CONFIRMED)
+
+import: ## Add what another MLflow holds, after asking: FROM=mlruns, mlflow.db or https://server (PREFIX=old/, YES=1)
+	@scripts/venv.sh && $(MLSTACK) import --from="$$MLSTACK_FROM" $${MLSTACK_PREFIX:+--prefix="$$MLSTACK_PREFIX"} $${MLSTACK_ARTIFACTS:+--artifacts="$$MLSTACK_ARTIFACTS"} $(CONFIRMED)
 
 gc: ## Permanently delete what was deleted or replaced 30 days ago, after asking (OLDER_THAN=7d, YES=1)
 	@scripts/venv.sh && $(MLSTACK) gc $${MLSTACK_OLDER_THAN:+--older-than="$$MLSTACK_OLDER_THAN"} $(CONFIRMED)

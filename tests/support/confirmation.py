@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable
 
 
-def decline(start: Callable[[int], subprocess.Popen[str]], answer: bytes | None) -> None:
-    """Answers what the command of `start` asks at its terminal, with Ctrl-C for None. It must delete nothing and say so."""
+def decline(start: Callable[[int], subprocess.Popen[str]], answer: bytes | None, declined: str = "Nothing was deleted.") -> None:
+    """Answers what the command of `start` asks at its terminal, with Ctrl-C for None. It must do nothing and say so."""
     terminal, its_end = pty.openpty()
     with start(its_end) as process:
         assert process.stdout is not None
@@ -30,4 +30,4 @@ def decline(start: Callable[[int], subprocess.Popen[str]], answer: bytes | None)
         assert "Nothing is broken" in errors
     else:
         assert process.returncode == 1
-        assert "Nothing was deleted." in output
+        assert declined in output

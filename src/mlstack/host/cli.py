@@ -41,6 +41,9 @@ BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in
 ServiceName = Annotated[str | None, typer.Argument(help="One of those that make status shows; all without it.")]
 PartName = Annotated[str, typer.Argument(help="An optional part of the stack, such as scoring.")]
 Person = Annotated[str, typer.Option(help="The name of an account or of a program.")]
+Origin = Annotated[str | None, typer.Option("--from", help="A folder mlruns, a SQLite file, or the address of a server.")]
+Prefix = Annotated[str, typer.Option(help="Put before the names of experiments and registered models.")]
+Artifacts = Annotated[str | None, typer.Option(help="The folder of the artifacts, if it is not beside the source.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -352,6 +355,36 @@ def gc(older_than: OlderThan = "30d", yes: Yes = False) -> None:
         with err.status("deleting") as progress:
             cleaning.carry_out(stack, plan, progress.update)
     out.print("Deleted.")
+
+
+@app.command(name="import")
+def import_(origin: Origin = None, prefix: Prefix = "", artifacts: Artifacts = None, yes: Yes = False) -> None:
+    """Add what another MLflow holds: experiments, runs, artifacts, models and traces. Nothing that exists is changed."""
+    from mlstack.host.commands import importing
+    from mlstack.host.render import importing as screens
+    from mlstack.host.render import progress
+
+    if not origin:
+        raise MlstackError("FROM is missing.", "It names what to import.", "make import FROM=mlruns, mlflow.db or https://server")
+    with _alone("make import") as stack, importing.reading(stack):
+        with err.status("reading the source") as status:
+            plan = importing.plan(stack, origin, prefix, artifacts, status.update)
+        out.print(screens.screen(plan))
+        if not yes:
+            out.print("A backup before it is advised: [bold]make backup[/]. Without one, an import is not undone in one step.")
+            _confirm(
+                "Import this?", "This adds to what the stack holds.", f"make import FROM={origin} YES=1", "Nothing was imported."
+            )
+        with progress.bar("artifacts", plan.size) as advance:
+            report = importing.carry_out(stack, plan, lambda step: None, advance)
+        out.print(screens.comparison(report))
+    if not report.is_complete:
+        raise MlstackError(
+            "the stack does not have everything that is in the source.",
+            "What is different or unreadable is named above; the rest is imported and equal.",
+            "fix the source, then the same command again, which adds what is missing",
+        )
+    out.print("Imported: the stack has all of it, row by row and file by file.")
 
 
 @app.command()
