@@ -177,7 +177,7 @@ def answer_to(url: str, head: str) -> str:
 
 
 @pytest.mark.refusal
-@pytest.mark.parametrize("path", ["runs/search", "artifacts/links-to-read", "artifacts/links-to-write"])
+@pytest.mark.parametrize("path", ["runs/search", "artifacts/links-to-read", "artifacts/links-to-write", "datasets/begin"])
 def test_own_route_requires_a_login_before_it_validates_the_request(url: str, path: str) -> None:
     answer = ask(url, "POST", f"/api/2.0/mlstack/{path}", None, json={"no": "such field"})
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="mlflow"')

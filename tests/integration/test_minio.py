@@ -61,18 +61,21 @@ def test_object_is_read_back_byte_for_byte(user: Minio, user_keys: Keys, size: i
 
 
 @pytest.mark.refusal
-def test_deleted_object_is_recoverable_and_its_versions_are_kept(user: Minio, user_keys: Keys, root: Minio) -> None:
-    bucket = user_keys.bucket
-    first = put(user, bucket, "kept", b"first")
-    put(user, bucket, "kept", b"second")
-    user.remove_object(bucket, "kept")
-    with pytest.raises(S3Error, match="NoSuchKey"):
-        get(user, bucket, "kept")
-    # MLflow's user cannot remove the version itself, one by one or in a batch.
-    with pytest.raises(S3Error, match="AccessDenied"):
-        user.remove_object(bucket, "kept", version_id=first)
-    assert [error.code for error in user.remove_objects(bucket, [DeleteObject("kept", first)])] == ["AccessDenied"]
-    assert get(root, bucket, "kept", first) == b"first"
+def test_deleted_object_is_recoverable_and_its_versions_are_kept(
+    user: Minio, user_keys: Keys, root: Minio, subtests: pytest.Subtests
+) -> None:
+    for bucket in user_keys.buckets:
+        with subtests.test(bucket=bucket):
+            first = put(user, bucket, "kept", b"first")
+            put(user, bucket, "kept", b"second")
+            user.remove_object(bucket, "kept")
+            with pytest.raises(S3Error, match="NoSuchKey"):
+                get(user, bucket, "kept")
+            # MLflow's user cannot remove the version itself, one by one or in a batch.
+            with pytest.raises(S3Error, match="AccessDenied"):
+                user.remove_object(bucket, "kept", version_id=first)
+            assert [error.code for error in user.remove_objects(bucket, [DeleteObject("kept", first)])] == ["AccessDenied"]
+            assert get(root, bucket, "kept", first) == b"first"
 
 
 @pytest.mark.refusal
@@ -86,6 +89,8 @@ def test_deleted_object_is_recoverable_and_its_versions_are_kept(user: Minio, us
         lambda user: put(user, "private", "mine", b"x"),
         lambda user: user.set_bucket_versioning("mlflow", VersioningConfig(SUSPENDED)),
         lambda user: user.delete_bucket_policy("mlflow"),
+        lambda user: user.remove_bucket("datasets"),
+        lambda user: user.set_bucket_versioning("datasets", VersioningConfig(SUSPENDED)),
     ],
     ids=[
         "make a bucket",
@@ -95,9 +100,11 @@ def test_deleted_object_is_recoverable_and_its_versions_are_kept(user: Minio, us
         "write another",
         "stop versioning",
         "change the policy",
+        "remove the bucket of data sets",
+        "stop its versioning",
     ],
 )
-def test_mlflows_keys_have_no_access_outside_their_bucket(user: Minio, root: Minio, forbidden: object) -> None:
+def test_mlflows_keys_have_no_access_outside_their_buckets(user: Minio, root: Minio, forbidden: object) -> None:
     if not root.bucket_exists("private"):
         root.make_bucket("private")
         put(root, "private", "object", b"private")
@@ -106,10 +113,10 @@ def test_mlflows_keys_have_no_access_outside_their_bucket(user: Minio, root: Min
 
 
 @pytest.mark.refusal
-def test_mlflows_keys_list_only_their_bucket(user: Minio, user_keys: Keys, root: Minio) -> None:
+def test_mlflows_keys_list_only_their_buckets(user: Minio, user_keys: Keys, root: Minio) -> None:
     if not root.bucket_exists("unseen"):
         root.make_bucket("unseen")
-    assert [bucket.name for bucket in user.list_buckets()] == [user_keys.bucket]
+    assert {bucket.name for bucket in user.list_buckets()} == set(user_keys.buckets)
 
 
 def test_objects_survive_a_restart(minio: Service, user_keys: Keys, user: Minio) -> None:

@@ -16,7 +16,14 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("mlflow", "uvicorn")
-PUBLIC = ("mlflow", "mlflow.entities", "mlflow.environment_variables", "mlflow.exceptions")  # documented as MLflow's API
+PUBLIC = (  # documented as MLflow's API
+    "mlflow",
+    "mlflow.data.dataset",
+    "mlflow.data.dataset_source",
+    "mlflow.entities",
+    "mlflow.environment_variables",
+    "mlflow.exceptions",
+)
 PLAIN = (str, int, float, bool, tuple, frozenset, re.Pattern)
 
 
