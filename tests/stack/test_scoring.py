@@ -7,17 +7,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import pytest
 import requests
+from mlflow.deployments import get_deploy_client
 
 from tests.support.clone import ROOT, Clone
 from tests.support.service import wait_until
 
 PROGRAM = (ROOT / "tests/support/scoring_program.py").read_text()
 MODEL = "flights"
-BROKEN = ("crash", "exit", "memory", "package", "other answer", "no signature")
+# Kinds of versions that fail, and what the service says of each.
+BROKEN = {
+    "crash": "it crashes while it is loaded",
+    "exit": "it ends the process that loads it",
+    "memory": "it needs more memory than SCORING_MEMORY",
+    "package": "it needs the package a_package_that_is_missing",
+    "other answer": "with other values than when it was logged",
+    "no signature": "it has no signature",
+}
 # Each model's factor is its version's number.
 KINDS = ("good", "good", "good", *BROKEN)
 SWAPS = 20
@@ -117,50 +127,41 @@ class Load:
                     self.failed.append(answer.text)
 
 
-def test_alias_that_moves_under_load_fails_no_request_and_no_answer_is_wrong(scoring: Scoring) -> None:
+def test_alias_that_moves_under_load_fails_no_request_and_broken_versions_are_rejected(scoring: Scoring) -> None:
     load = Load(scoring)
     clients = [threading.Thread(target=load.run) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
+    served, reasons = "1", {}
     try:
-        broken = {kind: version for version, kind in scoring.versions.items() if kind != "good"}
-        steps = [version for kind in BROKEN for version in (broken[kind], "2", "3", "1")][:SWAPS]
-        served = "1"
-        for version in steps:
-            scoring.set_alias(version)
-            if version in broken.values():
-                wait_until(lambda version=version: version in scoring.rejected())  # type: ignore[misc]
-                assert scoring.served() == [served]
+        for step in steps(scoring.versions):
+            scoring.set_alias(step)
+            if scoring.versions[step] == "good":
+                wait_until(lambda step=step: scoring.served() == [step])  # type: ignore[misc]
+                served = step
             else:
-                wait_until(lambda version=version: scoring.served() == [version])  # type: ignore[misc]
-                served = version
+                wait_until(lambda step=step: step in scoring.rejected())  # type: ignore[misc]
+                assert scoring.served() == [served]
+                reasons[scoring.versions[step]] = scoring.rejected()[step]
+                assert reasons[scoring.versions[step]].partition('"')[0] in scoring.get("/metrics").text
     finally:
         load.stopped.set()
         for client in clients:
             client.join()
     assert load.failed == []
     assert load.count > SWAPS * CLIENTS
-
-
-def test_broken_candidate_is_rejected_with_its_reason(scoring: Scoring) -> None:
-    expected = {
-        "crash": "it crashes while it is loaded",
-        "exit": "it ends the process that loads it",
-        "memory": "it needs more memory than SCORING_MEMORY",
-        "package": "it needs the package a_package_that_is_missing",
-        "other answer": "with other values than when it was logged",
-        "no signature": "it has no signature",
-    }
-    reasons = {}
-    for version, kind in scoring.versions.items():
-        if kind in expected:
-            scoring.set_alias(version)
-            wait_until(lambda version=version: version in scoring.rejected())  # type: ignore[misc]
-            reasons[kind] = scoring.rejected()[version]
-    assert {kind: reason for kind, reason in reasons.items() if expected[kind] not in reason} == {}
-    assert 'reason="it has no signature' in scoring.get("/metrics").text
+    assert reasons.keys() == BROKEN.keys()
+    assert {kind: reason for kind, reason in reasons.items() if BROKEN[kind] not in reason} == {}
     scoring.set_alias("1")
     wait_until(lambda: scoring.rejected() == {} and scoring.served() == ["1"])
+
+
+def steps(versions: Mapping[str, str]) -> list[str]:
+    """The versions that get the alias in turn: each that is broken, with good ones between them."""
+    good = cycle(["2", "3", "1"])
+    broken = [version for version, kind in versions.items() if kind != "good"]
+    listed = [version for failing in broken for version in (failing, next(good), next(good))]
+    return [*listed, *(next(good) for _ in range(SWAPS - len(listed)))]
 
 
 # ---- requests ------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ V2 = {
 }
 WELL_FORMED: dict[str, tuple[str, Any, dict[str, str]]] = {
     "records": ("/invocations", records(), {}),
-    "a long as 1.0, a null double": ("/invocations", {"dataframe_records": [{**GOOD_ROW, "count": 1.0}]}, {}),
+    "a long as 1.0": ("/invocations", {"dataframe_records": [{**GOOD_ROW, "count": 1.0}]}, {}),
     "other columns": ("/invocations", records(other="ignored"), {}),
     "split": ("/invocations", {"dataframe_split": SPLIT}, {}),
     "instances": ("/invocations", {"instances": [GOOD_ROW]}, {}),
@@ -208,6 +209,13 @@ def test_inference_protocol_is_answered(scoring: Scoring) -> None:
     assert answer == {"model_name": MODEL, "model_version": "1", "id": "7", "outputs": outputs}
     assert scoring.get(f"/v2/models/{MODEL}/ready").json()["ready"] is True
     assert [tensor["datatype"] for tensor in scoring.get(f"/v2/models/{MODEL}").json()["inputs"]] == ["FP64", "INT64", "BYTES"]
+
+
+def test_mlflows_own_client_of_deployments_is_answered(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anybody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", scoring.key)
+    client = get_deploy_client(scoring.url)
+    assert client.predict(endpoint=MODEL, inputs=records()) == {"predictions": [2.0]}
 
 
 MALFORMED: dict[str, tuple[int, Any]] = {

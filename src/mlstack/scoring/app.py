@@ -42,7 +42,6 @@ class Scoring:
             routes=[
                 Route("/invocations", self.invocations, methods=["POST"]),
                 Route("/endpoints/{name}/invocations", self.invocations, methods=["POST"]),
-                Route("/gateway/{name}/invocations", self.invocations, methods=["POST"]),
                 Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}/versions/{version}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}", self.model),

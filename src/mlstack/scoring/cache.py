@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +31,8 @@ class Cache:
         """The files of a version, downloaded unless they are here. A folder of that name is complete."""
         folder = self.folder(version)
         if not folder.is_dir():
-            part = folder.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
+            # A folder of its own: an earlier download that nobody waits for any more may still be writing.
+            part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=self._versions))
             download(part)
             part.rename(folder)
         return folder
@@ -52,10 +52,11 @@ class Cache:
         """Remembers what is served, and removes the files of every version that is neither served nor one of the others."""
         entries = [{"target": asdict(target), "version": asdict(version)} for target, version in served.items()]
         self._write(self._served, entries)
-        kept = {self.folder(version) for version in (*served.values(), *others)}
+        kept, coming = ({self.folder(version).name for version in versions} for versions in (served.values(), others))
         for folder in self._versions.iterdir():
-            if folder.with_suffix("") not in kept:
-                shutil.rmtree(folder)
+            name, _, part = folder.name.partition(".")
+            if name not in coming and (part or name not in kept):
+                shutil.rmtree(folder, ignore_errors=True)  # what is still being written goes the next time
 
     @contextmanager
     def loading(self, version: Version) -> Iterator[None]:

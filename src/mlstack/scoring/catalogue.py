@@ -117,7 +117,11 @@ class Catalogue:
             served, rejected = self._served.get(target), self._rejected.get(target)
             if served and served.version == version:
                 self._rejected.pop(target, None)
-            elif target not in self._swaps and not (rejected and rejected[0] == version):
+            elif (
+                target not in self._swaps
+                and not (rejected and rejected[0] == version)
+                and version not in [swap.version for swap in self._swaps.values()]  # under another alias: one at a time
+            ):
                 task = asyncio.create_task(self._swap(target, version))
                 task.add_done_callback(restart_if_failed)
                 self._swaps[target] = Swap(version, task)
@@ -143,7 +147,7 @@ class Catalogue:
             seconds = time.monotonic() - started
             log.info("version %s of %s is served as %s after %.1f s", version.number, version.model, target.alias, seconds)
         finally:
-            if (swap := self._swaps.get(target)) and swap.version == version:
+            if (swap := self._swaps.get(target)) and swap.task is asyncio.current_task():
                 del self._swaps[target]
             self._report_rejected()
 
