@@ -110,6 +110,30 @@ def test_a_trace_opens_in_its_experiment(profile: Profile, mlflow: str, stack: C
     profile.look(page)
 
 
+def test_the_notebook_about_traces_shows_them_below_its_cell_and_in_mlflow(profile: Profile, jupyter: str, mlflow: str) -> None:
+    page = run_all(profile, jupyter, "04_traces_and_prompts.ipynb")
+    last = page.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output")
+    expect(last.filter(has_text="I do not know.")).to_be_visible(timeout=NOTEBOOK)
+    frame = page.locator("iframe[src*='notebook-trace-renderer']").first
+    frame.scroll_into_view_if_needed()
+    for span in ("answer", "retrieve", "complete"):
+        expect(frame.content_frame.get_by_text(span, exact=True).first).to_be_visible()
+    profile.look(page)
+
+    page = profile.open(mlflow)
+    page.get_by_text("GenAI", exact=True).click()
+    page.get_by_role("link", name="airport questions", exact=True).click()
+    page.get_by_role("link", name="Evaluation runs", exact=True).click()
+    expect(page.get_by_text("right/mean")).to_be_visible()
+    profile.look(page)
+    page.get_by_role("link", name="Datasets", exact=True).click()
+    expect(page.get_by_role("link", name="airport questions", exact=True).last).to_be_visible()
+    page.get_by_role("link", name="Prompts", exact=True).click()
+    page.get_by_role("link", name="airport-answer", exact=True).click()
+    expect(page.get_by_text("may say that it does not know")).to_be_visible()
+    profile.look(page)
+
+
 def test_the_console_of_minio_lists_the_bucket(profile: Profile, stack: Clone) -> None:
     page = profile.open(f"http://minio.localhost:{stack.values['MINIO_CONSOLE_PORT']}")
     page.locator("#accessKey").fill(stack.values["MINIO_CONSOLE_USER"])

@@ -26,10 +26,8 @@ def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
 @pytest.fixture(scope="module")
 def stack(clone: Clone) -> Iterator[Stack]:
     """The shipped stack, as `make up` starts it."""
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield Stack(clone)
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    with clone.started():
+        yield Stack(clone)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ volumes:
 def small_stack(clone: Clone) -> Iterator[Stack]:
     """The same with disks that can be filled. It replaces the other stack: they share a name and ports."""
     override = clone.folder / "docker-compose.override.yml"
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    clone.erase()
     override.write_text(SMALL)
     stack = Stack(clone)
     filled = [fault.inject.volume for fault in faults.OF_DISKS]
@@ -45,14 +45,14 @@ def small_stack(clone: Clone) -> Iterator[Stack]:
     finally:
         for volume in filled:
             stack.docker("rm", "--force", faults.holder(stack, volume))
-        clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+        clone.erase()
         override.unlink()
 
 
 @pytest.fixture(scope="module")
 def contained_stack(clone: Clone) -> Iterator[Stack]:
     """The same on an engine of its own, which can be killed."""
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    clone.erase()
     with engine_for(clone) as engine:
         stack = Stack(clone, engine)
         stack.compose("up", "--detach", "--wait", "--no-build")

@@ -89,4 +89,4 @@ def test_files_in_the_home_volume_do_not_weaken_the_login(built: Clone, network:
             assert listing(service, nobody, Host="evil.example", **token) == 403
             evil = nobody.get(f"http://{service.address(8888)}/api", headers={"Origin": "http://evil.example"}, timeout=60)
             assert "Access-Control-Allow-Origin" not in evil.headers
-        wait_until(lambda: service.health == "healthy")
+        wait_until(service.is_healthy)

@@ -66,13 +66,13 @@ def test_mlflow_answers_only_to_the_host_names_of_the_stack(
 def test_mlflow_is_unhealthy_only_while_postgres_is_down(mlflow: Service, postgres: Service) -> None:
     postgres.wrapped.stop()
     try:
-        wait_until(lambda: mlflow.health == "unhealthy")
+        wait_until(lambda: not mlflow.is_healthy())
         assert (
             requests.get(f"http://{mlflow.address(5000)}/health", timeout=60).text == "OK"
         )  # MLflow's own check does not include the database
     finally:
         postgres.wrapped.start()
-    wait_until(lambda: postgres.health == "healthy" and mlflow.health == "healthy")
+    wait_until(lambda: postgres.is_healthy() and mlflow.is_healthy())
 
 
 def test_second_migration_does_nothing_and_imports_no_mlflow(built: Clone, network: Network, mlflow: Service) -> None:

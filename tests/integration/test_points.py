@@ -170,7 +170,7 @@ def test_restart_of_postgres_loses_no_acknowledged_metric(
             postgres.wrapped.stop()
         if step == 20:
             postgres.wrapped.start()
-            wait_until(lambda: postgres.health == "healthy")
+            wait_until(postgres.is_healthy)
         if api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": step}).ok:
             stored.append(step)
     wait_until(lambda: api.post("runs/log-metric", {"run_id": run, "key": "a", "value": 1, "timestamp": 1, "step": 99}).ok)

@@ -139,7 +139,7 @@ def test_postgres_stops_cleanly_while_clients_are_connected(postgres: Service, o
         assert "database system is shut down" in container.logs(tail=2).decode()
         assert idle.closed == 0  # it did not wait for this client to leave
     container.start()
-    wait_until(lambda: postgres.health == "healthy")
+    wait_until(postgres.is_healthy)
 
 
 def test_first_start_that_was_killed_starts_over(built: Clone, bare: Callable[..., DockerContainer], volume: str) -> None:

@@ -184,7 +184,7 @@ def test_download_survives_a_restart_of_minio_or_leaves_no_file(
     assert attempts >= 1
     assert list(down.iterdir()) == [target]
     assert target.read_bytes() == file.read_bytes()
-    wait_until(lambda: minio.health == "healthy")
+    wait_until(minio.is_healthy)
 
 
 def test_download_that_fails_leaves_no_file(user_keys: Keys, bootstrapped: None, tmp_path: Path) -> None:

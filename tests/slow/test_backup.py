@@ -37,17 +37,15 @@ SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.sec
 @pytest.fixture(scope="module")
 def full(clone: Clone) -> Iterator[Clone]:
     """A stack with work in it, a user's account, and objects with every awkward kind of name."""
-    done = clone.make("up")
-    assert done.returncode == 0, done.stderr
-    fill(clone)
-    uri, account = admin(clone)
-    created = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=60)
-    assert created.ok, created.text
-    client, name = storage(clone)
-    for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
-        client.put_object(name, key, *content(key), metadata={"note": "kept"})
-    yield clone
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    with clone.started():
+        fill(clone)
+        uri, account = admin(clone)
+        created = requests.post(f"{uri}/api/2.0/mlflow/users/create", json=COLLEAGUE, auth=account, timeout=60)
+        assert created.ok, created.text
+        client, name = storage(clone)
+        for key in ("odd/UPPER", "odd/upper", "odd/a\\b", "odd/tab\there", 'odd/:*?"<>|', "odd/" + "long" * 60, "odd/trailing."):
+            client.put_object(name, key, *content(key), metadata={"note": "kept"})
+        yield clone
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ make test-slow REPORT=1 TESTS="-k models" writes the page's table.
 
 import json
 import os
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,14 @@ NETWORKS = ("torch", "torchvision", "lightning", "transformers", "keras")  # 5 G
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, clone: Clone) -> Iterator[list[dict[str, Any]]]:
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    clone.in_container("jupyter", "pip", "install", "--quiet", *OTHERS, *NETWORKS)
-    printed = clone.in_container("jupyter", "python", "-W", "ignore", "-c", PROGRAM)
+def results(tmp_path_factory: pytest.TempPathFactory, clone: Clone) -> list[dict[str, Any]]:
+    with clone.started():
+        clone.in_container("jupyter", "pip", "install", "--quiet", *OTHERS, *NETWORKS)
+        printed = clone.in_container("jupyter", "python", "-W", "ignore", "-c", PROGRAM)
     rows = [json.loads(line.removeprefix("RESULT ")) for line in printed.splitlines() if line.startswith("RESULT ")]
     if os.environ.get("MLSTACK_REPORT"):
         write(PAGE, rows)
-    yield rows
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    return rows
 
 
 def write(page: Path, results: list[dict[str, Any]]) -> None:

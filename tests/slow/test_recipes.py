@@ -28,11 +28,9 @@ mlflow.MlflowClient().set_registered_model_alias("served", "champion", 1)
 
 @pytest.fixture(scope="module")
 def stack(clone: Clone) -> Iterator[Clone]:
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    clone.in_container("jupyter", "pip", "install", "--quiet", *PACKAGES)
-    yield clone
-    clone.compose("down", "--volumes", "--timeout", "10")
+    with clone.started():
+        clone.in_container("jupyter", "pip", "install", "--quiet", *PACKAGES)
+        yield clone
 
 
 def run(stack: Clone, program: str, typed: str = "") -> str:

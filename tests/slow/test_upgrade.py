@@ -37,7 +37,7 @@ def before(clone: Clone, old_python: Path, tmp_path_factory: pytest.TempPathFact
         work = json.loads(finished(started(uri, NOBODY, "read", python=old_python)))
     assert len(work["models"]) == 2
     yield work
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    clone.erase()
 
 
 @contextmanager

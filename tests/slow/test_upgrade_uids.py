@@ -34,10 +34,8 @@ pathlib.Path("/home/mlstack/.local/deep/er/new").write_text("new")
 
 @pytest.fixture
 def stack(clone: Clone) -> Iterator[Clone]:
-    done = clone.make("up")
-    assert done.returncode == 0, done.stderr
-    yield clone
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    with clone.started():
+        yield clone
 
 
 def test_upgrade_chowns_the_volumes_of_an_older_stack_and_keeps_their_data(stack: Clone) -> None:

@@ -69,4 +69,4 @@ def test_year_of_work_is_restored_in_a_fresh_clone(clone: Clone, tmp_path_factor
     with timed("reading everything through MLflow"):
         assert everything(other) == seen
     make(other, "verify", BACKUP=str(carried / first.name))
-    other.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    other.erase()

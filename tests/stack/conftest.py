@@ -17,13 +17,11 @@ def stack(clone: Clone) -> Iterator[Clone]:
     """The shipped stack, started as a user would, empty at the start of each file."""
     env = clone.folder / ".env"
     before = env.read_bytes()
-    done = clone.make("up")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in done.stdout
-    assert "01_first_run.ipynb" in done.stdout
-    assert not [name for name in SECRETS if clone.values[name] in done.stdout + done.stderr]
-    yield clone
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    with clone.started() as printed:
+        assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in printed
+        assert "01_first_run.ipynb" in printed
+        assert not [name for name in SECRETS if clone.values[name] in printed]
+        yield clone
     env.write_bytes(before)  # the session's containers, which other files share, do not know rotated secrets
     shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is removed
 

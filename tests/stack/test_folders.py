@@ -23,7 +23,7 @@ def created(clone: Clone) -> Iterator[Clone]:
     clone.compose("create")
     clone.compose("up", "--detach", "--no-deps", "postgres")
     yield clone
-    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+    clone.erase()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support import transfers as exchanged
-from tests.support.clone import Clone, users_environment
+from tests.support.clone import ROOT, Clone, users_environment
 
 
 def objects(keys: Keys) -> dict[str, str]:
@@ -56,7 +56,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-@pytest.mark.parametrize("name", ["01_first_run.ipynb", "02_connect_from_your_machine.ipynb", "03_many_runs_as_a_table.ipynb"])
+@pytest.mark.parametrize("name", sorted(path.name for path in Path(ROOT, "examples").glob("*.ipynb")))
 def test_notebook_runs_in_jupyter_without_a_warning(stack: Clone, name: str) -> None:
     stack.in_container(
         "jupyter", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "WARN",

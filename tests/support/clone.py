@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -73,9 +75,23 @@ class Clone:
         flags = [flag for name, value in environment.items() for flag in ("--env", f"{name}={value}")]
         return self.compose("exec", "--no-TTY", *flags, service, *command)
 
+    @contextmanager
+    def started(self) -> Iterator[str]:
+        """Its stack, started as a user would; then removed with its data. Gives what `make up` printed."""
+        done = self.make("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        try:
+            yield done.stdout + done.stderr
+        finally:
+            self.erase()
+
+    def erase(self, *options: str) -> None:
+        """Removes containers, networks and volumes. No service stops cleanly: nobody reads its data again."""
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0", *options)
+
     def remove(self) -> None:
-        """Containers, networks, volumes and image names; the layers stay in the build cache."""
-        self.compose("down", "--volumes", "--remove-orphans", "--rmi", "all", "--timeout", "10")
+        """Everything in the engine that is the clone's; the layers of its images stay in the build cache."""
+        self.erase("--rmi", "all")
 
 
 @lru_cache

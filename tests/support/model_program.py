@@ -223,7 +223,7 @@ def fit_and_load(case: Case) -> None:
 
 
 def compare(case: Case, model: Any, uri: str) -> None:
-    ours, theirs = (pd.DataFrame(case.predict(each, case.table)) for each in (case.flavor.load_model(uri), model))
+    ours, theirs = (pd.DataFrame(case.predict(either, case.table)) for either in (case.flavor.load_model(uri), model))
     # Sums of floats differ in their last bit from call to call.
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-12, atol=1e-12)
 

@@ -262,7 +262,7 @@ def container(ready: Path) -> Iterator[object]:
     """Starts containers that look like compose's, and removes them."""
     started: list[str] = []
 
-    def start(name: str, *options: str, command: str = "sleep 60") -> engine.Container:
+    def start(name: str, *options: str, command: str = "sleep infinity") -> engine.Container:
         labels = {
             engine.PROJECT_LABEL: NAME, engine.SERVICE_LABEL: name,
             engine.HASH_LABEL: "x", engine.FOLDER_LABEL: str(ready),
