@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,18 +20,7 @@ from tests.support.clone import Clone, free_ports
 from tests.support.service import wait_until
 from tests.support.work import admin, everything, finished, started
 
-# Its newest dependencies are incompatible with it. Its accounts were in a file, so it runs without accounts.
-OLD = ("mlflow==2.22.*", "sqlalchemy<2.1", "setuptools<81", "psycopg2-binary", "boto3")
 NOBODY = ("", "")
-
-
-@pytest.fixture(scope="module")
-def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the old MLflow."""
-    venv = tmp_path_factory.mktemp("old")
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    subprocess.run([venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *OLD], check=True)
-    return venv / "bin/python"
 
 
 @pytest.fixture(scope="module")

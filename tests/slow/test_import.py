@@ -1,0 +1,130 @@
+"""`make import` of what MLflow 2.22 and MLflow 3 wrote: through MLflow's API, the stack shows the same as the source."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlstack.host.compose import docker
+from tests.support.clone import ROOT, Clone, free_ports, users_environment
+from tests.support.many_runs import write
+from tests.support.service import wait_until
+
+PROGRAM = ROOT / "tests/support/imported_program.py"
+LARGEST = '"1.7976931348623157e+308"'
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Clone) -> Iterator[Clone]:
+    done = clone.make("up")
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield clone
+    clone.compose("down", "--volumes", "--remove-orphans", "--timeout", "10")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with the program, which any container's user may write in."""
+    tmp_path.chmod(0o777)
+    (tmp_path / PROGRAM.name).write_bytes(PROGRAM.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def server(stack: Clone) -> Iterator[tuple[str, str]]:
+    """A container with a server of MLflow 3, which keeps everything in memory, and its address on the host."""
+    (port,) = free_ports(1)
+    command = "cd /tmp && exec mlflow server --host 0.0.0.0 --workers 1 --backend-store-uri sqlite:////dev/shm/rows.db"
+    name = f"{stack.name}-source"
+    docker(
+        "run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1:{port}:5000", "--volume",
+        f"{PROGRAM}:/program.py:ro", stack.image("mlflow"), "bash", "-c", f"{command} --artifacts-destination /dev/shm/artifacts",
+    )  # fmt: skip
+    wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+    yield name, f"http://127.0.0.1:{port}"
+    docker("rm", "--force", name)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
+
+def of_stack(stack: Clone, prefix: str) -> Any:
+    values = stack.values
+    account = {
+        "MLFLOW_TRACKING_URI": values["MLFLOW_TRACKING_URI"],
+        "MLFLOW_TRACKING_USERNAME": values["MLFLOW_ADMIN_USERNAME"],
+        "MLFLOW_TRACKING_PASSWORD": values["MLFLOW_ADMIN_PASSWORD"],
+    }
+    return json.loads(program(Path(sys.executable), users_environment() | account, "read", prefix))
+
+
+def program(python: Path, environment: dict[str, str], *arguments: str, folder: Path = ROOT) -> str:
+    command = [python, "-W", "ignore", PROGRAM, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def assert_imported(stack: Clone, origin: str, prefix: str, expected: str) -> None:
+    """Imports twice; what the stack shows is what the source showed."""
+    for _ in range(2):
+        done = stack.make("import", FROM=origin, PREFIX=prefix, YES="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+    before = json.loads(re.sub(r'"(-?)inf"', rf'"\g<1>{LARGEST[1:]}', expected))  # a file store alone keeps infinity
+    after = of_stack(stack, prefix)
+    assert after["models"] == before["models"]
+    assert after["experiments"].keys() == before["experiments"].keys()
+    for name, experiment in before["experiments"].items():
+        assert {key: after["experiments"][name][key] for key in experiment} == experiment, name
+
+
+def test_file_store_of_mlflow_2_is_the_same_in_the_stack(stack: Clone, old_python: Path, source: Path) -> None:
+    environment = users_environment() | {"MLFLOW_TRACKING_URI": str(source / "mlruns")}
+    program(old_python, environment, "fill", folder=source)
+    assert_imported(stack, str(source / "mlruns"), "two/", program(old_python, environment, "read", folder=source))
+
+
+def test_sqlite_file_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, source: Path) -> None:
+    def run(action: str) -> str:
+        return docker(
+            "run", "--rm", "--volume", f"{source}:{source}", "--workdir", str(source), "--env",
+            f"MLFLOW_TRACKING_URI=sqlite:///{source}/mlflow.db", stack.image("mlflow"), "python3", "-W", "ignore", PROGRAM.name,
+            action,
+        )  # fmt: skip
+
+    run("fill")
+    content = (source / "mlflow.db").read_bytes()
+    assert_imported(stack, str(source / "mlflow.db"), "file/", run("read"))
+    assert (source / "mlflow.db").read_bytes() == content
+
+
+def test_server_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, server: tuple[str, str]) -> None:
+    name, url = server
+
+    def run(action: str) -> str:
+        environment = ("--env", "MLFLOW_TRACKING_URI=http://127.0.0.1:5000")
+        return docker("exec", *environment, name, "python3", "-W", "ignore", "/program.py", action)
+
+    run("fill")
+    assert_imported(stack, url, "server/", run("read"))
+
+
+def test_ten_thousand_runs_with_a_million_points(stack: Clone, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    write(tmp_path / "mlruns", runs=10_000, points=100)
+    start = time.monotonic()
+    done = stack.make("import", FROM=str(tmp_path / "mlruns"), YES="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10000 files, different: none" in done.stderr
+    seconds = time.monotonic() - start
+    print(f"{seconds:.0f} s, {1_000_000 / seconds:,.0f} points a second, load {os.getloadavg()[0]:.0f}")  # noqa: T201
