@@ -85,13 +85,19 @@ class Clone:
         finally:
             self.erase()
 
-    def erase(self, *options: str) -> None:
+    def erase(self) -> None:
         """Removes containers, networks and volumes. No service stops cleanly: nobody reads its data again."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0", *options)
+        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     def remove(self) -> None:
-        """Everything in the engine that is the clone's; the layers of its images stay in the build cache."""
-        self.erase("--rmi", "all")
+        """Everything in the engine that is the clone's; the layers of its images stay in the build cache.
+
+        Only images with its name: those of MLFLOW_IMAGE and the like are others'.
+        """
+        self.erase()
+        own = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={self.name}-*").split()
+        if own:
+            docker("image", "rm", "--force", *own)
 
 
 @lru_cache
