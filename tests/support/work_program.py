@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 # Names that are awkward on some file system or in some URL.
-NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "percent%20.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
+NAMES = ("model.pkl", "Model.pkl", "with space.txt", "plus+and&.txt", "a" * 200 + ".bin", "ümlaut-日本.txt")
 CHUNK = 1024 * 1024
 BATCH = 1000  # MLflow's limit for one call
 
