@@ -263,6 +263,8 @@ def test_malformed_request_is_rejected_and_fails_no_neighbour(scoring: Scoring, 
                 answer = scoring.post("/invocations", body)
                 assert answer.status_code == status, answer.text
                 assert answer.json()["message"]
+        for _ in range(50):  # many of them share a call of the model with a neighbour's row
+            assert scoring.score({**GOOD_ROW, "x": -1.0}).status_code == 422
     finally:
         load.stopped.set()
         for neighbour in neighbours:

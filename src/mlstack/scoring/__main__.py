@@ -28,6 +28,7 @@ GRACE = 30  # seconds for accepted requests when the service stops
 
 def main() -> None:
     logging.basicConfig(format=STREAM_FORMAT, level=settings.log_level(settings.of_shell("LOG_LEVEL")))
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the catalogue logs once that MLflow does not answer
     for library in PRELOADED:
         import_module(library)
     gc.collect()
