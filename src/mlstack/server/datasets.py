@@ -15,9 +15,7 @@ from io import BytesIO
 from typing import Any
 from urllib.parse import quote, unquote
 
-import boto3
 import urllib3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import APIRouter, HTTPException
 from minio import Minio
@@ -380,6 +378,9 @@ def _client() -> Minio:
 @cache
 def _s3() -> Any:
     """boto3's client: that of minio-py has no public calls for uploads in parts that others continue."""
+    import boto3  # 20 MB in each worker, only where a large file is put
+    from botocore.config import Config
+
     keys = settings.server_keys()
     return boto3.client(
         "s3",
