@@ -14,6 +14,8 @@ import pytest
 import requests
 from mlflow.deployments import get_deploy_client
 
+from mlstack.host import recovery
+from mlstack.host.stack import Stack
 from tests.support.clone import ROOT, Clone
 from tests.support.service import wait_until
 
@@ -97,6 +99,13 @@ def scoring(stack: Clone) -> Iterator[Scoring]:
     scoring.set_alias("1")
     wait_until(lambda: scoring.served() == ["1"])
     yield scoring
+
+
+def test_lost_env_gets_the_part_back_from_its_containers(scoring: Scoring) -> None:
+    values = scoring.stack.values
+    known = recovery.from_containers(Stack.of(scoring.stack.folder))
+    names = ("COMPOSE_PROFILES", "SCORING_PORT", "SCORING_MEMORY", "SCORING_USERNAME", "SCORING_PASSWORD")
+    assert {name: known.get(name) for name in names} == {name: values[name] for name in names}
 
 
 # ---- an alias that moves under load --------------------------------------------------------------

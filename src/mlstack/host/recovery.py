@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlstack.host import services
 from mlstack.host.engine import FOLDER_LABEL, SERVICE_LABEL
 from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
@@ -16,7 +17,14 @@ MIB = 1024 * 1024
 def from_containers(stack: Stack) -> dict[str, str]:
     """The values in the containers that this folder started, running or not; empty without containers."""
     containers = [container for container in stack.engine.inspected(stack.name) if _is_of(container, stack.folder)]
-    return dict(pair for container in containers for pair in _settings(stack, container))
+    names = {container["Config"]["Labels"].get(SERVICE_LABEL) for container in containers}
+    parts = [
+        part
+        for part in services.parts(stack.folder)
+        if names & {service.name for service in services.of_part(stack.folder, part)}
+    ]
+    on = {"COMPOSE_PROFILES": ",".join(parts)} if parts else {}
+    return dict(pair for container in containers for pair in _settings(stack, container)) | on
 
 
 def _is_of(container: Mapping[str, Any], project: Path) -> bool:
@@ -42,9 +50,10 @@ def _settings(stack: Stack, container: Mapping[str, Any]) -> Iterator[tuple[str,
     if address := networks.get(f"{name}_ports", {}).get("IPAddress"):  # of a running container alone
         yield "CLOSED_NETWORK", address.rpartition(".")[0]
     for switch in ("on", "off"):
-        if f"{name}_outbound-{switch}" in networks:
-            yield f"{service.upper()}_OUTBOUND", switch
-    if service == "jupyter":
+        if (outbound := f"{service.upper()}_OUTBOUND") in VARIABLES and f"{name}_outbound-{switch}" in networks:
+            yield outbound, switch
+    if (memory := f"{service.upper()}_MEMORY") in VARIABLES:
         mib = host["Memory"] // MIB
-        yield "JUPYTER_MEMORY", f"{mib}m" if mib % 1024 else f"{mib // 1024}g"
+        yield memory, f"{mib}m" if mib % 1024 else f"{mib // 1024}g"
+    if service == "jupyter":
         yield from zip(("HOST_UID", "HOST_GID"), config["User"].split(":"), strict=True)
