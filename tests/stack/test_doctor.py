@@ -562,7 +562,8 @@ def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_fa
     other = tmp_path_factory.mktemp("moved")
     for name in (".env", ".env.example", "docker-compose.yml"):
         shutil.copy2(stack.folder / name, other / name)
-    shutil.copytree(stack.folder / "scripts", other / "scripts")
+    for name in ("compose", "scripts"):
+        shutil.copytree(stack.folder / name, other / name)
     result = result_of(Subject(Stack.of(other)), environment.name)
     assert f"was started from {stack.folder}" in result.cause
     assert "set COMPOSE_PROJECT_NAME" in result.fix
