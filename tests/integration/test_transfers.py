@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +111,11 @@ def test_host_that_cannot_reach_minio_gets_no_presigned_url(built: Clone, mlflow
 # ---- one transfer --------------------------------------------------------------------------------
 
 
+client_of = lru_cache(client_for)  # it asks MinIO for the bucket's region once: MinIO may be starting when another URL is made
+
+
 def link(keys: Keys, method: str, name: str, of: datetime | None = None) -> str:
-    return client_for(keys).get_presigned_url(method, keys.bucket, name, expires=timedelta(minutes=15), request_date=of)
+    return client_of(keys).get_presigned_url(method, keys.bucket, name, expires=timedelta(minutes=15), request_date=of)
 
 
 def finish(transfer: Any, name: str, first: str, again: Any) -> None:

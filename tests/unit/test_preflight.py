@@ -48,11 +48,17 @@ def test_check_names_the_process_and_the_variable_of_a_port_in_use(
     for name in PORTS:
         with subtests.test(name=name):
             (ready / ".env").write_text(env)
-            set_values(ready, **{name: str(used_port)})
+            set_values(ready, COMPOSE_PROFILES="*", **{name: str(used_port)})
             (problem,) = checked(ready)
             assert problem.wrong == f"port {used_port} is used by {psutil.Process().name()} (process {os.getpid()})."
             assert problem.why == f"{name} needs it."
             assert f"set {name} in .env" in problem.fix
+
+
+@pytest.mark.docker
+def test_check_lets_the_port_of_a_part_that_is_off_be_used(ready: Path, used_port: int) -> None:
+    set_values(ready, SCORING_PORT=str(used_port))
+    assert checked(ready) == []
 
 
 @pytest.mark.docker
