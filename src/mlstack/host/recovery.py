@@ -18,11 +18,8 @@ def from_containers(stack: Stack) -> dict[str, str]:
     """The values in the containers that this folder started, running or not; empty without containers."""
     containers = [container for container in stack.engine.inspected(stack.name) if _is_of(container, stack.folder)]
     names = {container["Config"]["Labels"].get(SERVICE_LABEL) for container in containers}
-    parts = [
-        part
-        for part in services.parts(stack.folder)
-        if names & {service.name for service in services.of_part(stack.folder, part)}
-    ]
+    known = services.read(stack.folder, stack.every_part).by_name.values()
+    parts = dict.fromkeys(service.part for service in known if service.part and service.name in names)
     on = {"COMPOSE_PROFILES": ",".join(parts)} if parts else {}
     return dict(pair for container in containers for pair in _settings(stack, container)) | on
 
