@@ -218,6 +218,7 @@ from mlstack.client import process_end
 process_end.call(lambda: os.write(1, b"finished"))
 assert process_end.is_covered()
 """
+TO_THREAD = "lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)"
 
 
 @pytest.mark.parametrize(
@@ -232,6 +233,9 @@ assert process_end.is_covered()
         ("os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
         ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); os.kill(os.getpid(), signal.SIGTERM)", 5),
         ("threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGTERM)).start(); signal.pause()", -signal.SIGTERM),
+        # No call of the main thread is interrupted, as when the signal arrives just before the call.
+        (f"threading.Timer(1, {TO_THREAD}).start(); signal.pause()", -signal.SIGTERM),
+        (f"import asyncio; threading.Timer(1, {TO_THREAD}).start(); asyncio.run(asyncio.sleep(60))", -signal.SIGTERM),
     ],
 )
 def test_process_end_calls_what_is_registered(end: str, code: int) -> None:
@@ -244,6 +248,14 @@ def test_process_end_leaves_ignored_signal_ignored() -> None:
     program = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + PROGRAM
     ended = program + "os.kill(os.getpid(), signal.SIGHUP); print('continues', flush=True)"
     assert subprocess.check_output([sys.executable, "-c", ended]) == b"continues\nfinished"
+
+
+def test_child_that_registered_nothing_is_ended_by_the_signal_at_once() -> None:
+    ended = PROGRAM + (
+        "child = os.fork()\nif not child: signal.pause()\nos.kill(child, signal.SIGTERM)\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM"
+    )
+    assert subprocess.check_output([sys.executable, "-c", ended]) == b"finished"  # by the parent alone
 
 
 def test_process_end_is_not_covered_where_c_code_handles_sigterm() -> None:
