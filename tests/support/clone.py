@@ -78,12 +78,17 @@ class Clone:
     @contextmanager
     def started(self) -> Iterator[str]:
         """Its stack, started as a user would; then removed with its data. Gives what `make up` printed."""
-        done = self.make("up")
-        assert done.returncode == 0, done.stdout + done.stderr
+        printed = self.up()
         try:
-            yield done.stdout + done.stderr
+            yield printed
         finally:
             self.erase()
+
+    def up(self) -> str:
+        """What `make up` prints."""
+        done = self.make("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def erase(self) -> None:
         """Removes containers, networks and volumes. No service stops cleanly: nobody reads its data again."""
