@@ -14,6 +14,7 @@ from tests.support.clone import Clone
 def test_bench_writes_a_table_and_pictures(stack: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "booted", lambda log: beside(stack, log))
     options = ("--quick", "--repetitions=1", "--lines=loop,forked,growth", f"--results={tmp_path}")
+    monkeypatch.setenv("REFERENCE_JOBS", "false")
     monkeypatch.setattr("sys.argv", ["bench", *options])
     assert bench.explained() == 0
     record = json.loads((tmp_path / "benchmark.json").read_text())
