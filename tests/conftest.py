@@ -13,24 +13,25 @@ testcontainers_config.ryuk_disabled = True
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SHARED, STACK = "the shared stack", "tests/stack/test_stack.py"
-INTEGRATION = "the shared services"
+# A worker of `make test` runs whole files, and all files that share containers. The longest first, so that both end together.
+STACK, SERVICES = "the shared stack", "the shared services"
+LONGEST = (STACK, SERVICES, "tests/stack/test_stack.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A worker of `make test` gets whole files, and one worker all those that share containers; the two longest first."""
+    """Groups the tests for the workers, and puts the longest groups first."""
     groups = {item: _group(item) for item in items}
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: {SHARED: 0, STACK: 1}.get(groups[item], 2))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 def _group(item: pytest.Item) -> str:
     file = item.nodeid.partition("::")[0]
-    if file.startswith("tests/integration/"):
-        return INTEGRATION
-    return SHARED if file.startswith("tests/stack/") and not item.get_closest_marker("own_stack") else file
+    if file.startswith("tests/stack/") and not item.get_closest_marker("own_stack"):
+        return STACK
+    return SERVICES if file.startswith("tests/integration/") else file
 
 
 @pytest.fixture(scope="session")

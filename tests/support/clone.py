@@ -113,9 +113,13 @@ def _config(folder: Path, env: bytes) -> dict[str, Any]:  # cached by the conten
 
 
 def users_environment() -> dict[str, str]:
-    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests."""
+    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests.
+
+    With the uv of this folder, so that no clone has to obtain one.
+    """
     foreign = {*settings.VARIABLES, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-    return {name: value for name, value in os.environ.items() if name not in foreign}
+    own = {name: value for name, value in os.environ.items() if name not in foreign}
+    return own | {"PATH": f"{own['PATH']}:{ROOT}/.venv/uv/bin"}
 
 
 def make_clone(folder: Path) -> Clone:
