@@ -91,8 +91,8 @@ class Clone:
         return done.stdout + done.stderr
 
     def erase(self) -> None:
-        """Removes containers, networks and volumes. No service stops cleanly: nobody reads its data again."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+        """Removes containers, networks and volumes, also of parts that are off. No service stops cleanly: its data goes too."""
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     def remove(self) -> None:
         """Everything in the engine that is the clone's; the layers of its images stay in the build cache.
