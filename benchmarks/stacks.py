@@ -23,7 +23,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.compose import compose_in, docker
 from mlstack.host.engine import connect
 from mlstack.host.preflight import free_ports
-from tests.support.clone import make_clone, remove_leftovers, users_environment
+from tests.support.clone import Clone, make_clone, remove_leftovers, users_environment
 from tests.support.wheels import PLUGINS
 
 HERE = Path(__file__).parent
@@ -169,33 +169,40 @@ class Stack:
 
 @contextmanager
 def booted(log: Path) -> Iterator[tuple[Stack, Stack, str]]:
-    """The defaults, mlstack, and the password of the defaults' Postgres and MinIO; removed afterwards."""
+    """A new stack of ours with the defaults beside it, as `beside` gives them; removed afterwards."""
     remove_leftovers()
     with TemporaryDirectory(prefix="mlstack-benchmark-") as temporary:
-        folder = Path(temporary)
-        (folder / "clone").mkdir()
-        clone = make_clone(folder / "clone")
-        shipped = Stack(
-            MLSTACK,
-            clone.folder,
-            clone.name,
-            "jupyter",
-            (clone.values["POSTGRES_USER"], clone.values["POSTGRES_DB"]),
-            f"http://127.0.0.1:{clone.values['MLFLOW_PORT']}",
-            (clone.values["MLFLOW_TRACKING_USERNAME"], clone.values["MLFLOW_TRACKING_PASSWORD"]),
-            log,
-            packages=None,
-        )
-        reference, password = None, secrets.token_urlsafe(24)
+        clone = make_clone(Path(temporary))
         try:
-            make_up(shipped)
-            images = {f"{service.upper()}_IMAGE": clone.image(service) for service in ("postgres", "minio", "mlflow", "jupyter")}
-            reference = _reference(folder / "reference", f"{clone.name}-defaults", images, password, log)
+            clone.up()
+            with beside(clone, log) as stacks:
+                yield stacks
+        finally:
+            clone.remove()
+
+
+@contextmanager
+def beside(clone: Clone, log: Path) -> Iterator[tuple[Stack, Stack, str]]:
+    """The defaults, a clone's running stack, and the password of the defaults' Postgres and MinIO; the defaults are removed."""
+    values, password = clone.values, secrets.token_urlsafe(24)
+    shipped = Stack(
+        MLSTACK,
+        clone.folder,
+        clone.name,
+        "jupyter",
+        (values["POSTGRES_USER"], values["POSTGRES_DB"]),
+        f"http://127.0.0.1:{values['MLFLOW_PORT']}",
+        (values["MLFLOW_TRACKING_USERNAME"], values["MLFLOW_TRACKING_PASSWORD"]),
+        log,
+        packages=None,
+    )
+    images = {f"{service.upper()}_IMAGE": clone.image(service) for service in ("postgres", "minio", "mlflow", "jupyter")}
+    with TemporaryDirectory(prefix="mlstack-defaults-") as folder:
+        reference = _reference(Path(folder), f"{clone.name}-defaults", images, password, log)
+        try:
             yield reference, shipped, password
         finally:
-            if reference:
-                compose_in(reference.folder).output("down", "--volumes", "--timeout", "10")
-            clone.remove()
+            compose_in(reference.folder).output("down", "--volumes", "--timeout", "0")
 
 
 def make_up(stack: Stack) -> float:
@@ -229,7 +236,6 @@ def _make(stack: Stack, target: str) -> float:
 
 
 def _reference(folder: Path, name: str, images: Mapping[str, str], password: str, log: Path) -> Stack:
-    folder.mkdir()
     (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
     (port,) = free_ports(1)
     values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images, **PLUGINS}

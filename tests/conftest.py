@@ -13,6 +13,27 @@ testcontainers_config.ryuk_disabled = True
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# A worker of `make test` runs whole files, and all files that share containers. The longest first, so that both end together.
+STACK, SERVICES = "the shared stack", "the shared services"
+LONGEST = (STACK, SERVICES, "tests/stack/test_stack.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups the tests for the workers, and puts the longest groups first."""
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
+def _group(item: pytest.Item) -> str:
+    file = item.nodeid.partition("::")[0]
+    if file.startswith("tests/stack/") and not item.get_closest_marker("own_stack"):
+        return STACK
+    return SERVICES if file.startswith("tests/integration/") else file
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     """A clean clone, set up and not started."""

@@ -66,6 +66,10 @@ _bucket = _matches(
 )
 _id_number = _matches(r"[0-9]+", "a number")
 _switch = _matches("on|off", "on or off")
+# host:port, as in a URL: a name in lower case or an IPv4 address.
+_host = r"[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}"
+_hosts = _matches(rf"{_host}(,{_host})*", "host:port with commas between them")
+_memory = _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")
 _octet = r"(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _network = _matches(rf"{_octet}(\.{_octet}){{2}}", "the first three numbers of IPv4 addresses, such as 10.213.87")
 
@@ -127,6 +131,8 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("MLFLOW_ADMIN_PASSWORD", 12),
         Variable("MLFLOW_AUTH", _switch),
         Variable("MLFLOW_OUTBOUND", _switch),
+        Variable("WEBHOOK_HOSTS", _hosts, optional=True),
+        Variable("TRACE_RETENTION", _matches(r"[1-9][0-9]{0,4}", "a number of days"), optional=True),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),
         Variable("ACCOUNTS_DB_USER", _identifier),
@@ -145,7 +151,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("JUPYTER_PORT", _port),
         _secret("JUPYTER_TOKEN"),
         Variable("JUPYTER_OUTBOUND", _switch),
-        Variable("JUPYTER_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
+        Variable("JUPYTER_MEMORY", _memory),
         Variable("JUPYTER_GPU", _switch),
         Variable("JUPYTER_IDLE_HOURS", _matches(r"[0-9]{1,4}", "a whole number of hours, 0 for never")),
         Variable("JUPYTER_EXTRA_REQUIREMENTS", _anything, optional=True),
@@ -156,9 +162,12 @@ VARIABLES: Mapping[str, Variable] = {
         ),
         Variable("SCORING_PORT", _port),
         Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
-        Variable("SCORING_MEMORY", _matches(r"[1-9][0-9]*[mg]", "a size such as 512m or 3g")),
+        Variable("SCORING_MEMORY", _memory),
         Variable("SCORING_USERNAME", _account),
         _secret("SCORING_PASSWORD", 12),
+        Variable("GATEWAY_HOSTS", _hosts, optional=True),
+        Variable("GATEWAY_JOBS_MEMORY", _memory),
+        _secret("GATEWAY_JOB_TOKEN", 32),
         Variable("BACKUP_DIR", _anything),
         _secret("BACKUP_KEY", 32),
         Variable("LOG_DIR", _anything),
@@ -460,6 +469,24 @@ def scoring_account(values: Mapping[str, str | None] | None = None) -> Account:
 def reading_username() -> str:
     """The name of the account that may only read, for MLflow's server, which does not need its password."""
     return of_shell("SCORING_USERNAME")
+
+
+def is_gateway() -> bool:
+    """Whether this server is that of the part `gateway`, which forwards nothing."""
+    return of_shell("MLFLOW_ENABLE_AI_GATEWAY") == "true"
+
+
+@cache
+def job_token() -> str:
+    """The token of jobs, in the services of the part `gateway`."""
+    return read("GATEWAY_JOB_TOKEN")["GATEWAY_JOB_TOKEN"]
+
+
+def hosts(name: str) -> frozenset[tuple[str, int]]:
+    """The hosts and ports that a variable names."""
+    value = read(name, values={name: of_shell(name)})[name]
+    named = (entry.rpartition(":") for entry in value.split(",") if entry)
+    return frozenset((host, int(port)) for host, _, port in named)
 
 
 def scoring_aliases() -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def test_no_artifact_is_sent_to_another_program_on_minios_port(built: Clone, mlf
 
 @pytest.fixture
 def plain_server(built: Clone) -> Iterator[str]:
-    """Genuine MLflow, without accounts and presigned URLs."""
+    """Genuine MLflow, without accounts and presigned URLs, and without its jobs: ten processes start for them."""
     container = DockerContainer(
         built.image("mlflow"),
         command=[
@@ -83,6 +83,7 @@ def plain_server(built: Clone) -> Iterator[str]:
             *("--backend-store-uri=sqlite:////tmp/mlflow.db", "--artifacts-destination=/tmp/artifacts"),
         ],
     )
+    container.with_env("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     port = free_ports(1)[0]
     container.ports["5000"] = ("127.0.0.1", port)  # type: ignore[assignment] # docker's own type
     uri = f"http://127.0.0.1:{port}"

@@ -12,18 +12,27 @@ from tests.support.clone import Clone
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
 
 
+@pytest.fixture(scope="package")
+def shared(clone: Clone) -> Iterator[Clone]:
+    """The clone, whose stack runs until the last test of this folder."""
+    yield clone
+    clone.erase()
+
+
 @pytest.fixture(scope="module")
-def stack(clone: Clone) -> Iterator[Clone]:
-    """The shipped stack, started as a user would, empty at the start of each file."""
-    env = clone.folder / ".env"
-    before = env.read_bytes()
-    with clone.started() as printed:
-        assert f"http://127.0.0.1:{clone.values['JUPYTER_PORT']}/lab" in printed
-        assert "01_first_run.ipynb" in printed
-        assert not [name for name in SECRETS if clone.values[name] in printed]
-        yield clone
-    env.write_bytes(before)  # the session's containers, which other files share, do not know rotated secrets
-    shutil.rmtree(clone.folder / "backups", ignore_errors=True)  # of this stack, which is removed
+def stack(shared: Clone, request: pytest.FixtureRequest) -> Iterator[Clone]:
+    """The shipped stack, started as a user would; files share it. A file that is marked own_stack gets an empty one."""
+    is_own = request.node.get_closest_marker("own_stack")
+    if is_own:
+        shared.erase()
+    printed = shared.up()
+    assert f"http://127.0.0.1:{shared.values['JUPYTER_PORT']}/lab" in printed
+    assert "01_first_run.ipynb" in printed
+    assert not [name for name in SECRETS if shared.values[name] in printed]
+    yield shared
+    if is_own:
+        shared.erase()
+    shutil.rmtree(shared.folder / "backups", ignore_errors=True)
 
 
 @pytest.fixture

@@ -18,10 +18,13 @@ from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Artifact
 from mlstack.host.commands import gc
+from mlstack.host.doctor import Subject
+from mlstack.host.doctor import postgres as database_checks
 from mlstack.host.stack import Stack
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
+from tests.support.doctor import results_of
 
 ROOM = 1200  # characters of SQL that fit into a crafted dump
 MARKER = "/tmp/planted"  # noqa: S108 (in Postgres' container)
@@ -154,7 +157,9 @@ def test_changed_backup_needs_confirmation_and_its_sql_has_only_mlflows_rights(s
     done = stack.make("restore", BACKUP=str(crafted), YES="1")
     assert planted(stack) == []
     assert done.returncode == 0, done.stderr  # what it tried was denied; the rest MLflow's login may do
-    stack.make("doctor")
+    sessions = results_of(Subject(of_project(stack)), *database_checks.LOGINS.values())  # the owner's among them
+    assert all(result.ok for result in sessions.values())
+    assert planted(stack) == []
     target = of_project(stack)
     with postgres.connected(target) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pg_get_userbyid(proowner) FROM pg_proc WHERE proname = 'planted_event'")

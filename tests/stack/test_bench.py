@@ -1,18 +1,22 @@
-"""`make bench` in its smallest form: it measures something, whatever the values."""
+"""`make bench` in its smallest form, beside the running stack: it measures something, whatever the values."""
 
 import json
-import subprocess
 from pathlib import Path
 
-from tests.support.clone import ROOT, users_environment
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks.stacks import beside
+from mlstack.host.compose import docker
+from tests.support.clone import Clone
 
 
-def test_bench_writes_a_table_and_pictures(tmp_path: Path) -> None:
-    sizes = {"QUICK": "1", "REPETITIONS": "1", "LINES": "loop,forked,growth", "RESULTS": str(tmp_path)}
-    done = subprocess.run(
-        ["make", "bench"], cwd=ROOT, env=users_environment() | sizes, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_bench_writes_a_table_and_pictures(stack: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "booted", lambda log: beside(stack, log))
+    options = ("--quick", "--repetitions=1", "--lines=loop,forked,growth", f"--results={tmp_path}")
+    monkeypatch.setenv("REFERENCE_JOBS", "false")
+    monkeypatch.setattr("sys.argv", ["bench", *options])
+    assert bench.explained() == 0
     record = json.loads((tmp_path / "benchmark.json").read_text())
     lines = {line["key"]: line for line in record["lines"]}
     assert lines.keys() == {"loop", "overhead", "forked", "frame", "images"}
@@ -25,5 +29,10 @@ def test_bench_writes_a_table_and_pictures(tmp_path: Path) -> None:
     }
     assert all("latest_metrics" in plan for plan in record["plans"].values())
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("performance.png", "growth.png"))
-    containers = subprocess.run(["docker", "ps", "--all", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
-    assert record["stack"] not in containers.stdout
+    assert f"{stack.name}-defaults" not in docker("ps", "--all", "--format", "{{.Names}}")
+
+
+def test_make_bench_passes_its_options_on(stack: Clone, tmp_path: Path) -> None:
+    done = stack.make("bench", "QUICK=1", "REPETITIONS=1", "LINES=speed", f"RESULTS={tmp_path}")
+    assert done.returncode != 0
+    assert "there is no line speed" in done.stderr

@@ -1,12 +1,12 @@
-"""Each check of `make doctor` against a stack that is really broken; the stack is repaired after each."""
+"""Each check of `make doctor` against a stack that is really broken. Breakages that are independent are examined together."""
 
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -25,7 +25,7 @@ from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
 from tests.support.clone import Clone
-from tests.support.doctor import CHECKS, result_of, with_needs
+from tests.support.doctor import CHECKS, result_of, results_of, with_needs
 from tests.support.service import wait_until
 from tests.support.wheels import PACKAGES, entry_points
 
@@ -61,20 +61,20 @@ def stopped(clone: Clone, service: str) -> Iterator[None]:
 
 
 @contextmanager
-def recreated(clone: Clone, service: str, override: str) -> Iterator[None]:
-    """A service with another configuration."""
+def recreated(clone: Clone, **overrides: str) -> Iterator[None]:
+    """Services with another configuration."""
     path = clone.folder / "docker-compose.override.yml"
-    path.write_text(f"services:\n  {service}:\n{override}")
+    path.write_text("services:\n" + "".join(f"  {service}:\n    {override}\n" for service, override in overrides.items()))
     try:
-        clone.compose("up", "--detach", "--wait", "--no-deps", service)
+        clone.compose("up", "--detach", "--wait", "--no-deps", *overrides)
         yield
     finally:
         path.unlink()
-        clone.compose("up", "--detach", "--wait", "--no-deps", "--force-recreate", service)
+        clone.compose("up", "--detach", "--wait", "--no-deps", *overrides)
 
 
-def override(service: str, text: str) -> Break:
-    return lambda clone: recreated(clone, service, text)
+def override(**overrides: str) -> Break:
+    return lambda clone: recreated(clone, **overrides)
 
 
 @contextmanager
@@ -305,10 +305,10 @@ def storage_owner(clone: Clone) -> Keys:
 
 @contextmanager
 def announcing_links(clone: Clone) -> Iterator[None]:
-    """An MLflow whose own repository offers presigned URLs of MinIO."""
+    """An MLflow without accounts, whose own repository offers presigned URLs of MinIO."""
     shipped = clone.in_container("mlflow", "cat", ENTRY_POINTS)
     (clone.folder / "entry_points.txt").write_text(re.sub(r"^s3 = .*\n", "", shipped, flags=re.MULTILINE))
-    with recreated(clone, "mlflow", f"    volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']\n"):
+    with recreated(clone, mlflow=f"{{environment: {{MLFLOW_AUTH: 'off'}}, volumes: ['./entry_points.txt:{ENTRY_POINTS}:ro']}}"):
         yield
 
 
@@ -326,161 +326,175 @@ BY_NAME = {item.name: item for item in CHECKS}
 KERNEL = "/home/mlstack/.local/share/jupyter/kernels/python3"
 NO_KERNEL = f'mkdir -p {KERNEL} && echo \'{{"argv": ["/nonexistent"], "display_name": "x"}}\' >{KERNEL}/kernel.json'
 
-BROKEN: list[tuple[Check, Break, State, str, str]] = [
-    (stack_checks.service("minio"), lambda c: stopped(c, "minio"), State.FAILED, "minio is exited", "make logs SERVICE=minio"),
-    (stack_checks.configuration, value(LOG_LEVEL="DEBUG"), State.WARNING, "jupyter was started with other settings", "make up"),
-    (stack_checks.images, other_image, State.WARNING, "jupyter runs an older image", "make up"),
-    (stack_checks.backup, lambda c: backed_up(c, 30 * 86400), State.WARNING, "the last backup is 30 days old", "make backup"),
-    (
-        database_checks.LOGINS[database_checks.OWNER],
-        value(POSTGRES_PASSWORD=WRONG),
-        State.FAILED,
-        "Postgres rejects POSTGRES_USER mlstack: password authentication failed",
-        "put the old POSTGRES_USER",
-    ),
-    (
-        database_checks.LOGINS[database_checks.TRACKING],
-        value(MLFLOW_DB_PASSWORD=WRONG),
-        State.FAILED,
-        "Postgres rejects MLFLOW_DB_USER mlflow: password authentication failed",
-        "or make up, which gives the database",
-    ),
-    (
-        database_checks.LOGINS[database_checks.ACCOUNTS],
-        value(ACCOUNTS_DB_PASSWORD=WRONG),
-        State.FAILED,
-        "Postgres rejects ACCOUNTS_DB_USER",
-        "or make up, which gives the database",
-    ),
-    (
-        database_checks.LOGINS[database_checks.READER],
-        value(READER_DB_PASSWORD=WRONG),
-        State.FAILED,
-        "Postgres rejects READER_DB_USER",
-        "or make up, which gives the database",
-    ),
-    (
-        database_checks.LOGINS[database_checks.READER],
-        writing_reader,
-        State.FAILED,
-        "READER_DB_USER may write",
-        "make up sets its rights",
-    ),
-    (
-        database_checks.checksums,
-        corrupted_page,
-        State.FAILED,
-        r"Postgres read \d+ pages that are not as it wrote them",
-        "make backup now",
-    ),
-    (
-        BY_NAME["schema of tracking at head"],
-        lambda c: changed_row(c, "alembic_version"),
-        State.FAILED,
-        "the tracking tables are at revision 0ld; the running MLflow has",
-        "make up migrates",
-    ),
-    (
-        BY_NAME["schema of accounts at head"],
-        lambda c: changed_row(c, "accounts.alembic_version_auth"),
-        State.FAILED,
-        "the accounts tables are at revision 0ld; the running MLflow has",
-        "make up migrates",
-    ),
-    (
-        minio.round_trip,
-        value(MLFLOW_S3_ACCESS_KEY_ID=WRONG),
-        State.FAILED,
-        "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID",
-        "make up",
-    ),
-    (minio.round_trip, value(MLFLOW_S3_SECRET_ACCESS_KEY=WRONG), State.FAILED, "MinIO rejects MLFLOW_S3_SECRET", "make up"),
-    (minio.round_trip, without_policy, State.FAILED, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
-    (minio.round_trip, value(MINIO_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
-    (minio.round_trip, value(DATASETS_BUCKET="nowhere"), State.FAILED, "MinIO forbids|bucket nowhere is not there", "make up"),
-    (minio.versions, without_versioning, State.FAILED, "keeps no versions", "make up switches them on"),
-    (minio.versions, all_powerful, State.FAILED, "could remove a version permanently", "make up sets its policy"),
-    (minio.scope, all_powerful, State.FAILED, "MLflow's key also opens another", "make up sets its policy"),
-    (
-        HERE["answers"],
-        value(MLFLOW_TRACKING_PASSWORD=WRONG),
-        State.FAILED,
-        "rejects the account of the host",
-        "make up",
-    ),
-    (HERE["answers"], value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), State.FAILED, "does not answer the host", "make logs"),
-    (HERE["rows"], lambda c: renamed(c, "metrics"), State.FAILED, "MLflow answers the host with", "see Postgres"),
-    (HERE["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
-    (
-        JUPYTER["answers"],
-        override("jupyter", f"    environment: {{MLFLOW_TRACKING_PASSWORD: {WRONG}}}\n"),
-        State.FAILED,
-        "rejects the account of Jupyter",
-        "make up",
-    ),
-    (JUPYTER["answers"], disconnected, State.FAILED, "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
-    (JUPYTER["artifact"], without_policy, State.FAILED, "an artifact did not come through", "see MinIO"),
-    (JUPYTER["direct"], cut_off, State.WARNING, "do not go directly to MinIO from Jupyter: MLflow gives no", "make up"),
-    (
-        HERE["direct"],
-        override("mlflow", "    environment: {MINIO_PORT: '1'}\n"),
-        State.WARNING,
-        "do not go directly to MinIO from the host: MLflow gives no presigned URLs, or MinIO cannot",
-        "make up",
-    ),
-    (
-        JUPYTER["links"],
-        announcing_links,
-        State.FAILED,
-        "fetch files directly from MinIO",
-        "use the MLflow image of this project",
-    ),
-    (
-        JUPYTER["versions"],
-        inside("jupyter", OLD_CLIENT, f"rm -r {USER_SITE}/mlflow"),
-        State.WARNING,
-        "the client on Jupyter is MLflow 3.0.0, the server 3",
-        "%pip install mlflow==3",
-    ),
-    (mlflow.admin, value(MLFLOW_ADMIN_PASSWORD=WRONG), State.FAILED, r"rejects MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
-    (
-        mlflow.unauthenticated,
-        override("mlflow", "    environment: {MLFLOW_AUTH: 'off'}\n"),
-        State.FAILED,
-        "answered an unauthenticated client with 200",
-        "MLFLOW_AUTH",
-    ),
-    (jupyter.token, value(JUPYTER_TOKEN=WRONG), State.FAILED, r"Jupyter rejects JUPYTER_TOKEN \(403\)", "make up"),
-    (
-        jupyter.kernel,
-        inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
-        State.FAILED,
-        r"no kernel starts",
-        "make logs SERVICE=jupyter",
-    ),
-    (jupyter.gpu, value(JUPYTER_GPU="on"), State.FAILED, "Jupyter sees no GPU", "JUPYTER_GPU=off"),
-    (
-        jupyter.folders,
-        closed_notebooks,
-        State.FAILED,
-        "cannot write /home/mlstack/notebooks: Permission denied",
-        "sudo chown -R",
-    ),
-    (jupyter.isolation, let_in, State.FAILED, "a notebook reaches the database", "keep jupyter out"),
-    (jupyter.isolation, public, State.FAILED, "reaches the bucket mlflow without a presigned URL", "take public policies"),
-    (
-        jupyter.isolation,
-        override("jupyter", "    environment: {PGPASSWORD: x}\n"),
-        State.FAILED,
-        "holds PGPASSWORD",
-        "take it out",
-    ),
-]
+
+@dataclass(frozen=True)
+class Finding:
+    """What the doctor says of a broken subject; the cause is a regular expression."""
+
+    check: Check
+    cause: str
+    fix: str
+    state: State = State.FAILED
 
 
-def test_doctor_of_a_fresh_stack_passes_and_leaves_nothing(stack: Clone, role: Login, owner_keys: Keys) -> None:
+# Each group is broken at once and examined once. No breakage has an effect on another's check.
+GROUPS: dict[str, tuple[tuple[Break, ...], tuple[Finding, ...]]] = {
+    "secrets of .env that the services do not know": (
+        (
+            value(
+                **dict.fromkeys(
+                    (
+                        "POSTGRES_PASSWORD",
+                        "MLFLOW_DB_PASSWORD",
+                        "ACCOUNTS_DB_PASSWORD",
+                        "READER_DB_PASSWORD",
+                        "MLFLOW_S3_SECRET_ACCESS_KEY",
+                        "MLFLOW_TRACKING_PASSWORD",
+                        "MLFLOW_ADMIN_PASSWORD",
+                        "JUPYTER_TOKEN",
+                    ),
+                    WRONG,
+                ),
+                JUPYTER_GPU="on",
+            ),
+        ),
+        (
+            Finding(
+                database_checks.LOGINS[database_checks.OWNER],
+                "Postgres rejects POSTGRES_USER mlstack: password authentication failed",
+                "put the old POSTGRES_USER",
+            ),
+            Finding(
+                database_checks.LOGINS[database_checks.TRACKING],
+                "Postgres rejects MLFLOW_DB_USER mlflow: password authentication failed",
+                "or make up, which gives the database",
+            ),
+            Finding(
+                database_checks.LOGINS[database_checks.ACCOUNTS],
+                "Postgres rejects ACCOUNTS_DB_USER",
+                "or make up, which gives the database",
+            ),
+            Finding(
+                database_checks.LOGINS[database_checks.READER],
+                "Postgres rejects READER_DB_USER",
+                "or make up, which gives the database",
+            ),
+            Finding(minio.round_trip, "MinIO rejects MLFLOW_S3_SECRET", "make up"),
+            Finding(HERE["answers"], "rejects the account of the host", "make up"),
+            Finding(mlflow.admin, r"rejects MLFLOW_ADMIN_USERNAME admin \(401\)", "make up"),
+            Finding(jupyter.token, r"Jupyter rejects JUPYTER_TOKEN \(403\)", "make up"),
+            Finding(jupyter.gpu, "Jupyter sees no GPU", "JUPYTER_GPU=off"),
+        ),
+    ),
+    "what changed since the start": (
+        (
+            corrupted_page,
+            value(LOG_LEVEL="DEBUG"),
+            other_image,
+            lambda clone: backed_up(clone, 30 * 86400),
+            writing_reader,
+            lambda clone: changed_row(clone, "alembic_version"),
+            lambda clone: changed_row(clone, "accounts.alembic_version_auth"),
+            without_versioning,
+            inside("jupyter", OLD_CLIENT, f"rm -r {USER_SITE}/mlflow"),
+            inside("jupyter", NO_KERNEL, f"rm -r {KERNEL}"),
+            closed_notebooks,
+            let_in,
+            public,
+        ),
+        (
+            Finding(database_checks.checksums, r"Postgres read \d+ pages that are not as it wrote them", "make backup now"),
+            Finding(stack_checks.configuration, "^jupyter was started with other settings", "make up", State.WARNING),
+            Finding(stack_checks.images, "^jupyter runs an older image", "make up", State.WARNING),
+            Finding(stack_checks.backup, "the last backup is 30 days old", "make backup", State.WARNING),
+            Finding(database_checks.LOGINS[database_checks.READER], "READER_DB_USER may write", "make up sets its rights"),
+            Finding(
+                BY_NAME["schema of tracking at head"],
+                "the tracking tables are at revision 0ld; the running MLflow has",
+                "make up migrates",
+            ),
+            Finding(
+                BY_NAME["schema of accounts at head"],
+                "the accounts tables are at revision 0ld; the running MLflow has",
+                "make up migrates",
+            ),
+            Finding(minio.versions, "keeps no versions", "make up switches them on"),
+            Finding(
+                JUPYTER["versions"],
+                "the client on Jupyter is MLflow 3.0.0, the server 3",
+                "%pip install mlflow==3",
+                State.WARNING,
+            ),
+            Finding(jupyter.kernel, "no kernel starts", "make logs SERVICE=jupyter"),
+            Finding(jupyter.folders, "cannot write /home/mlstack/notebooks: Permission denied", "sudo chown -R"),
+            Finding(jupyter.isolation, "a notebook reaches the database and the bucket mlflow without", "take public policies"),
+        ),
+    ),
+    "MLflow's key without its policy": (
+        (without_policy,),
+        (
+            Finding(minio.round_trip, "MinIO forbids MLflow's key what MLflow needs", "make up sets the policy"),
+            Finding(HERE["artifact"], "an artifact did not come through", "see MinIO"),
+            Finding(JUPYTER["artifact"], "an artifact did not come through", "see MinIO"),
+        ),
+    ),
+    "MLflow's key with the policy of an administrator, and cut networks": (
+        (all_powerful, value(MLFLOW_TRACKING_URI="http://127.0.0.1:1"), cut_off),
+        (
+            Finding(minio.versions, "could remove a version permanently", "make up sets its policy"),
+            Finding(minio.scope, "MLflow's key also opens another", "make up sets its policy"),
+            Finding(HERE["answers"], "does not answer the host", "make logs"),
+            Finding(JUPYTER["direct"], "do not go directly to MinIO from Jupyter: MLflow gives no", "make up", State.WARNING),
+        ),
+    ),
+    "an unknown key, a missing table, and Jupyter without MLflow": (
+        (value(MLFLOW_S3_ACCESS_KEY_ID=WRONG), lambda clone: renamed(clone, "metrics"), disconnected),
+        (
+            Finding(minio.round_trip, "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID", "make up"),
+            Finding(HERE["rows"], "MLflow answers the host with", "see Postgres"),
+            Finding(JUPYTER["answers"], "MLflow does not answer Jupyter: .*(resolution|resolve|known)", "make logs"),
+        ),
+    ),
+    "another bucket": (
+        (value(MINIO_BUCKET="nowhere"),),
+        (Finding(minio.round_trip, "MinIO forbids|bucket nowhere is not there", "make up"),),
+    ),
+    "another bucket for data sets": (
+        (value(DATASETS_BUCKET="nowhere"),),
+        (Finding(minio.round_trip, "MinIO forbids|bucket nowhere is not there", "make up"),),
+    ),
+    "other environments of MLflow and Jupyter": (
+        (
+            override(
+                mlflow="environment: {MINIO_PORT: '1'}",
+                jupyter=f"environment: {{MLFLOW_TRACKING_PASSWORD: {WRONG}, PGPASSWORD: x}}",
+            ),
+        ),
+        (
+            Finding(
+                HERE["direct"],
+                "do not go directly to MinIO from the host: MLflow gives no presigned URLs, or MinIO cannot",
+                "make up",
+                State.WARNING,
+            ),
+            Finding(JUPYTER["answers"], "rejects the account of Jupyter", "make up"),
+            Finding(jupyter.isolation, "holds PGPASSWORD", "take it out"),
+        ),
+    ),
+    "MLflow without accounts and with its own presigned URLs, and no MinIO": (
+        (announcing_links, lambda clone: stopped(clone, "minio")),
+        (
+            Finding(JUPYTER["links"], "fetch files directly from MinIO", "use the MLflow image of this project"),
+            Finding(mlflow.unauthenticated, "answered an unauthenticated client with 200", "MLFLOW_AUTH"),
+            Finding(stack_checks.service("minio"), "minio is exited", "make logs SERVICE=minio"),
+        ),
+    ),
+}
+
+
+def test_doctor_of_a_healthy_stack_passes_and_leaves_nothing(stack: Clone, role: Login, owner_keys: Keys) -> None:
     counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM experiments), (SELECT count(*) FROM latest_metrics)"
-    before = rows(role, counts)
+    before, objects = rows(role, counts), versions_of(owner_keys)
     done = stack.make("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✗" not in done.stdout
@@ -489,8 +503,13 @@ def test_doctor_of_a_fresh_stack_passes_and_leaves_nothing(stack: Clone, role: L
     assert "there is no backup yet" in done.stdout
     assert not [name for name in SECRETS if stack.values[name] in done.stdout + done.stderr]
     assert rows(role, counts) == before
-    assert list(histories(client_for(owner_keys), owner_keys.bucket)) == []
+    assert versions_of(owner_keys) == objects
     assert stack.in_container("jupyter", "find", "/home/mlstack", "/logs", "-name", ".doctor*") == ""
+
+
+def versions_of(keys: Keys) -> list[tuple[str, int]]:
+    """Each object of both buckets, with the number of its versions."""
+    return [(history[0].name, len(history)) for bucket in keys.buckets for history in histories(client_for(keys), bucket)]
 
 
 def test_doctor_removes_the_run_of_an_interrupted_doctor(stack: Clone, role: Login) -> None:
@@ -498,29 +517,33 @@ def test_doctor_removes_the_run_of_an_interrupted_doctor(stack: Clone, role: Log
         "import mlflow; client = mlflow.MlflowClient();"
         "client.create_run('0', start_time=1, tags={'mlstack.doctor': '1'})"
     )  # fmt: skip
+    before = rows(role, "SELECT count(*) FROM runs")
     stack.in_container("jupyter", "python3", "-c", left)
-    assert rows(role, "SELECT count(*) FROM runs") == [(1,)]
+    assert rows(role, "SELECT count(*) FROM runs") != before
     subject = Subject(Stack.of(stack.folder))
     checks = with_needs(HERE["rows"], tidying.runs)
     assert all(result.ok for result in run(subject, checks))
-    assert rows(role, "SELECT count(*) FROM runs") == [(0,)]
+    assert rows(role, "SELECT count(*) FROM runs") == before
 
 
-@pytest.mark.parametrize(
-    ("check", "broken", "state", "cause", "fix"), BROKEN, ids=[f"{case[0].name}-{number}" for number, case in enumerate(BROKEN)]
-)
-def test_doctor_names_what_is_broken_and_its_fix(
-    stack: Clone, check: Check, broken: Break, state: State, cause: str, fix: str
-) -> None:
-    with broken(stack):
-        result = result_of(Subject(Stack.of(stack.folder)), check)
-        assert result.state is state, result
-        assert re.search(cause, result.cause), result
-        assert fix in result.fix, result
-        assert result.why
-        assert not [name for name in SECRETS if stack.values[name] in result.cause + result.fix]
-    repaired = result_of(Subject(Stack.of(stack.folder)), check)
-    assert repaired.ok, repaired
+@pytest.mark.parametrize("group", GROUPS)
+def test_doctor_names_what_is_broken_and_its_fix(stack: Clone, subtests: pytest.Subtests, group: str) -> None:
+    breakages, findings = GROUPS[group]
+    with ExitStack() as broken:
+        for breakage in breakages:
+            broken.enter_context(breakage(stack))
+        results = results_of(Subject(Stack.of(stack.folder)), *(finding.check for finding in findings))
+        secrets = {stack.values[name] for name in SECRETS}
+    for finding in findings:
+        with subtests.test(finding.check.name):
+            result = results[finding.check.name]
+            assert result.state is finding.state, result
+            assert re.search(finding.cause, result.cause), result
+            assert finding.fix in result.fix, result
+            assert result.why
+            assert not [secret for secret in secrets if secret in result.cause + result.fix]
+    others = results.keys() - {finding.check.name for finding in findings}
+    assert [results[name] for name in others if results[name].state is not State.OK] == []
 
 
 def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
@@ -570,7 +593,8 @@ def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_fa
 
 
 def test_doctor_reports_a_stopped_service_once(stack: Clone) -> None:
-    with stopped(stack, "postgres"):
+    # As shipped, MLflow is unhealthy after fifteen failures.
+    with recreated(stack, mlflow="healthcheck: {retries: 1}"), stopped(stack, "postgres"):
         wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
         done = stack.make("doctor", JSON="1")
     assert done.returncode != 0
@@ -598,3 +622,9 @@ def test_doctor_reports_a_stopped_stack_once(stack: Clone) -> None:
     assert "✓ Docker engine" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert [result.name for result in results if result.state is State.FAILED] == ["the stack is running"]
+
+
+def test_every_check_passes_again_after_the_breakages(stack: Clone) -> None:
+    """Each failed because of its own breakage. Last in this file: no test leaves anything broken."""
+    results = diagnose(Stack.of(stack.folder))
+    assert [result for result in results if result.state is not State.OK and result.name != stack_checks.backup.name] == []

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.host.doctor import State, diagnose, tidying
+from mlstack.host.doctor import State, Subject, tidying
 from mlstack.host.doctor.mlflow import JUPYTER, STEPS
 from mlstack.host.stack import Stack
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
 from tests.support.clone import Clone
+from tests.support.doctor import results_of
 
 # Links to a file of the host's user, under the names of a host command's logs and build transcripts in the next minutes,
 # in every folder that a notebook can reach from its log folder.
@@ -170,7 +171,7 @@ def test_package_in_jupyter_cannot_make_the_doctor_delete_a_run(stack: Clone, ke
     impostor = IMPOSTOR.format(run=run, folder=folder)
     stack.in_container("jupyter", "bash", "-c", 'mkdir -p "$1" && printf %s "$2" >"$1/usercustomize.py"', "-", place, impostor)
     try:
-        results = {result.name: result for result in diagnose(Stack.of(stack.folder))}
+        results = results_of(Subject(Stack.of(stack.folder)), STEPS[JUPYTER]["direct"], tidying.runs, tidying.objects)
     finally:
         stack.in_container("jupyter", "rm", f"{place}/usercustomize.py")
     assert results[STEPS[JUPYTER]["direct"].name].state is State.OK  # the package answered

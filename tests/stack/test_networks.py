@@ -100,8 +100,7 @@ def test_minios_console_is_unreachable_from_notebooks(stack: Clone) -> None:
 def test_console_user_reads_the_buckets_and_changes_nothing(stack: Clone, console_keys: Keys, owner_keys: Keys) -> None:
     owner, bucket = client_for(owner_keys), console_keys.bucket
     owner.put_object(bucket, "0/shown/x", io.BytesIO(b"shown"), 5)
-    if not owner.bucket_exists("another"):
-        owner.make_bucket("another")
+    owner.make_bucket("another")
     console = f"http://127.0.0.1:{stack.values['MINIO_CONSOLE_PORT']}/api/v1"
     with requests.Session() as browser:
         login = {"accessKey": console_keys.access_key, "secretKey": console_keys.secret_key}
@@ -121,6 +120,7 @@ def test_console_user_reads_the_buckets_and_changes_nothing(stack: Clone, consol
         with pytest.raises(S3Error, match="AccessDenied"):
             attempt()
     assert owner.get_object(bucket, "0/shown/x").data == b"shown"
+    owner.remove_bucket("another")
 
 
 @pytest.mark.refusal
@@ -178,17 +178,21 @@ def test_copied_env_with_another_name_gets_networks_of_its_own(stack: Clone, tmp
 
 @pytest.mark.refusal
 def test_outbound_connections_follow_env_and_ports_stay_open(stack: Clone) -> None:
-    """Last in this file: it restarts MLflow and Jupyter the other way round."""
+    """Last in this file: it restarts MLflow and Jupyter the other way round. The next file starts them as shipped."""
     former = f"{stack.name}_data"  # of a version that had no internal networks
     docker("network", "create", "--label", f"com.docker.compose.project={stack.name}", former)
+    before = {name: stack.values[name] for name in ("MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND")}
     stack.set(MLFLOW_OUTBOUND="on", JUPYTER_OUTBOUND="off")
-    done = stack.make("up")
-    assert done.returncode == 0, done.stderr
-    with listening_on_the_host(stack) as (address, port):
-        assert reaches(stack, "mlflow", address, port)
-        assert not reaches(stack, "jupyter", address, port)
-    assert not reaches(stack, "mlflow", METADATA, 80)
-    for name in ("MLFLOW_PORT", "JUPYTER_PORT"):
-        assert requests.get(f"http://127.0.0.1:{stack.values[name]}/health", timeout=60).status_code in (200, 404)
-    stack.in_container("jupyter", "python3", "-c", "import mlflow; mlflow.log_metric('a', 1)")
-    assert former not in docker("network", "ls", "--format", "{{.Name}}").split()
+    try:
+        done = stack.make("up")
+        assert done.returncode == 0, done.stderr
+        with listening_on_the_host(stack) as (address, port):
+            assert reaches(stack, "mlflow", address, port)
+            assert not reaches(stack, "jupyter", address, port)
+        assert not reaches(stack, "mlflow", METADATA, 80)
+        for name in ("MLFLOW_PORT", "JUPYTER_PORT"):
+            assert requests.get(f"http://127.0.0.1:{stack.values[name]}/health", timeout=60).status_code in (200, 404)
+        stack.in_container("jupyter", "python3", "-c", "import mlflow; mlflow.log_metric('a', 1)")
+        assert former not in docker("network", "ls", "--format", "{{.Name}}").split()
+    finally:
+        stack.set(**before)

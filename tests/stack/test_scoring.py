@@ -376,7 +376,7 @@ def test_removed_part_has_no_container_and_keeps_its_volume(scoring: Scoring) ->
     unknown = scoring.stack.make("remove", PART="nonsense")
     assert unknown.returncode != 0
     assert "'nonsense' is no part of this stack." in unknown.stderr
-    assert "name one of: scoring" in unknown.stderr
+    assert "name one of: scoring, gateway" in unknown.stderr
     for _ in range(2):
         removed = scoring.stack.make("remove", PART="scoring")
         assert removed.returncode == 0, removed.stderr

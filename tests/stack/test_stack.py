@@ -20,6 +20,8 @@ from tests.stack.conftest import SECRETS, rows
 from tests.support import transfers as exchanged
 from tests.support.clone import ROOT, Clone, users_environment
 
+pytestmark = pytest.mark.own_stack
+
 
 def objects(keys: Keys) -> dict[str, str]:
     """Every object of the bucket with its checksum."""
@@ -221,7 +223,21 @@ def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> N
     assert first.returncode == 0, rest
 
 
+def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
+    """In the README's order, at a terminal. `make test` is this run itself: make only prints what it would do."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = "".join(blocks).splitlines()
+    assert commands[:2] == ["make up", "make test"]
+    for command in commands:
+        shown = at_a_terminal(stack, command + (" --dry-run" if command == "make test" else ""))
+        if command == "make up":
+            assert f"?token={stack.values['JUPYTER_TOKEN']}" in shown  # one click logs in; not in a file
+    assert commands[-1] == "make reset"
+    assert not docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}")
+
+
 def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
+    stack.compose("create")
     foreign = docker("volume", "create", f"{stack.name}-foreign").strip()
     try:
         refused = stack.make("reset")
@@ -238,19 +254,6 @@ def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
         assert done.returncode == 0, done.stderr
     finally:
         docker("volume", "rm", foreign)
-
-
-def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
-    """In the README's order, at a terminal. `make test` is this run itself: it only lists the tests."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    commands = "".join(blocks).splitlines()
-    assert commands[:2] == ["make up", "make test"]
-    for command in commands:
-        shown = at_a_terminal(stack, command + (" TESTS=--collect-only" if command == "make test" else ""))
-        if command == "make up":
-            assert f"?token={stack.values['JUPYTER_TOKEN']}" in shown  # one click logs in; not in a file
-    assert commands[-1] == "make reset"
-    assert not docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}")
 
 
 def at_a_terminal(stack: Clone, command: str) -> str:

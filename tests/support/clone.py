@@ -78,16 +78,21 @@ class Clone:
     @contextmanager
     def started(self) -> Iterator[str]:
         """Its stack, started as a user would; then removed with its data. Gives what `make up` printed."""
-        done = self.make("up")
-        assert done.returncode == 0, done.stdout + done.stderr
+        printed = self.up()
         try:
-            yield done.stdout + done.stderr
+            yield printed
         finally:
             self.erase()
 
+    def up(self) -> str:
+        """What `make up` prints."""
+        done = self.make("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
     def erase(self) -> None:
-        """Removes containers, networks and volumes. No service stops cleanly: nobody reads its data again."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
+        """Removes containers, networks and volumes, also of parts that are off. No service stops cleanly: its data goes too."""
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "0")
 
     def remove(self) -> None:
         """Everything in the engine that is the clone's; the layers of its images stay in the build cache.
@@ -108,9 +113,13 @@ def _config(folder: Path, env: bytes) -> dict[str, Any]:  # cached by the conten
 
 
 def users_environment() -> dict[str, str]:
-    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests."""
+    """This process' environment without a running stack's settings, and without the variables of the make that runs the tests.
+
+    With the uv of this folder, so that no clone has to obtain one.
+    """
     foreign = {*settings.VARIABLES, "MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-    return {name: value for name, value in os.environ.items() if name not in foreign}
+    own = {name: value for name, value in os.environ.items() if name not in foreign}
+    return own | {"PATH": f"{own['PATH']}:{ROOT}/.venv/uv/bin"}
 
 
 def make_clone(folder: Path) -> Clone:

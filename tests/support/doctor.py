@@ -1,4 +1,4 @@
-"""One check of the doctor, with what it needs and nothing else."""
+"""Some checks of the doctor, with what they need and nothing else."""
 
 from mlstack.host import services
 from mlstack.host.doctor import Result, Subject, checks
@@ -18,5 +18,10 @@ def with_needs(*checks: Check) -> list[Check]:
     return [item for item in CHECKS if item in needed]
 
 
+def results_of(subject: Subject, *checks: Check) -> dict[str, Result]:
+    """The results of these checks and of those that they need, by name."""
+    return {result.name: result for result in run(subject, with_needs(*checks))}
+
+
 def result_of(subject: Subject, check: Check) -> Result:
-    return list(run(subject, with_needs(check)))[-1]
+    return results_of(subject, check)[check.name]

@@ -1,7 +1,6 @@
 """docs/adding-a-service.md, done in a copy of the project with the text of its blocks: every command knows the new service."""
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mlstack.host.compose import docker
-from tests.support.clone import free_ports
-from tests.support.projects import NAME, ROOT, compose_config, set_values
+from tests.support.clone import free_ports, users_environment
+from tests.support.projects import NAME, ROOT, compose_config, new_project, set_values
 
 WALK = ROOT / "docs/adding-a-service.md"
 AWAY = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
@@ -53,9 +52,10 @@ def walk(folder: Path) -> None:
             path.write_text((path.read_text() if path.exists() else "") + texts[0])
 
 
-@pytest.fixture
-def grown(project: Path) -> Path:
-    """A project that had an `.env` before the service came."""
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that had an `.env` before the service came. No test changes it."""
+    project = new_project(tmp_path_factory.mktemp("grown") / "project")
     for folder in ("src", "scripts", "tests", "docker", "docs"):
         shutil.copytree(ROOT / folder, project / folder, dirs_exist_ok=True)
     shutil.copy2(ROOT / "pyproject.toml", project)
@@ -73,7 +73,7 @@ def run(project: Path, *arguments: str, **environment: str) -> subprocess.Comple
     return subprocess.run(
         [sys.executable, "-m", *(("mlstack",) if arguments[0] != "pytest" else ()), *arguments],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project / "src"), "COLUMNS": "200", **environment},
+        env={**users_environment(), "PYTHONPATH": str(project / "src"), "COLUMNS": "200", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from tests.support.projects import ROOT, compose_config, set_values, without
 COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on the host; no service gets them.
-HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS"}
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS", "TRACE_RETENTION"}
 # Of the shell that starts the stack, not of .env.
 OF_SHELL = {"NO_PROXY"}
 
@@ -61,6 +61,7 @@ GIVEN = {
         "MINIO_PORT",
         "MLFLOW_IMAGE",
         "SCORING_USERNAME",
+        "WEBHOOK_HOSTS",
     },
     "jupyter": LOG_SETTINGS
     | NOTEBOOK_ACCOUNT
@@ -92,8 +93,33 @@ PARTS = {
         | {"POSTGRES_DB", "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD", "MLFLOW_IMAGE"},
         "scoring": SCORING_ACCOUNT | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_IMAGE", "LOG_LEVEL"},
     },
+    "gateway": {
+        "gateway": MLFLOW_LOGIN
+        | {
+            "MLFLOW_ADMIN_USERNAME",
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY",
+            "MLFLOW_CRYPTO_KEK_PASSPHRASE",
+            "MLFLOW_AUTH",
+            "MLFLOW_PORT",
+            "MLFLOW_IMAGE",
+            "SCORING_USERNAME",
+            "GATEWAY_HOSTS",
+            "GATEWAY_JOB_TOKEN",
+        },
+        "gateway-jobs": {
+            "MLFLOW_DB_USER",
+            "MLFLOW_DB_PASSWORD",
+            "POSTGRES_DB",
+            "MLFLOW_IMAGE",
+            "MLFLOW_TRACKING_USERNAME",
+            "GATEWAY_JOB_TOKEN",
+            "GATEWAY_JOBS_MEMORY",
+        },
+    },
 }
 GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name, given in services.items()}
+OF_PARTS = tuple(f"{part.upper()}_" for part in PARTS)  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
 CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
 ONE_SHOTS = {"bootstrap", "migration", "scoring-account"}
@@ -105,7 +131,7 @@ CORE = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with every part on, and a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY")
+    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY", "GATEWAY_JOBS_MEMORY")
     numbers = {name: str(51000 + number) for number, name in enumerate(numeric)}
     set_values(project, **(marks | numbers | {"COMPOSE_PROFILES": ",".join(PARTS)}))
     return compose_config(project)
@@ -154,21 +180,21 @@ def test_compose_file_and_settings_have_the_same_variables() -> None:
 def test_compose_file_requires_every_variable_that_is_not_optional(subtests: pytest.Subtests) -> None:
     for name in VARIABLES.keys() - HOST_ONLY - {"COMPOSE_PROFILES"}:
         with subtests.test(name=name):
-            uses = set(re.findall(rf"(?<!\$)\$\{{?{name}\b(..)", COMPOSE_FILE))
-            assert uses == ({":-"} if VARIABLES[name].optional or name.startswith("SCORING_") else {":?"})
+            uses = set(re.findall(rf"(?<!\$)\$\{{?{name}\b(..)", COMPOSE_FILE)) - {":+"}  # whether it is empty
+            assert uses == ({":-"} if VARIABLES[name].optional or name.startswith(OF_PARTS) else {":?"})
 
 
 def test_variable_of_a_part_has_the_default_of_env_example_in_its_file() -> None:
     """compose reads the file also while the part is off, and an older .env lacks the variable."""
     text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "")
-    uses = re.findall(r"(?<!\$)\$\{(SCORING_\w+):-([^}]*)\}", text)
-    assert {name for name, _ in uses} == {name for name in VARIABLES if name.startswith("SCORING_")} - {"SCORING_IMAGE"}
+    uses = re.findall(rf"(?<!\$)\$\{{((?:{'|'.join(OF_PARTS)})\w+):-([^}}]*)\}}", text)
+    assert {name for name, _ in uses} == {name for name in VARIABLES if name.startswith(OF_PARTS)} - {"SCORING_IMAGE"}
     assert {name: default for name, default in uses if default != str(DEFAULTS[name]).replace(GENERATED, "")} == {}
 
 
 @pytest.mark.docker
 def test_core_starts_with_an_env_that_lacks_the_keys_of_parts(project: Path) -> None:
-    keys = [name for name in VARIABLES if name.startswith("SCORING_") or name == "COMPOSE_PROFILES"]
+    keys = [name for name in VARIABLES if name.startswith(OF_PARTS) or name == "COMPOSE_PROFILES"]
     (project / ".env").write_text(without(project, *keys))
     assert compose_config(project)["services"].keys() == GIVEN.keys()
 
@@ -219,6 +245,8 @@ def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, sub
         "JUPYTER_TOKEN": {"jupyter"},
         "MLFLOW_TRACKING_PASSWORD": {"jupyter", "migration"},
         "SCORING_PASSWORD": {"scoring", "scoring-account"},
+        "GATEWAY_JOB_TOKEN": {"gateway", "gateway-jobs"},
+        "MLFLOW_CRYPTO_KEK_PASSPHRASE": {"mlflow", "gateway"},
     }.items():
         with subtests.test(secret=secret):
             assert {name for name, service in config["services"].items() if values[secret] in json.dumps(service)} == users
@@ -378,6 +406,8 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
     assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio", "scoring"}
     assert networks["scoring"] & networks["postgres"] == set()
+    assert networks["gateway"] == {"data", "gateway-outbound"}
+    assert networks["gateway-jobs"] == {"data"}
     assert networks["scoring"] & networks["minio"] == {"transfers"}
     assert networks["jupyter"] & networks["mlflow"] != set()
 
@@ -390,6 +420,15 @@ def test_gpus_and_outbound_access_are_independent(project: Path, gpu: str, outbo
     asking = {name for name, service in services.items() if "devices" in json.dumps(service.get("deploy", {}))}
     assert asking == ({"jupyter"} if gpu == "on" else set())
     assert f"outbound-{outbound}" in services["jupyter"]["networks"]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(("hosts", "networks"), [("", {"data"}), ("ollama:11434", {"data", "gateway-outbound"})])
+def test_gateway_has_a_way_out_only_with_a_host_that_env_names(project: Path, hosts: str, networks: set[str]) -> None:
+    set_values(project, COMPOSE_PROFILES="gateway", GATEWAY_HOSTS=hosts)
+    config = compose_config(project)
+    assert config["services"]["gateway"]["networks"].keys() == networks
+    assert ("gateway-outbound" in config["networks"]) == bool(hosts)
 
 
 @pytest.mark.docker

@@ -1,5 +1,6 @@
 """What `make gc` may delete, decided without a stack."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -152,3 +153,9 @@ def test_plan_deletes_old_versions_of_data_sets_that_nobody_sees() -> None:
     assert [folder.name for folder in planned.datasets] == [deleted]
     assert (planned.expired, planned.expired_size, planned.young, planned.foreign) == (1, 30, 1, 3)
     assert planned.size == 160 and not planned.is_empty
+
+
+def test_old_traces_are_deleted_although_nothing_else_is_old() -> None:
+    planned = gc._sorted_out(replace(NOTHING, old_traces=(("1", TRACE),)), {}, 30 * DAY)
+    assert (planned.traces, planned.is_empty) == ((("1", TRACE),), False)
+    assert gc._sorted_out(NOTHING, {}, 30 * DAY).is_empty

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric
@@ -212,9 +213,14 @@ def test_fork_does_not_wait_for_server_that_is_unavailable(
 
 # ---- the end of a process ------------------------------------------------------------------------
 
-PROGRAM = """
-import ctypes, os, signal, sys, threading
+# Without the package's own module, which imports MLflow: that takes seconds, and process_end uses the standard library alone.
+IMPORT = f"""
+import ctypes, os, signal, sys, threading, types
+package = sys.modules["mlstack.client"] = types.ModuleType("mlstack.client")
+package.__path__ = [{str(Path(process_end.__file__).parent)!r}]
 from mlstack.client import process_end
+"""
+PROGRAM = f"""{IMPORT}
 process_end.call(lambda: os.write(1, b"finished"))
 assert process_end.is_covered()
 """
@@ -271,7 +277,7 @@ def test_process_end_is_not_covered_where_c_code_handles_sigterm() -> None:
 
 def test_process_end_is_not_covered_in_thread_before_main_thread_asked() -> None:
     program = (
-        "import threading\nfrom mlstack.client import process_end\nfound = []\n"
+        f"{IMPORT}found = []\n"
         "def ask(): found.append(process_end.is_covered())\n"
         "thread = threading.Thread(target=ask); thread.start(); thread.join(); ask()\n"
         "thread = threading.Thread(target=ask); thread.start(); thread.join(); print(found)"

@@ -25,7 +25,7 @@ def test_unknown_part_is_rejected_with_a_list_and_changes_nothing(project: Path,
     before = (project / ".env").read_text()
     with pytest.raises(MlstackError, match="'nonsense' is no part of this stack") as rejected:
         command(Stack.of(project), "nonsense")  # type: ignore[operator]
-    assert rejected.value.fix == "name one of: scoring (PART=…)"
+    assert rejected.value.fix == "name one of: scoring, gateway (PART=…)"
     assert (project / ".env").read_text() == before
 
 

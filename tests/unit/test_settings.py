@@ -27,6 +27,10 @@ SWITCH = (["on", "off"], ["ON", "true", "0"])
 IMAGE: tuple[list[str], list[str]] = (["", "postgres:17", "registry.example/a/b@sha256:00"], [])
 
 # Every variable: values that are good, values that are not.
+HOSTS = (
+    ["", "ollama:11434", "10.0.0.1:80,host.docker.internal:8000"],
+    ["ollama", "Ollama:1", "http://ollama:1", "*:80", "a:0", "a:1, b:1"],
+)
 VALUES: dict[str, tuple[list[str], list[str]]] = {
     "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
     "COMPOSE_PROFILES": (["", "scoring", "scoring,ray", "*"], ["Scoring", "a,", "a b", ","]),
@@ -77,6 +81,11 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "LOG_DIR": ANYTHING,
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
     "BACKUP_KEY": (["1" * 32], ["1" * 31]),
+    "WEBHOOK_HOSTS": HOSTS,
+    "TRACE_RETENTION": (["", "1", "365"], ["0", "-1", "1.5", "30d"]),
+    "GATEWAY_HOSTS": HOSTS,
+    "GATEWAY_JOBS_MEMORY": (["512m", "3g"], ["3", "1.5g", "0g"]),
+    "GATEWAY_JOB_TOKEN": (["1" * 32], ["1" * 31]),
     "SCORING_PORT": PORT,
     "SCORING_ALIASES": (["champion", "champion,challenger_2"], ["a,", "a b", "a@b"]),
     "SCORING_MEMORY": (["512m", "3g"], ["3", "1.5g", "0g"]),

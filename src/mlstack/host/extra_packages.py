@@ -46,7 +46,8 @@ def lock(stack: Stack, sources: Mapping[str, str]) -> None:
     done = subprocess.run(
         [_uv(), "pip", "compile", *flags, "--constraints", stack.folder / IMAGE, "--output-file", target, wanted],
         cwd=stack.folder,
-        env=settings.for_commands(UV_SYSTEM_CERTS="true", **index),
+        # Locking needs no Python 3.13 on the host: uv would try to download one, for 10 s where that is blocked.
+        env=settings.for_commands(UV_SYSTEM_CERTS="true", UV_PYTHON_DOWNLOADS="never", **index),
         capture_output=True,
         text=True,
         check=False,

@@ -41,15 +41,16 @@ def _settings(stack: Stack, container: Mapping[str, Any]) -> Iterator[tuple[str,
     for port in stack.services.by_name[service].ports if service in stack.services.by_name else ():
         if bindings := published.get(f"{port.inside}/tcp"):
             yield port.variable, bindings[0]["HostPort"]
-    if (image := f"{service.upper()}_IMAGE") in VARIABLES and config["Image"] != f"{name}-{service}":
+    prefix = service.upper().replace("-", "_")
+    if (image := f"{prefix}_IMAGE") in VARIABLES and config["Image"] != f"{name}-{service}":
         yield image, config["Image"]
     networks = container["NetworkSettings"]["Networks"]
     if address := networks.get(f"{name}_ports", {}).get("IPAddress"):  # of a running container alone
         yield "CLOSED_NETWORK", address.rpartition(".")[0]
     for switch in ("on", "off"):
-        if (outbound := f"{service.upper()}_OUTBOUND") in VARIABLES and f"{name}_outbound-{switch}" in networks:
+        if (outbound := f"{prefix}_OUTBOUND") in VARIABLES and f"{name}_outbound-{switch}" in networks:
             yield outbound, switch
-    if (memory := f"{service.upper()}_MEMORY") in VARIABLES:
+    if (memory := f"{prefix}_MEMORY") in VARIABLES:
         mib = host["Memory"] // MIB
         yield memory, f"{mib}m" if mib % 1024 else f"{mib // 1024}g"
     if service == "jupyter":

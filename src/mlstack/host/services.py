@@ -90,6 +90,11 @@ class Services:
         return tuple(service for service in self.by_name.values() if service.is_built)
 
     @property
+    def of_mlflow(self) -> tuple[str, ...]:
+        """The names of those with MLflow's image, which are all that write to its database."""
+        return tuple(service.name for service in self.by_name.values() if service.image_variable == "MLFLOW_IMAGE")
+
+    @property
     def logging(self) -> tuple[str, ...]:
         """The names of those that write log files, each in LOG_DIR/<service>."""
         return tuple(service.name for service in self.by_name.values() if service.writes_logs)

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlstack import settings
-from mlstack.server import auth, datasets, locations, page, presigned_urls, runs_table
+from mlstack.server import auth, datasets, egress, locations, page, presigned_urls, runs_table, webhooks
+from mlstack.server.forwarding import Forwarded
 from mlstack.server.guard import Bodies, Login, Origins
 from mlstack.server.metric_routes import MetricRoutes
 from mlstack.server.upstream import (
@@ -48,7 +49,13 @@ def create_app() -> ASGIApp:
 
 @cache
 def _application() -> ASGIApp:
-    app: ASGIApp = Bodies(_Applications(_own_application(), _mlflow_application()))
+    app: ASGIApp = _Applications(_own_application(), _mlflow_application())
+    if settings.is_gateway():
+        egress.confine(settings.hosts("GATEWAY_HOSTS"))
+    else:
+        webhooks.allow(settings.hosts("WEBHOOK_HOSTS"))
+        app = Forwarded(app)
+    app = Bodies(app)
     if settings.accounts_are_on():
         app = Login(app)
     return Origins(MetricRoutes(app), get_allowed_hosts(), get_allowed_origins())

@@ -46,6 +46,7 @@ CHALLENGE = 'Basic realm="mlflow"'
 _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
+MODEL_ROUTES = "/gateway/"  # of the AI gateway: requests to models
 READING_ROUTES = ("/api/2.0/mlstack/artifacts/links-to-read",)  # that change nothing, although they are no GET
 
 
@@ -115,8 +116,10 @@ def known(headers: Mapping[str, str]) -> Login | None:
     return _known.get(_key(*credentials)) if credentials and is_writer else None
 
 
-async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
+async def log_in(headers: Mapping[str, str], address: str, path: str) -> Caller | None:
     """The account of a request, None when the login is missing or wrong.
+
+    A job has no password of the account that started it: in the part `gateway`, and only to use a model, its token is enough.
 
     Raises MlflowException when the database does not answer, TooManyLoginsError when too many logins of this client wait.
     """
@@ -127,6 +130,8 @@ async def log_in(headers: Mapping[str, str], address: str) -> Caller | None:
     row = await run_in_threadpool(_account, name)
     if not password:  # the healthcheck sends none, every other second, to see whether the database answers
         return None
+    if row is not None and _is_job(path, password):
+        return Caller(row.id, row.username, row.is_admin)
     key, password_hash = _key(name, password), row.password_hash if row else _NOBODY
     known = _known.get(key)
     if known is None or known.password_hash != password_hash:
@@ -183,6 +188,15 @@ def _credentials(headers: Mapping[str, str]) -> tuple[str, str] | None:
     except ValueError:  # it is no ASCII
         return None
     return (login.username or "", login.password or "") if login and login.type == "basic" else None
+
+
+def _is_job(path: str, password: str) -> bool:
+    """MLflow makes such a token for its own application alone, called basic-auth."""
+    return (
+        settings.is_gateway()
+        and path.startswith(MODEL_ROUTES)
+        and hmac.compare_digest(password.encode(), settings.job_token().encode())
+    )
 
 
 def _key(name: str, password: str) -> tuple[str, bytes]:

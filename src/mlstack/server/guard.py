@@ -106,7 +106,7 @@ class Login:
             await self._app(scope, replayed(b"", receive), send)
             return
         try:
-            caller = await auth.log_in(headers, (scope.get("client") or ("",))[0])
+            caller = await auth.log_in(headers, (scope.get("client") or ("",))[0], scope["path"])
         except TooManyLoginsError as error:
             answer = _error(429, "REQUEST_LIMIT_EXCEEDED", "Too many logins are being checked. Try again in a few seconds.")
             answer.headers["Retry-After"] = str(error.retry_after)

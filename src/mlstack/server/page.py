@@ -15,7 +15,7 @@ from mlstack.server import auth
 
 DEFAULTS = {
     "mlflow.workflowType_v1": "machine_learning",  # the menu has runs and models
-    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,  # the assistant needs jobs, which are off: its panel stays closed
+    "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": True,  # needs MLflow outside of a container
     "mlflow.home.getting-started.collapsed_v1": True,  # it starts with a demo of traces
     "mlflow.telemetry.info.alert.dismissed_v1": True,  # the server sends no usage data (MLFLOW_DISABLE_TELEMETRY)
     "_mlflow_model_registry_promo_modal_dismissed_v1": True,  # a dialog over the models, about aliases

@@ -42,11 +42,13 @@ from mlflow.server.fastapi_security import get_allowed_hosts, get_allowed_origin
 from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header, is_health_endpoint
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+from mlflow.store.model_registry import sqlalchemy_store as registry
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, _validate_metric
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
+from mlflow.webhooks import delivery, ssrf
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
@@ -92,6 +94,9 @@ Validator = Callable[[], bool]  # MLflow's name for a check of a request's permi
 _auth: Any = auth  # more of it is used than it exports
 _handlers: Any = handlers
 _multiprocessing: Any = uvicorn._subprocess
+_registry: Any = registry
+_delivery: Any = delivery
+_webhooks: Any = ssrf
 _server: Any = mlflow.server
 
 accounts = _auth.store
@@ -151,6 +156,23 @@ def replace_locations(
     _handlers._validate_experiment_artifact_location = of_experiment
     _handlers.validate_artifact_uri_host = stored
     _handlers.get_artifact_uri_for_trace = of_trace
+
+
+def replace_webhooks(is_named: Callable[[str], bool], is_peer_named: Callable[[tuple[Any, ...]], bool]) -> None:
+    """Lets webhooks be sent to some URLs and addresses that MLflow would reject, because they are private or without TLS."""
+    validate, assert_public = _delivery._validate_webhook_url, _webhooks._assert_public_peer
+
+    def validated(url: str) -> None:
+        if not is_named(url):
+            validate(url)
+
+    def asserted(peer: Any) -> None:
+        if not is_peer_named(peer.getpeername()):
+            assert_public(peer)
+
+    _delivery._validate_webhook_url = validated
+    _registry._validate_webhook_url = validated
+    _webhooks._assert_public_peer = asserted
 
 
 def replace_start(serve: Callable[..., NoReturn]) -> None:

@@ -74,8 +74,8 @@ def start_data_services(stack: Stack) -> None:
 
 
 def stop_clients(stack: Stack) -> None:
-    """Stops all writers: MLflow and its one-shots; notebooks keep their kernels."""
-    stack.compose.output("stop", "mlflow", "migration", "bootstrap")
+    """Stops all writers: MLflow, its one-shots and those of parts; notebooks keep their kernels."""
+    stack.compose.output("stop", *stack.services.of_mlflow)
 
 
 def run_bootstrap(stack: Stack) -> None:

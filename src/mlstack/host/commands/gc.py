@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from mlstack import postgres
@@ -16,6 +16,7 @@ from mlstack.logger import get_logger
 from mlstack.s3 import DOCTOR, Folder
 
 log = get_logger("mlstack.gc")
+Item = TypeVar("Item")
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 NEEDED = {"postgres", "minio", "mlflow"}
@@ -36,6 +37,7 @@ class Rows:
     trashed_experiments: tuple[str, ...]
     models: dict[str, tuple[str, str]]  # id: name and folder of those that should have files
     versions: dict[str, str]  # name of a registered model's version: the id that it refers to
+    old_traces: tuple[tuple[str, str], ...] = ()  # experiment and id of those older than TRACE_RETENTION
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Plan:
     runs: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     experiments: tuple[str, ...] = ()
+    traces: tuple[tuple[str, str], ...] = ()  # experiment and id
     folders: tuple[str, ...] = ()  # of those runs and models
     folders_size: int = 0
     expired: int = 0
@@ -68,7 +71,8 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.runs or self.models or self.experiments or self.expired or self.orphans or self.datasets or self.images)
+        rows = self.runs or self.models or self.experiments or self.traces
+        return not (rows or self.expired or self.orphans or self.datasets or self.images)
 
     @property
     def size(self) -> int:
@@ -113,6 +117,10 @@ def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lamb
         announce("models and experiments")
         in_one_shot(stack.compose, "migration", "runs", runs=[], models=agreed.models, experiments=agreed.experiments)
     log.info("deleted %d runs, %d models, %d experiments", len(agreed.runs), len(agreed.models), len(agreed.experiments))
+    for number, traces in enumerate(_batches(agreed.traces)):
+        announce(f"traces: {number * BATCH} of {len(agreed.traces)} deleted")
+        in_one_shot(stack.compose, "migration", "traces", traces=traces)
+    log.info("deleted %d traces", len(agreed.traces))
     # A row may have been created since the confirmation.
     known = _rows(stack, agreed.age).known
     orphans = [orphan.name for orphan in agreed.orphans if not known & set(_ids(orphan.name))]
@@ -180,6 +188,7 @@ def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
         runs=tuple(sorted(runs)),
         models=tuple(sorted(models)),
         experiments=rows.trashed_experiments,
+        traces=rows.old_traces,
         folders=tuple(sorted(trashed)),
         folders_size=sum(folders[name].size + folders[name].old_size for name in trashed),
         expired=sum(folder.expired for folder in rest if folder not in orphans),
@@ -238,11 +247,12 @@ _TRASHED_RUNS = """
 _TRASHED_MODELS = """
     SELECT model_id, artifact_location FROM logged_models
     WHERE lifecycle_stage = 'deleted' AND last_updated_timestamp_ms <= %s"""
+_OLD_TRACES = "SELECT experiment_id::text, request_id FROM trace_info WHERE timestamp_ms <= %s ORDER BY timestamp_ms"
 _MODELS = "SELECT model_id, name, artifact_location FROM logged_models WHERE lifecycle_stage = 'active' AND status = %s"
 
 
 def _rows(stack: Stack, age: timedelta) -> Rows:
-    cutoff = int((datetime.now(UTC) - age).timestamp() * 1000)
+    cutoff, retention = _milliseconds(age), stack.values.get("TRACE_RETENTION", "")
     with _cursor(stack) as ask:
         versions = {name: _ids(sources) for name, sources in ask(_VERSIONS)}
         used = frozenset(used_id for ids in versions.values() for used_id in ids)
@@ -256,7 +266,13 @@ def _rows(stack: Stack, age: timedelta) -> Rows:
             trashed_experiments=tuple(map(str, experiments)),
             models={model: (name, _folder(uri)) for model, name, uri in ask(_MODELS, READY)},
             versions={name: ids[-1] for name, ids in versions.items() if ids},
+            old_traces=tuple(ask(_OLD_TRACES, _milliseconds(timedelta(days=int(retention))))) if retention else (),
         )
+
+
+def _milliseconds(age: timedelta) -> int:
+    """The time of so long ago, as MLflow stores it."""
+    return int((datetime.now(UTC) - age).timestamp() * 1000)
 
 
 @contextmanager
@@ -275,6 +291,6 @@ def _folder(uri: str) -> str:
     return urlsplit(uri).path.strip("/").removesuffix("artifacts")
 
 
-def _batches(items: Collection[str]) -> Iterator[list[str]]:
+def _batches(items: Collection[Item]) -> Iterator[list[Item]]:
     listed = list(items)
     return (listed[start : start + BATCH] for start in range(0, len(listed), BATCH))

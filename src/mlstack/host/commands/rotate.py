@@ -31,7 +31,7 @@ def rotate(stack: Stack) -> Stack:
         log.info("wrote fresh secrets to .env.next")
     fresh = Stack.of(stack.folder, file=env_file.NEXT)
     _compose(stack, "up", "--detach", "--wait", "--no-build", "postgres")
-    _compose(stack, "stop", "mlflow")  # it would continue to write with the old keys
+    _compose(stack, "stop", *stack.services.of_mlflow)  # they would continue to write with the old keys
     _rekey(stack, fresh)
     _change_owner(stack, fresh)
     _sign_backups(stack, fresh)

@@ -20,6 +20,7 @@ def screen(plan: Plan, age: str) -> Group:
         ("deleted runs, with their files", len(plan.runs), None),
         ("deleted models, with their files", len(plan.models), None),
         ("deleted experiments", len(plan.experiments), None),
+        ("traces older than TRACE_RETENTION", len(plan.traces), None),
         ("files of those runs and models (folders)", len(plan.folders), plan.folders_size),
         ("versions of files that were replaced or deleted", plan.expired, plan.expired_size),
         ("folders of no run, model or trace", len(plan.orphans), sum(folder.size + folder.old_size for folder in plan.orphans)),

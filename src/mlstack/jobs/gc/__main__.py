@@ -61,12 +61,21 @@ def runs(request: Mapping[str, Any]) -> dict[str, int]:
     return {"removed": len(request["runs"])}
 
 
+def traces(request: Mapping[str, Any]) -> dict[str, int]:
+    """Deletes these traces, given by experiment and id."""
+    from mlstack.jobs.gc import runs as rows
+
+    with redirect_stdout(sys.stderr):
+        return {"removed": rows.delete_traces(request["traces"])}
+
+
 ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "survey": survey,
     "purge": purge,
     "aged": aged,
     "remove": remove,
     "runs": runs,
+    "traces": traces,
 }
 
 

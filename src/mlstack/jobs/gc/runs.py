@@ -1,6 +1,8 @@
-"""Deletes runs, models and experiments permanently: MLflow's own `mlflow gc`, for exactly what was confirmed."""
+"""Deletes runs, models, experiments and traces permanently, as MLflow does, and exactly what was confirmed."""
 
 import os
+from collections import defaultdict
+from collections.abc import Iterable
 
 from mlstack import settings
 
@@ -32,3 +34,20 @@ def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
         skip_logged_models=not models,
         ignore_not_found=True,
     )
+
+
+def delete_traces(traces: Iterable[tuple[str, str]]) -> int:
+    """Removes traces, given by experiment and id, with their spans and assessments. Returns how many.
+
+    What was attached to a trace is then in a folder of no trace, which a later `make gc` removes.
+    """
+    settings.publish_secrets()  # libpq reads the environment
+    from mlflow.server.handlers import _get_tracking_store
+
+    from mlstack.jobs.bootstrap.mlflow import URI
+
+    store = _get_tracking_store(URI, os.curdir)
+    ids = defaultdict(list)
+    for experiment, trace in traces:
+        ids[experiment].append(trace)
+    return sum(store.delete_traces(experiment, trace_ids=trace_ids) for experiment, trace_ids in ids.items())

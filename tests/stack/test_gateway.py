@@ -1,0 +1,261 @@
+"""The optional part `gateway`: a judge from a notebook and as a job, what is denied, and the core without the part."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import requests
+
+from mlstack.host.compose import docker
+from mlstack.postgres import connected
+from mlstack.settings import Login
+from tests.stack.conftest import rows
+from tests.support.clone import ROOT, Clone
+from tests.support.service import wait_until
+
+PROGRAM = (ROOT / "tests/support/judge_program.py").read_text()
+SERVER = ROOT / "tests/support/model_server.py"
+PROVIDER_KEY = "sk-a-key-of-the-provider"
+PORT, WEBHOOK_PORT = 8000, 9999
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+@contextmanager
+def model_server(stack: Clone, name: str) -> Iterator[str]:
+    """A model server in a container that has joined the gateway's network, under this name."""
+    container = docker(
+        "run", "--detach", "--rm", "--init", "--network", f"{stack.name}_gateway-outbound", "--network-alias", name,
+        "--volume", f"{SERVER}:/server.py:ro", "--entrypoint", "python3", stack.image("mlflow"), "/server.py", str(PORT),
+    ).strip()  # fmt: skip
+    try:
+        wait_until(lambda: "listening" in docker("logs", container))
+        yield container
+    finally:
+        docker("rm", "--force", container)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """The running part, and what the notebook printed."""
+
+    stack: Clone
+    container: str
+    notebook: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def login(self) -> tuple[str, str]:
+        return self.stack.values["MLFLOW_TRACKING_USERNAME"], self.stack.values["MLFLOW_TRACKING_PASSWORD"]
+
+    def call(self, method: str, path: str, login: tuple[str, str] | None = None, **body: Any) -> requests.Response:
+        url = f"http://127.0.0.1:{self.stack.values['MLFLOW_PORT']}{path}"
+        return requests.request(method, url, json=body or None, auth=login or self.login, timeout=120)
+
+    def created(self, kind: str, **body: Any) -> dict[str, Any]:
+        answer = self.call("POST", f"/api/3.0/mlflow/gateway/{kind}/create", **body)
+        assert answer.ok, answer.text
+        (created,) = answer.json().values()
+        return dict(created)
+
+    def endpoint(self, name: str, url: str) -> None:
+        """An endpoint of a model server with OpenAI's API."""
+        config = {"api_base": url}
+        secret = self.created(
+            "secrets", secret_name=name, secret_value={"api_key": PROVIDER_KEY}, provider="openai", auth_config=config
+        )
+        model = {"secret_id": secret["secret_id"], "provider": "openai", "model_name": "stub"}
+        model_id = self.created("model-definitions", name=name, **model)["model_definition_id"]
+        self.created(
+            "endpoints", name=name, model_configs=[{"model_definition_id": model_id, "linkage_type": "PRIMARY", "weight": 1}]
+        )
+
+    def chat(self, endpoint: str, login: tuple[str, str] | None = None, **options: Any) -> requests.Response:
+        return self.call("POST", "/gateway/mlflow/v1/chat/completions", login, model=endpoint, messages=MESSAGES, **options)
+
+    def received(self) -> list[dict[str, str]]:
+        program = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{PORT}').read().decode())"
+        requests_so_far: list[dict[str, str]] = json.loads(docker("exec", self.container, "python3", "-c", program))
+        return requests_so_far
+
+    def job(self, path: str, **body: Any) -> dict[str, Any]:
+        """A job that MLflow's page would start, when it has ended."""
+        started = self.call("POST", f"/ajax-api/3.0/mlflow/{path}", **body)
+        assert started.ok, started.text
+        jobs = started.json().get("jobs") or [started.json()]
+        wait_until(lambda: self.status(jobs[0]["job_id"])["status"] not in ("PENDING", "RUNNING"))
+        return self.status(jobs[0]["job_id"])
+
+    def status(self, job: str) -> dict[str, Any]:
+        answer = self.call("GET", f"/ajax-api/3.0/mlflow/jobs/{job}")
+        assert answer.ok, answer.text
+        return dict(answer.json())
+
+
+@pytest.fixture(scope="module")
+def gateway(stack: Clone) -> Iterator[Gateway]:
+    env = stack.folder / ".env"
+    before = env.read_text()
+    stack.set(GATEWAY_HOSTS=f"stub:{PORT}", WEBHOOK_HOSTS=f"jupyter:{WEBHOOK_PORT}")
+    added = stack.make("add", PART="gateway")
+    assert added.returncode == 0, added.stderr
+    with model_server(stack, "stub") as container:
+        Gateway(stack, container).endpoint("stub", f"http://stub:{PORT}/v1")
+        stack.in_container("jupyter", "python3", "-c", PROGRAM)
+        yield Gateway(stack, container, json.loads(stack.in_container("jupyter", "cat", "/tmp/judged.json")))  # noqa: S108
+    stack.make("remove", PART="gateway")
+    env.write_text(before)  # other files share the stack, and start it with this
+
+
+def test_judge_of_a_notebook_is_answered_through_the_gateway(gateway: Gateway) -> None:
+    assert (gateway.notebook["verdict"], gateway.notebook["evaluated"]) == ("yes", ["yes", "yes"])
+    streamed = gateway.chat("stub", stream=True)
+    assert [word in streamed.text for word in ("one", "two")] == [True, True], streamed.text
+    asked = gateway.received()
+    assert {(request["path"], request["key"]) for request in asked} == {("/v1/chat/completions", f"Bearer {PROVIDER_KEY}")}
+    assert len(asked) >= len(["the judge", "two traces", "the stream"]) + 1
+
+
+def test_judges_that_the_page_starts_run_as_jobs(gateway: Gateway) -> None:
+    judged = {"experiment_id": gateway.notebook["experiment"], "trace_ids": gateway.notebook["traces"]}
+    before = len(gateway.received())
+    job = gateway.job("scorer/invoke", serialized_scorer=gateway.notebook["scorer"], **judged)
+    assert job["status"] == "SUCCEEDED", job
+    values = [result["assessments"][0]["feedback"]["value"] for result in job["result"].values()]
+    assert (values, len(gateway.received()) - before) == (["yes", "yes"], 2)
+    evaluated = gateway.job("genai/evaluate/invoke", serialized_scorers=[gateway.notebook["scorer"]], **judged)
+    assert evaluated["status"] == "SUCCEEDED", evaluated
+    run = gateway.call("GET", f"/api/2.0/mlflow/runs/get?run_id={evaluated['result']['run_id']}").json()["run"]
+    assert run["info"]["status"] == "FINISHED"
+    assert len(gateway.received()) - before == 4
+
+
+@pytest.mark.refusal
+def test_gateway_connects_to_named_hosts_only(gateway: Gateway, subtests: pytest.Subtests) -> None:
+    urls = (
+        "http://postgres:5432",
+        f"http://stub:{PORT + 1}",
+        "http://169.254.169.254",
+        "http://127.0.0.1:5432",
+        "https://a.example",
+    )
+    for number, url in enumerate(urls):
+        with subtests.test(url=url):
+            gateway.endpoint(f"other-{number}", f"{url}/v1")
+            answer = gateway.chat(f"other-{number}")
+            assert (answer.status_code, "GATEWAY_HOSTS" in answer.text) == (403, True), answer.text
+
+
+@pytest.mark.refusal
+def test_provider_key_is_in_no_answer_row_or_log(gateway: Gateway, role: Login) -> None:
+    admin = gateway.stack.values["MLFLOW_ADMIN_USERNAME"], gateway.stack.values["MLFLOW_ADMIN_PASSWORD"]
+    lists = ("secrets/list", "endpoints/list", "model-definitions/list")
+    answers = [
+        gateway.call("GET", f"/api/3.0/mlflow/gateway/{path}", login) for path in lists for login in (gateway.login, admin)
+    ]
+    assert [answer.status_code for answer in answers] == [200] * len(answers)
+    assert "stub" in answers[0].text  # the list is not empty
+    stored = str(rows(role, "SELECT s::text, encode(encrypted_value, 'escape') FROM secrets s"))
+    written = gateway.stack.compose("logs", "--no-color", "gateway", "gateway-jobs", "mlflow", "jupyter")
+    assert [text for text in (*(answer.text for answer in answers), stored, written) if PROVIDER_KEY in text] == []
+
+
+@pytest.mark.refusal
+def test_token_of_jobs_opens_only_the_routes_of_models_and_only_inside(gateway: Gateway) -> None:
+    name, token = gateway.login[0], gateway.stack.values["GATEWAY_JOB_TOKEN"]
+    experiments = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert gateway.chat("stub", (name, token)).status_code == 401
+    assert gateway.call("GET", experiments, (name, token)).status_code == 401
+    program = (
+        "import requests, sys; url, token = 'http://gateway.mlstack.internal:5000', sys.argv[1]\n"
+        f"models = '/gateway/mlflow/v1/models'; asks = [('{name}', models), ('nobody', models), ('{name}', '{experiments}')]\n"
+        "print([requests.get(url + path, auth=(account, token)).status_code for account, path in asks])"
+    )
+    assert gateway.stack.in_container("mlflow", "python3", "-c", program, token).strip() == "[200, 401, 401]"
+
+
+@pytest.mark.refusal
+def test_job_is_seen_and_canceled_only_by_the_account_that_started_it(gateway: Gateway) -> None:
+    admin = gateway.stack.values["MLFLOW_ADMIN_USERNAME"], gateway.stack.values["MLFLOW_ADMIN_PASSWORD"]
+    other = "other", "a-passphrase-of-another"
+    assert gateway.call("POST", "/api/2.0/mlflow/users/create", admin, username=other[0], password=other[1]).ok
+    own = gateway.call("POST", "/ajax-api/3.0/jobs/search", job_name="invoke_scorer").json()["jobs"]
+    assert [job["creator"] for job in own] == [gateway.login[0]] * len(own) != []
+    assert gateway.call("POST", "/ajax-api/3.0/jobs/search", other, job_name="invoke_scorer").json()["jobs"] == []
+    for method, path in (("GET", "mlflow/jobs"), ("PATCH", "mlflow/jobs/cancel"), ("GET", "jobs"), ("PATCH", "jobs/cancel")):
+        assert gateway.call(method, f"/ajax-api/3.0/{path}/{own[0]['job_id']}", other).status_code == 403
+    assert gateway.call("DELETE", "/api/2.0/mlflow/users/delete", admin, username=other[0]).ok
+
+
+@pytest.mark.refusal
+def test_account_cannot_start_a_job_in_the_name_of_another(gateway: Gateway, role: Login) -> None:
+    before = rows(role, "SELECT count(*) FROM jobs")
+    judged = {"experiment_id": gateway.notebook["experiment"], "trace_ids": gateway.notebook["traces"]}
+    parameters = {
+        **judged,
+        "serialized_scorer": gateway.notebook["scorer"],
+        "username": gateway.stack.values["MLFLOW_ADMIN_USERNAME"],
+    }
+    for path in ("/ajax-api/3.0/jobs/", "/ajax-api/3.0/jobs", "/ajax-api/3.0//jobs/"):
+        assert not gateway.call("POST", path, job_name="invoke_scorer", params=parameters).ok
+    assert rows(role, "SELECT count(*) FROM jobs") == before
+
+
+@pytest.mark.refusal
+def test_jobs_have_no_way_out(gateway: Gateway) -> None:
+    network = f'{{{{(index .NetworkSettings.Networks "{gateway.stack.name}_gateway-outbound").IPAddress}}}}'
+    address = docker("inspect", "--format", network, gateway.container).strip()
+    attempt = f"timeout 8 bash -c 'exec 3<>/dev/tcp/{address}/{PORT}' && echo connected || true"
+    reached = {
+        service: gateway.stack.in_container(service, "bash", "-c", attempt).strip() for service in ("gateway", "gateway-jobs")
+    }
+    assert reached == {"gateway": "connected", "gateway-jobs": ""}
+
+
+# ---- without the part ----------------------------------------------------------------------------
+
+
+@pytest.mark.refusal
+def test_webhook_reaches_a_named_receiver_and_no_other_private_address(gateway: Gateway) -> None:
+    admin = gateway.stack.values["MLFLOW_ADMIN_USERNAME"], gateway.stack.values["MLFLOW_ADMIN_PASSWORD"]
+    listen = ("exec", "--detach", "jupyter", "python3", "-c", SERVER.read_text(), str(WEBHOOK_PORT))
+    gateway.stack.compose(*listen)
+    ask = f"import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:{WEBHOOK_PORT}').read().decode())"
+    event = [{"entity": "REGISTERED_MODEL", "action": "CREATED"}]
+
+    def webhook(name: str, url: str) -> requests.Response:
+        return gateway.call("POST", "/api/2.0/mlflow/webhooks", admin, name=name, url=url, events=event)
+
+    created = webhook("named", f"http://jupyter:{WEBHOOK_PORT}/hook")
+    assert created.ok, created.text
+    assert gateway.call("POST", "/api/2.0/mlflow/registered-models/create", name="announced").ok
+    wait_until(lambda: "/hook" in gateway.stack.in_container("jupyter", "python3", "-c", ask))
+    for url in ("http://jupyter:8888", f"https://jupyter:{WEBHOOK_PORT + 1}", "https://minio:9000", "https://127.0.0.1:5000"):
+        assert webhook("other", url).status_code == 400
+    assert gateway.call("DELETE", f"/api/2.0/mlflow/webhooks/{created.json()['webhook']['webhook_id']}", admin).ok
+
+
+def test_gc_deletes_traces_that_are_older_than_the_retention(gateway: Gateway, role: Login) -> None:
+    old, young = gateway.notebook["traces"]
+    with connected(role, 30) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE trace_info SET timestamp_ms = timestamp_ms - 2678400000 WHERE request_id = %s", (old,))
+    kept = gateway.stack.make("gc", YES="1")
+    assert "TRACE_RETENTION" not in kept.stdout
+    gateway.stack.set(TRACE_RETENTION="30")
+    done = gateway.stack.make("gc", YES="1")
+    assert "traces older than TRACE_RETENTION" in done.stdout, done.stdout + done.stderr
+    remaining = {row[0] for row in rows(role, "SELECT request_id FROM trace_info")}
+    assert (old in remaining, young in remaining) == (False, True)
+
+
+def test_removed_part_leaves_mlflow_as_it_was(gateway: Gateway) -> None:
+    before = gateway.stack.compose("ps", "--format", "{{.ID}}", "mlflow")
+    for _ in range(2):
+        removed = gateway.stack.make("remove", PART="gateway")
+        assert removed.returncode == 0, removed.stderr
+    assert gateway.stack.compose("ps", "--format", "{{.ID}}", "mlflow") == before
+    assert gateway.call("GET", "/ajax-api/3.0/mlflow/server-info").json()["features_enabled"] == {"gateway": False}
+    assert gateway.chat("stub").status_code == 501
+    listed = json.loads(gateway.stack.make("status", JSON="1").stdout)
+    assert not [service for service in listed["services"] if "gateway" in service["name"]]
