@@ -3,7 +3,8 @@
 MLSTACK := .venv/bin/mlstack
 
 # Arguments of make reach a command as MLSTACK_<name> in the environment, so neither make nor a shell evaluates them as code.
-ARGUMENTS := ARTIFACTS BACKUP FROM JSON KEEP LINES NAME OLDER_THAN PART PREFIX QUICK REPETITIONS REPORT RESULTS SEED SERVICE TESTS YES
+ARGUMENTS := ACTIVATE ARTIFACTS BACKUP FILE FROM JSON KEEP LINES MODEL NAME OLDER_THAN PART PREFIX QUICK REASON REPETITIONS REPORT RESULTS SEED \
+  SERVICE TESTS YES
 $(foreach name,$(ARGUMENTS),$(eval export MLSTACK_$(name) := $$(value $(name))))
 unexport $(ARGUMENTS)
 # Only YES=1, y or yes on make's own command line answers a question; an exported YES does not.
@@ -42,6 +43,10 @@ key: ## Generate a key for a program that uses the scoring service (NAME=…)
 
 key-remove: ## Take the key of a program away (NAME=…)
 	@scripts/venv.sh && $(MLSTACK) key-remove --name="$$MLSTACK_NAME"
+
+policy: ## Show a model's policies (MODEL=…), store one (FILE=…) or activate one (ACTIVATE=… REASON=…)
+	@scripts/venv.sh && $(MLSTACK) policy --model="$$MLSTACK_MODEL" $${MLSTACK_FILE:+--file="$$MLSTACK_FILE"} \
+	  $${MLSTACK_ACTIVATE:+--activate="$$MLSTACK_ACTIVATE"} $${MLSTACK_REASON:+--reason="$$MLSTACK_REASON"}
 
 ##@ Backup and upgrade
 backup: ## Copy everything while the stack runs (KEEP=n removes all but the newest n)

@@ -13,6 +13,7 @@ from mlstack.settings import Login
 
 DEADLINE = 120  # seconds
 ACCOUNTS_SCHEMA = "accounts"  # schema of MLflow's accounts; its tracking tables are in public
+SERVING_SCHEMAS = ("serving", "features")  # schemas of the optional part `scoring`, and of no other
 # Any number, always the same.
 LOCK = 0x6D6C7374
 TURN = 300  # seconds that a migration waits for the one before it

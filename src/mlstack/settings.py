@@ -168,6 +168,12 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("GATEWAY_HOSTS", _hosts, optional=True),
         Variable("GATEWAY_JOBS_MEMORY", _memory),
         _secret("GATEWAY_JOB_TOKEN", 32),
+        Variable("SERVING_DB_USER", _identifier),
+        _secret("SERVING_DB_PASSWORD"),
+        Variable("SCORING_DB_USER", _identifier),
+        _secret("SCORING_DB_PASSWORD"),
+        Variable("DECISION_LOG", _matches("before|after|off", "before, after or off")),
+        Variable("DECISION_RETENTION", _matches(r"[0-9]{1,4}", "a whole number of months, 0 for ever")),
         Variable("BACKUP_DIR", _anything),
         _secret("BACKUP_KEY", 32),
         Variable("LOG_DIR", _anything),
@@ -182,7 +188,9 @@ VARIABLES: Mapping[str, Variable] = {
 
 # Roles with different rights: as one, the bootstrap would take from the one what the other must not have. And two buckets.
 _APART = (
-    *combinations(("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER"), 2),
+    *combinations(
+        ("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER", "SERVING_DB_USER", "SCORING_DB_USER"), 2
+    ),
     *combinations(("MINIO_ROOT_USER", "MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"), 2),
     *combinations(("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME", "SCORING_USERNAME"), 2),
     ("MINIO_BUCKET", "DATASETS_BUCKET"),
@@ -402,6 +410,16 @@ def reader_login(values: Mapping[str, str | None] | None = None) -> Login:
     return _login("READER_DB_USER", "READER_DB_PASSWORD", values)
 
 
+def serving_login(values: Mapping[str, str | None] | None = None) -> Login:
+    """The role that owns the schemas of decisions and features."""
+    return _login("SERVING_DB_USER", "SERVING_DB_PASSWORD", values)
+
+
+def scoring_login(values: Mapping[str, str | None] | None = None) -> Login:
+    """The scoring service's role, which adds rows to those schemas and reads them."""
+    return _login("SCORING_DB_USER", "SCORING_DB_PASSWORD", values)
+
+
 def database_roles(values: Mapping[str, str | None] | None = None) -> Roles:
     """Every role that the bootstrap makes."""
     return Roles(tracking_login(values), accounts_login(values), reader_login(values))
@@ -492,6 +510,16 @@ def hosts(name: str) -> frozenset[tuple[str, int]]:
 def scoring_aliases() -> tuple[str, ...]:
     """The aliases whose model versions the scoring service serves, the most important first."""
     return tuple(read("SCORING_ALIASES")["SCORING_ALIASES"].split(","))
+
+
+def decision_log() -> str:
+    """Whether decisions are committed before the answer, after it, or not at all."""
+    return read("DECISION_LOG")["DECISION_LOG"]
+
+
+def decision_retention() -> int:
+    """For how many months decisions are kept; 0 for ever."""
+    return int(read("DECISION_RETENTION")["DECISION_RETENTION"])
 
 
 def scoring_port() -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -17,6 +18,7 @@ from mlflow.deployments import get_deploy_client
 from mlstack.host import recovery
 from mlstack.host.stack import Stack
 from tests.support.clone import ROOT, Clone
+from tests.support.projects import set_values
 from tests.support.service import wait_until
 
 PROGRAM = (ROOT / "tests/support/scoring_program.py").read_text()
@@ -33,7 +35,35 @@ BROKEN = {
 # Each model's factor is its version's number.
 KINDS = ("good", "good", "good", *BROKEN)
 SWAPS = 20
+REJECTED = "mlstack.scoring.rejected"
 CLIENTS = 4
+# In Jupyter: what notebooks import. Its arguments are the model and the decision of an earlier answer.
+NOTEBOOK = """
+import sys
+import pandas as pd
+from mlstack import decisions, labels, policies
+from mlstack.errors import MlstackError
+model, decision = sys.argv[1:]
+row = decisions.table(model, request=decision).iloc[0]
+assert (row.score, row.entity, row.label) == (20.0, "notebook", None), row
+assert labels.put(decision, 18.5, known_at="2026-11-28T12:00:00Z")
+assert not labels.put(decision, 18.5, known_at="2026-11-28T12:00:00Z")
+assert labels.put(decision, 19.5, known_at=pd.Timestamp("2026-11-29"))
+row = decisions.table(model, entity="notebook").iloc[0]
+assert (row.label, row.label_known_at) == (19.5, pd.Timestamp("2026-11-29", tz="UTC")), row
+assert len(decisions.table(model)) > 6_000
+definition = {"thresholds": [{"below": 10, "decision": "small"}], "otherwise": "large"}
+tried = policies.check(model, definition)
+assert tried.replayed == tried.changed > 6_000, tried
+assert policies.put(model, definition).version == 1
+assert policies.table(model)["active"] is None
+print(policies.activate(model, 1, reason="tests"))
+try:
+    policies.activate(model, 7, reason="tests")
+    raise SystemExit("a version that does not exist was activated")
+except MlstackError as error:
+    assert "404" in error.wrong
+"""
 JSON = {"Content-Type": "application/json"}
 GOOD_ROW = {"x": 2.0, "count": 1, "name": "a"}
 
@@ -53,6 +83,22 @@ class Scoring:
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, headers=self.login, timeout=60)
 
+    def manage(self, method: str, path: str, body: Any = None) -> requests.Response:
+        """A request with the notebooks' account, which may do more than a key."""
+        account = self.stack.values["MLFLOW_TRACKING_USERNAME"], self.stack.values["MLFLOW_TRACKING_PASSWORD"]
+        return requests.request(method, self.url + path, json=body, auth=account, timeout=60)
+
+    def decisions(self, **filters: str) -> list[dict[str, Any]]:
+        answer = self.manage("GET", f"/decisions?{urlencode(filters)}")
+        assert answer.ok, answer.text
+        rows: list[dict[str, Any]] = answer.json()["decisions"]
+        return rows
+
+    def metric(self, name: str, **labels: str) -> float:
+        described = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        values = re.findall(rf"^{name}{{{described}}} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        return float(values[0]) if values else 0.0
+
     def post(self, path: str, body: Any, **headers: str) -> requests.Response:
         data = body if isinstance(body, str | bytes) else json.dumps(body)
         return requests.post(self.url + path, data, headers={**self.login, **JSON, **headers}, timeout=60)
@@ -64,12 +110,12 @@ class Scoring:
     def login(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    def set_alias(self, version: str) -> None:
-        answer = mlflow_call(self.stack, "POST", "registered-models/alias", name=MODEL, alias="champion", version=version)
+    def set_alias(self, version: str, alias: str = "champion") -> None:
+        answer = mlflow_call(self.stack, "POST", "registered-models/alias", name=MODEL, alias=alias, version=version)
         assert answer.ok, answer.text
 
-    def served(self) -> list[str]:
-        return [served["version"] for served in self.get("/models").json()["served"]]
+    def served(self, alias: str = "champion") -> list[str]:
+        return [served["version"] for served in self.get("/models").json()["served"] if served["alias"] == alias]
 
     def rejected(self) -> dict[str, str]:
         return {rejected["version"]: rejected["reason"] for rejected in self.get("/models").json()["rejected"]}
@@ -118,12 +164,13 @@ class Load:
     scoring: Scoring
     stopped: threading.Event = field(default_factory=threading.Event)
     failed: list[str] = field(default_factory=list)
+    entity: str = "load"
     count: int = 0
     slowest: float = 0
 
     def run(self) -> None:
         with requests.Session() as session:
-            session.headers.update({**self.scoring.login, **JSON})
+            session.headers.update({**self.scoring.login, **JSON, "X-Mlstack-Entity": self.entity})
             while not self.stopped.is_set():
                 x = random.uniform(0, 1000)  # noqa: S311
                 body = json.dumps({"dataframe_records": [{**GOOD_ROW, "x": x}]})
@@ -153,6 +200,7 @@ def test_alias_that_moves_under_load_fails_no_request_and_broken_versions_are_re
                 assert scoring.served() == [served]
                 reasons[scoring.versions[step]] = scoring.rejected()[step]
                 assert reasons[scoring.versions[step]].partition('"')[0] in scoring.get("/metrics").text
+                wait_until(lambda step=step: tags(scoring, step).get(REJECTED) == scoring.rejected()[step])  # type: ignore[misc]
     finally:
         load.stopped.set()
         for client in clients:
@@ -163,6 +211,11 @@ def test_alias_that_moves_under_load_fails_no_request_and_broken_versions_are_re
     assert {kind: reason for kind, reason in reasons.items() if BROKEN[kind] not in reason} == {}
     scoring.set_alias("1")
     wait_until(lambda: scoring.rejected() == {} and scoring.served() == ["1"])
+
+
+def tags(scoring: Scoring, version: str) -> dict[str, str]:
+    answer = mlflow_call(scoring.stack, "GET", f"model-versions/get?name={MODEL}&version={version}").json()
+    return {tag["key"]: tag["value"] for tag in answer["model_version"].get("tags", [])}
 
 
 def steps(versions: Mapping[str, str]) -> list[str]:
@@ -215,6 +268,7 @@ def test_every_format_of_mlflow_is_answered(scoring: Scoring, subtests: pytest.S
 def test_inference_protocol_is_answered(scoring: Scoring) -> None:
     answer = scoring.post(f"/v2/models/{MODEL}/infer", {**V2, "id": "7"}).json()
     outputs = [{"name": "output", "datatype": "FP64", "shape": [1], "data": [2.0]}]
+    assert answer.pop("parameters").keys() == {"decision_id"}
     assert answer == {"model_name": MODEL, "model_version": "1", "id": "7", "outputs": outputs}
     assert scoring.get(f"/v2/models/{MODEL}/ready").json()["ready"] is True
     assert [tensor["datatype"] for tensor in scoring.get(f"/v2/models/{MODEL}").json()["inputs"]] == ["FP64", "INT64", "BYTES"]
@@ -341,28 +395,235 @@ def test_account_of_the_scoring_service_changes_nothing_in_mlflow(scoring: Scori
         lambda: call("POST", "registered-models/create", name="planted"),
         lambda: call("POST", "registered-models/alias", name=MODEL, alias="champion", version="2"),
         lambda: call("POST", "model-versions/set-tag", name=MODEL, version="1", key="a", value="b"),
+        lambda: call("POST", "model-versions/set-tag", name=MODEL, version="1", key="a.mlstack.scoring.", value="b"),
+        lambda: call("POST", "model-versions/set-tag", name=MODEL, version="1", value="mlstack.scoring."),
+        lambda: call("DELETE", "model-versions/delete-tag", name=MODEL, version="1", key="a"),
+        lambda: call("POST", "registered-models/set-tag", name=MODEL, key="mlstack.scoring.a", value="b"),
         lambda: call("DELETE", "registered-models/delete", name=MODEL),
         lambda: call("PATCH", "users/update-password", username=scoring.stack.values["SCORING_USERNAME"], password="a" * 20),
         lambda: call("POST", "runs/log-metric", run_id="0" * 32, key="a", value="1", timestamp="1"),
     ]
     assert [attempt().status_code for attempt in attempts] == [403] * len(attempts)
+    assert call("POST", "model-versions/set-tag", name=MODEL, version="3", key="mlstack.scoring.tests", value="b").ok
+    assert tags(scoring, "3")["mlstack.scoring.tests"] == "b"
 
 
-# ---- without the others -----------------------------------------------------------------------------
+@pytest.mark.refusal
+def test_key_scores_and_reads_and_changes_nothing_else(scoring: Scoring) -> None:
+    reading = ("/decisions", f"/policies/{MODEL}", f"/deployments/{MODEL}")
+    changing = ("/labels", *(f"/deployments/{MODEL}/{verb}" for verb in ("promote", "rollback", "traffic")),
+                f"/policies/{MODEL}", f"/policies/{MODEL}/activate")  # fmt: skip
+    assert [scoring.get(path).status_code for path in reading] == [403] * len(reading)
+    assert [scoring.post(path, {"reason": "a"}).status_code for path in changing] == [403] * len(changing)
+    of_models = scoring.stack.values["SCORING_USERNAME"], scoring.stack.values["SCORING_PASSWORD"]
+    for account in (of_models, ("nobody", "wrong"), (scoring.stack.values["MLFLOW_TRACKING_USERNAME"], "wrong")):
+        assert requests.get(f"{scoring.url}/decisions", auth=account, timeout=60).status_code == 401
+
+
+# ---- decisions ----------------------------------------------------------------------------------------
+
+
+def test_each_scored_row_is_in_the_log_before_its_answer(scoring: Scoring) -> None:
+    rows = [{**GOOD_ROW, "x": 3.0, "name": "a\0b"}, GOOD_ROW, {**GOOD_ROW, "x": None}]
+    answer = scoring.post("/invocations", {"dataframe_records": rows}, **{"X-Mlstack-Entity": "customer 7"})
+    assert answer.json() == {"predictions": [3.0, 2.0, None]}
+    logged = scoring.decisions(request=answer.headers["X-Mlstack-Decision"])
+    assert [(row["row"], row["features"], row["score"]) for row in logged] == [
+        (0, {**GOOD_ROW, "x": 3.0, "name": "a\ufffdb"}, 3.0),
+        (1, GOOD_ROW, 2.0),
+        (2, {**GOOD_ROW, "x": None}, None),
+    ]
+    same = {name: {row[name] for row in logged} for name in ("model", "version", "role", "client", "entity", "policy_version")}
+    assert same == {
+        "model": {MODEL}, "version": {"1"}, "role": {"champion"}, "client": {"tests"}, "entity": {"customer 7"},
+        "policy_version": {None},
+    }  # fmt: skip
+    assert all(row["latency_ms"] > 0 and row["deployment"] for row in logged)
+    v2 = scoring.post(f"/v2/models/{MODEL}/infer", V2).json()
+    assert [row["score"] for row in scoring.decisions(request=v2["parameters"]["decision_id"])] == [2.0]
+    rejected = scoring.post("/invocations", records(count="4"), **{"X-Mlstack-Entity": "rejected"})
+    assert rejected.status_code == 422
+    assert scoring.decisions(entity="rejected") == []
+
+
+def test_log_has_exactly_the_answers_that_were_given(scoring: Scoring) -> None:
+    load = Load(scoring, entity="exactly")
+    clients = [threading.Thread(target=load.run) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    wait_until(lambda: load.count >= 200)
+    load.stopped.set()
+    for client in clients:
+        client.join()
+    assert load.failed == []
+    assert len(scoring.decisions(entity="exactly")) == load.count
+
+
+def test_notebook_reads_decisions_labels_them_and_manages_policies(scoring: Scoring) -> None:
+    assert scoring.score(*[GOOD_ROW] * 6_000).ok  # more than a page of the log
+    scored = scoring.post("/invocations", records(x=20.0), **{"X-Mlstack-Entity": "notebook"})
+    scoring.stack.in_container("jupyter", "python3", "-c", NOTEBOOK, MODEL, scored.headers["X-Mlstack-Decision"])
+    answer = scoring.post("/invocations", records(x=20.0))
+    assert (answer.json(), answer.headers["X-Mlstack-Policy"]) == ({"predictions": [20.0], "decisions": ["large"]}, "1")
+    v2 = scoring.post(f"/v2/models/{MODEL}/infer", V2).json()
+    assert v2["outputs"][1] == {"name": "decision", "datatype": "BYTES", "shape": [1], "data": ["small"]}
+    (logged,) = scoring.decisions(request=answer.headers["X-Mlstack-Decision"])
+    assert (logged["decision"], logged["policy_version"]) == ("large", 1)
+
+
+def test_policy_that_cannot_decide_is_rejected_and_the_one_before_decides_on(scoring: Scoring, subtests: pytest.Subtests) -> None:
+    broken = {
+        "not total": {"rules": [{"when": "features.missing > 1.0", "decision": "a"}], "otherwise": "b"},
+        "no CEL": {"rules": [{"when": "score >", "decision": "a"}], "otherwise": "b"},
+        "nothing otherwise": {"thresholds": [{"below": 1, "decision": "a"}]},
+    }
+    for name, definition in broken.items():
+        with subtests.test(name=name):
+            answer = scoring.manage("POST", f"/policies/{MODEL}", definition)
+            assert (answer.status_code, "The policy cannot be used" in answer.text) == (422, True)
+    assert scoring.manage("POST", f"/policies/{MODEL}/activate", {"version": 99, "reason": "tests"}).status_code == 404
+    assert scoring.manage("POST", f"/policies/{MODEL}/activate", {"version": 1}).status_code == 400
+    assert scoring.score(GOOD_ROW).json()["decisions"] == ["small"]
+    assert scoring.manage("POST", f"/policies/{MODEL}/activate", {"version": None, "reason": "tests"}).ok
+    assert scoring.score(GOOD_ROW).json() == {"predictions": [2.0]}
+
+
+# ---- champion and challenger ---------------------------------------------------------------------------
+
+
+def test_challenger_shadows_answers_a_share_is_promoted_and_rolled_back(scoring: Scoring) -> None:
+    scoring.set_alias("2", "challenger")
+    wait_until(lambda: scoring.served("challenger") == ["2"])
+    shadowed = scoring.post("/invocations", records(x=5.0), **{"X-Mlstack-Entity": "shadow"})
+    assert (shadowed.json(), shadowed.headers["X-Mlstack-Version"]) == ({"predictions": [5.0]}, "1")
+    wait_until(lambda: len(scoring.decisions(entity="shadow")) == 2)
+    logged = {row["role"]: (row["version"], row["score"], row["request"]) for row in scoring.decisions(entity="shadow")}
+    request = shadowed.headers["X-Mlstack-Decision"]
+    assert logged == {"champion": ("1", 5.0, request), "shadow": ("2", 10.0, request)}
+    name = "mlstack_scoring_challenger_rows_total"
+    wait_until(lambda: scoring.metric(name, model=MODEL, version="2", result="differ") >= 1)
+
+    assert scoring.manage("POST", f"/deployments/{MODEL}/traffic", {"mode": "canary", "weight": 0.5, "reason": "tests"}).ok
+    entities = [f"customer {number}" for number in range(40)]
+    first, second = ([version_for(scoring, entity) for entity in entities] for _ in range(2))
+    assert first == second
+    assert 5 < first.count("2") < 35
+
+    promoted = scoring.manage("POST", f"/deployments/{MODEL}/promote", {"reason": "it is better"})
+    assert promoted.ok, promoted.text
+    wait_until(lambda: (scoring.served(), scoring.served("challenger")) == (["2"], []))
+    assert {version_for(scoring, entity) for entity in entities} == {"2"}
+    assert scoring.manage("POST", f"/deployments/{MODEL}/promote", {"reason": "again"}).status_code == 409
+    rolled_back = scoring.manage("POST", f"/deployments/{MODEL}/rollback", {"reason": "it is not"})
+    assert rolled_back.ok, rolled_back.text
+    wait_until(lambda: scoring.served() == ["1"])
+    newest = scoring.manage("GET", f"/deployments/{MODEL}").json()["deployments"][:2]
+    account = scoring.stack.values["MLFLOW_TRACKING_USERNAME"]
+    assert [(row["version"], row["previous"], row["set_by"], row["reason"]) for row in newest] == [
+        ("1", "2", account, "it is not"),
+        ("2", "1", account, "it is better"),
+    ]
+    wait_until(lambda: deployment_of(scoring, scoring.score(GOOD_ROW)) == newest[0]["id"])
+
+
+def deployment_of(scoring: Scoring, answer: requests.Response) -> str | None:
+    (decision,) = scoring.decisions(request=answer.headers["X-Mlstack-Decision"])
+    deployment: str | None = decision["deployment"]
+    return deployment
+
+
+def version_for(scoring: Scoring, entity: str) -> str:
+    return scoring.post("/invocations", records(), **{"X-Mlstack-Entity": entity}).headers["X-Mlstack-Version"]
+
+
+# ---- operations ----------------------------------------------------------------------------------------
+
+
+def test_backup_has_decisions_policies_and_keys_and_restore_brings_them_back(scoring: Scoring) -> None:
+    before = scoring.decisions(entity="customer 7")
+    assert before
+    taken = scoring.stack.make("backup")
+    assert taken.returncode == 0, taken.stderr
+    assert scoring.stack.make("key-remove", NAME="tests").returncode == 0
+    scoring.manage("POST", "/invocations", records())
+    restored = scoring.stack.make("restore", BACKUP="latest", YES="1")
+    assert restored.returncode == 0, restored.stderr
+    wait_until(lambda: scoring.get("/models").status_code == 200)  # with the key that is there again
+    assert scoring.decisions(entity="customer 7") == before
+    assert scoring.manage("GET", f"/policies/{MODEL}").json()["versions"]
+    wait_until(lambda: scoring.score(GOOD_ROW).status_code == 200)  # the service's role has its rights again
+
+
+def test_doctor_finds_the_part_healthy_and_reports_a_version_that_is_not_served(scoring: Scoring) -> None:
+    checks = {result["name"]: result for result in doctor(scoring)}
+    mine = {name: result["state"] for name, result in checks.items() if result["reach"] == "scoring"}
+    assert mine.keys() >= {"it serves what the aliases name", "decisions can be stored, and not changed"}
+    assert set(mine.values()) == {"ok"}, checks
+    broken = next(version for version, kind in scoring.versions.items() if kind == "crash")
+    scoring.set_alias(broken)
+    wait_until(lambda: broken in scoring.rejected())
+    follows = next(result for result in doctor(scoring) if result["name"] == "it serves what the aliases name")
+    assert follows["state"] == "warning"
+    assert "it crashes while it is loaded" in follows["cause"]
+    scoring.set_alias("1")
+    wait_until(lambda: scoring.rejected() == {})
+
+
+def doctor(scoring: Scoring) -> list[dict[str, str]]:
+    results: list[dict[str, str]] = json.loads(scoring.stack.make("doctor", JSON="1").stdout)["checks"]
+    return results
+
+
+# ---- without the others --------------------------------------------------------------------------------
 
 
 def test_service_starts_and_answers_while_mlflow_and_minio_are_down(scoring: Scoring) -> None:
-    scoring.stack.compose("stop", "--timeout", "5", "mlflow", "minio", "postgres")
+    scoring.stack.compose("stop", "--timeout", "5", "mlflow", "minio")
     try:
         assert scoring.score(GOOD_ROW).json() == {"predictions": [2.0]}
         scoring.stack.compose("restart", "--no-deps", "scoring")
         wait_until(lambda: is_up(scoring))
         assert scoring.score(GOOD_ROW).json() == {"predictions": [2.0]}
     finally:
-        scoring.stack.compose("start", "postgres", "minio", "mlflow")
+        scoring.stack.compose("start", "minio", "mlflow")
     scoring.stack.compose("up", "--detach", "--wait", "--no-build")
     scoring.set_alias("2")
     wait_until(lambda: scoring.served() == ["2"])
+    scoring.set_alias("1")
+    wait_until(lambda: scoring.served() == ["1"])
+
+
+def test_no_decision_is_answered_without_its_row_while_postgres_is_down(scoring: Scoring) -> None:
+    scoring.stack.compose("stop", "--timeout", "5", "postgres")
+    try:
+        started = time.monotonic()
+        answers = [scoring.post("/invocations", records(), **{"X-Mlstack-Entity": "down"}) for _ in range(2)]
+        assert [(answer.status_code, answer.headers["Retry-After"]) for answer in answers] == [(503, "1")] * 2
+        assert time.monotonic() - started < 30  # bounded; a client's own limit is 60
+    finally:
+        scoring.stack.compose("start", "postgres")
+    wait_until(lambda: scoring.post("/invocations", records(), **{"X-Mlstack-Entity": "up"}).ok)
+    wait_until(lambda: scoring.manage("GET", "/decisions?entity=up").ok)
+    assert (len(scoring.decisions(entity="down")), len(scoring.decisions(entity="up"))) == (0, 1)
+
+
+def test_log_after_the_answer_keeps_rows_while_postgres_is_down_and_counts_those_it_drops(scoring: Scoring) -> None:
+    set_values(scoring.stack.folder, DECISION_LOG="after")
+    scoring.stack.compose("up", "--detach", "--wait", "--no-build", "scoring")
+    wait_until(lambda: is_up(scoring) and scoring.served() == ["1"])
+    scoring.stack.compose("stop", "--timeout", "5", "postgres")
+    try:
+        assert scoring.post("/invocations", records(), **{"X-Mlstack-Entity": "later"}).json() == {"predictions": [2.0]}
+        for _ in range(3):
+            assert scoring.score(*[GOOD_ROW] * 8_000).ok
+        assert scoring.metric("mlstack_scoring_decisions_total", result="dropped") == 8_000
+    finally:
+        scoring.stack.compose("start", "postgres")
+    wait_until(lambda: scoring.metric("mlstack_scoring_decisions_total", result="committed") == 16_001)
+    wait_until(lambda: scoring.manage("GET", "/decisions?entity=later").ok)
+    assert len(scoring.decisions(entity="later")) == 1
+    set_values(scoring.stack.folder, DECISION_LOG="before")
+    scoring.stack.compose("up", "--detach", "--wait", "--no-build")
 
 
 def is_up(scoring: Scoring) -> bool:

@@ -123,7 +123,7 @@ def test_a_backup_of_a_newer_format_is_rejected_with_both_versions(folder: Path)
     manifest.write(folder, replace(written, format=manifest.FORMAT + 1, versions={**written.versions, "mlstack": "99.0\n"}))
     with pytest.raises(MlstackError) as rejected:
         manifest.read_manifest(folder)
-    assert r"in format 4, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
+    assert rf"in format {manifest.FORMAT + 1}, written by mlstack 99.0\n; this is mlstack " + __version__ in rejected.value.wrong
 
 
 def test_read_rejects_a_checksum_that_is_a_path_out_of_the_backup(folder: Path) -> None:

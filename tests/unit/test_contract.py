@@ -86,12 +86,20 @@ MOUNTS = {
 }
 # The same for the services of optional parts.
 SCORING_ACCOUNT = {"SCORING_USERNAME", "SCORING_PASSWORD"}
+SCORING_ROLE = {"SCORING_DB_USER", "SCORING_DB_PASSWORD"}
+OF_PARTS = ("SCORING_", "SERVING_", "DECISION_")  # how the names of their variables begin
 PARTS = {
     "scoring": {
         "scoring-account": LOG_SETTINGS
         | SCORING_ACCOUNT
         | {"POSTGRES_DB", "ACCOUNTS_DB_USER", "ACCOUNTS_DB_PASSWORD", "MLFLOW_IMAGE"},
-        "scoring": SCORING_ACCOUNT | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_IMAGE", "LOG_LEVEL"},
+        "scoring-database": LOG_SETTINGS
+        | DATABASE_OWNER
+        | SCORING_ROLE
+        | {"SERVING_DB_USER", "SERVING_DB_PASSWORD", "DECISION_RETENTION", "MLFLOW_IMAGE"},
+        "scoring": SCORING_ACCOUNT
+        | SCORING_ROLE
+        | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_IMAGE", "POSTGRES_DB", "DECISION_LOG", "LOG_LEVEL"},
     },
     "gateway": {
         "gateway": MLFLOW_LOGIN
@@ -122,7 +130,7 @@ GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name,
 OF_PARTS = tuple(f"{part.upper()}_" for part in PARTS)  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
 CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
-ONE_SHOTS = {"bootstrap", "migration", "scoring-account"}
+ONE_SHOTS = {"bootstrap", "migration", "scoring-account", "scoring-database"}
 LONG_RUNNING = sorted(GIVEN_WITH_PARTS.keys() - ONE_SHOTS)
 CORE = sorted(GIVEN.keys() - ONE_SHOTS)
 
@@ -237,7 +245,7 @@ def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, sub
     values = settings.of_project(project)
     config = compose_config(project)
     for secret, users in {
-        "POSTGRES_PASSWORD": {"postgres", "bootstrap"},
+        "POSTGRES_PASSWORD": {"postgres", "bootstrap", "scoring-database"},
         "MINIO_ROOT_USER": {"minio", "bootstrap"},
         "MINIO_ROOT_PASSWORD": {"minio", "bootstrap"},
         "MINIO_CONSOLE_PASSWORD": {"bootstrap"},
@@ -247,6 +255,8 @@ def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, sub
         "SCORING_PASSWORD": {"scoring", "scoring-account"},
         "GATEWAY_JOB_TOKEN": {"gateway", "gateway-jobs"},
         "MLFLOW_CRYPTO_KEK_PASSPHRASE": {"mlflow", "gateway"},
+        "SERVING_DB_PASSWORD": {"scoring-database"},
+        "SCORING_DB_PASSWORD": {"scoring", "scoring-database"},
     }.items():
         with subtests.test(secret=secret):
             assert {name for name, service in config["services"].items() if values[secret] in json.dumps(service)} == users
@@ -382,7 +392,12 @@ def test_data_is_in_named_volumes_and_two_host_folders(config: dict[str, Any]) -
     mounts = [mount for service in config["services"].values() for mount in service.get("volumes", [])]
     assert {(mount["source"], mount["target"]) for mount in mounts if mount["type"] == "volume"} == MOUNTS
     assert config["volumes"].keys() == {source for source, _ in MOUNTS}
-    assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {"/logs", "/home/mlstack/notebooks"}
+    assert {mount["target"] for mount in mounts if mount["type"] != "volume"} == {
+        "/logs",
+        "/home/mlstack/notebooks",
+        "/sql",
+    }
+    assert {mount.get("read_only") for mount in mounts if mount["target"] == "/sql"} == {True}
     covers = {f"/home/mlstack/notebooks/{name}:ro,size=4k,mode=555" for name in folders.COVERED}
     assert set(config["services"]["jupyter"]["tmpfs"]) == covers
 
@@ -405,10 +420,10 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     assert networks["jupyter"] & networks["postgres"] == set()
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
     assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio", "scoring"}
-    assert networks["scoring"] & networks["postgres"] == set()
     assert networks["gateway"] == {"data", "gateway-outbound"}
     assert networks["gateway-jobs"] == {"data"}
     assert networks["scoring"] & networks["minio"] == {"transfers"}
+    assert networks["scoring"] & networks["postgres"] == {"data"}
     assert networks["jupyter"] & networks["mlflow"] != set()
 
 

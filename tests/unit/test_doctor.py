@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from mlstack.errors import MlstackError
-from mlstack.host import engine, preflight
+from mlstack.host import engine, preflight, services
 from mlstack.host.compose import docker
-from mlstack.host.doctor import Limits, Result, State, Subject, diagnose, environment, machine
+from mlstack.host.doctor import Limits, Result, State, Subject, checks, diagnose, environment, machine
 from mlstack.host.doctor import stack as stack_checks
 from mlstack.host.doctor.check import Check, CheckWarning, check, run
 from mlstack.host.doctor.stack import service
@@ -52,8 +52,10 @@ def test_checks_of_a_project_that_can_start_pass(ready: Path) -> None:
 
 def test_every_defined_check_runs_and_has_a_unique_name() -> None:
     defined = sum(text.count("@check(") for text in (path.read_text() for path in DOCTOR.glob("*.py")))
-    assert len({(item.examine.__module__, item.examine.__qualname__) for item in CHECKS}) == defined + 1  # that of a service
-    assert len({item.name for item in CHECKS}) == len(CHECKS)
+    with_parts = checks(services.read(ROOT, {"COMPOSE_PROFILES": "scoring"}))
+    assert len({(item.examine.__module__, item.examine.__qualname__) for item in with_parts}) == defined + 1  # that of a service
+    assert len({item.name for item in with_parts}) == len(with_parts)
+    assert {item.reach for item in with_parts} - {item.reach for item in CHECKS} == {"scoring"}
 
 
 def test_check_runs_after_the_checks_it_needs() -> None:

@@ -204,6 +204,28 @@ def key_remove(name: Person) -> None:
     out.print("Removed. Its key no longer works.")
 
 
+@app.command()
+def policy(
+    model: Annotated[str, typer.Option(help="A registered model.")],
+    file: Annotated[str | None, typer.Option(help="Store the definition in this file as the next version.")] = None,
+    activate: Annotated[str | None, typer.Option(help="Let this version decide from now on; none: let no policy decide.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is activated.")] = "",
+) -> None:
+    """Show the versions of a model's policy, store one, or activate one, and say what it would change."""
+    from mlstack.host.commands import policies
+
+    stack = _own_stack()
+    if file is not None:
+        version, changes = policies.put(stack, model, file)
+        out.print(f"Version {version} is stored, and does not decide yet: it {escape(changes)}.", soft_wrap=True)
+    if activate is not None:
+        changes = policies.activate(stack, model, activate, reason)
+        out.print(f"Version {escape(activate)} decides from now on: it {escape(changes)}." if changes else "No policy decides.")
+    if file is None and activate is None:
+        for line in policies.listed(stack, model) or ["The model has no policy."]:
+            out.print(escape(line), soft_wrap=True)
+
+
 @app.command(name="rotate")
 def rotate_secrets(yes: Yes = False) -> None:
     """Regenerate every secret, in the services and in .env. All data is kept."""
@@ -494,7 +516,10 @@ def _show_backup(taken: "Taken") -> None:
     _show_counts(contents.counts)
     for pruned in taken.pruned:
         out.print(f"Removed the backup {pruned.name}.")
-    out.print("Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter.")
+    out.print(
+        "Not in it: .env and its secrets (each stack has its own), notebooks/, packages added in Jupyter, and the scoring"
+        " service's copies of models (it downloads them again)."
+    )
 
 
 def _show_backups(stack: "Stack") -> None:

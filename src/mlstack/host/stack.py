@@ -105,6 +105,11 @@ class Stack:
         return self._here(settings.accounts_login(self.values))
 
     @cached_property
+    def serving(self) -> Login:
+        """The role that owns the schemas of the part `scoring`."""
+        return self._here(settings.serving_login(self.values))
+
+    @cached_property
     def keys(self) -> Keys:
         """MinIO's owner."""
         return replace(settings.storage_owner(self.values), endpoint=f"127.0.0.1:{self.port('MINIO_PORT')}")

@@ -12,11 +12,15 @@ from mlstack import settings
 from mlstack.logger import STREAM_FORMAT
 from mlstack.scoring import access
 from mlstack.scoring.access import Guard, Keys
+from mlstack.scoring.accounts import Accounts
 from mlstack.scoring.app import Scoring
 from mlstack.scoring.cache import Cache
 from mlstack.scoring.catalogue import Catalogue
+from mlstack.scoring.decisions import DecisionLog, Mode
 from mlstack.scoring.metrics import Metrics
+from mlstack.scoring.records import Records
 from mlstack.scoring.registry import Registry
+from mlstack.scoring.store import Store
 from mlstack.scoring.trial import Trials
 
 FOLDER = Path("/models")
@@ -43,7 +47,13 @@ def main() -> None:
         return Catalogue(Registry(aliases), Cache(FOLDER), trials, metrics)
 
     os.umask(0o077)
-    app = Guard(Scoring(catalogue, metrics).application(), Keys(), access.hosts(settings.scoring_port()))
+    login = settings.scoring_login()
+    decision_log = DecisionLog(Mode(settings.decision_log()), Store(login, "log"), metrics)
+    keys, mlflow = Keys(), settings.of_shell("MLFLOW_TRACKING_URI")
+    records = Records(Store(login, "records"), keys, FOLDER / "records.json")
+    store = Store(login, "history")
+    scoring = Scoring(catalogue, decision_log, records, store, metrics, mlflow=mlflow, account=account.username)
+    app = Guard(scoring.application(), keys, Accounts(mlflow, account.username), access.hosts(settings.scoring_port()))
     uvicorn.run(
         app,
         host="0.0.0.0",  # noqa: S104 # in its container; the host publishes the port on 127.0.0.1

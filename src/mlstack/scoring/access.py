@@ -1,9 +1,12 @@
-"""Who may use the service: programs with a key, at its own names, and no page of a browser.
+"""Who may use the service: programs with a key, accounts of MLflow, at its own names, and no page of a browser.
+
+A key scores; an account also reads decisions and changes what decides.
 
 A key is checked before anything of the body is read. Keys are random, so that their plain hash is enough, and only their hashes
-are stored. Each service instance reads them again when the file changes.
+are stored: in Postgres, so that a backup has them, and on the service's volume, so that they work while Postgres is down.
+The service reads the file again when it changes.
 
-python3 -m mlstack.scoring.access add|remove|list NAME, which make key runs in the container.
+python3 -m mlstack.scoring.access add|remove NAME, which make key runs in the container; list for make doctor.
 """
 
 import base64
@@ -17,13 +20,22 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mlstack import settings
+from mlstack.errors import MlstackError
+from mlstack.postgres import connected
+from mlstack.scoring.accounts import Accounts, AccountsError
 
 FILE = Path("/models/keys.json")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 BYTES = 32  # of a key
+DEADLINE = 10  # seconds for Postgres, while somebody waits
 PUBLIC = ("/", "/ping", "/health", "/version", "/v2/health/live", "/v2/health/ready")
 
 
@@ -50,19 +62,15 @@ class Keys:
         return digests
 
     def add(self, name: str) -> str:
-        """Gives a client a new key, in place of the one that it has, and returns it."""
+        """Gives a client a new key, in place of the one that it has, and returns it. The caller stores its hash in Postgres."""
         key = f"mls_{secrets.token_urlsafe(BYTES)}"
-        self._write({**self.digests(), name: _digest(key)})
+        self.replace({**self.digests(), name: _digest(key)})
         return key
 
-    def remove(self, name: str) -> bool:
-        """Takes a client's key away; False if it has none."""
-        digests = dict(self.digests())
-        removed = digests.pop(name, None)
-        self._write(digests)
-        return removed is not None
-
-    def _write(self, digests: Mapping[str, str]) -> None:
+    def replace(self, digests: Mapping[str, str]) -> None:
+        """Writes the hash of each client's key."""
+        if digests == self.digests():
+            return
         beside = self._path.with_suffix(".part")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -75,30 +83,37 @@ class Keys:
 class Guard:
     """Lets a request pass with a key. Checks come in the order of their cost; none reads the body."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, hosts: Collection[str]) -> None:
-        self._app, self._keys, self._hosts = app, keys, frozenset(hosts)
+    def __init__(self, app: ASGIApp, keys: Keys, accounts: Accounts, hosts: Collection[str]) -> None:
+        self._app, self._keys, self._accounts, self._hosts = app, keys, accounts, frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # there is none
-        elif scope["type"] == "http" and (problem := self._problem(scope, Headers(scope=scope))):
+        elif scope["type"] == "http" and (problem := await self._problem(scope, Headers(scope=scope))):
             await problem(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _problem(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+    async def _problem(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         if headers.get("host", "").lower() not in self._hosts:
             return error(403, "PERMISSION_DENIED", f"The service answers at {', '.join(sorted(self._hosts))} only.")
         if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return error(403, "PERMISSION_DENIED", "Pages in a browser cannot use this service.")
         if scope["path"] in PUBLIC:
             return None
-        client = self._keys.client(_key_of(headers.get("authorization", "")))
-        if client is None:
+        name, secret = _login_of(headers.get("authorization", ""))
+        client = self._keys.client(secret)
+        try:
+            is_account = client is None and await self._accounts.has(name, secret)
+        except AccountsError as problem:
+            answer = error(503, "TEMPORARILY_UNAVAILABLE", "MLflow cannot check the password now. Try again.")
+            answer.headers["Retry-After"] = str(problem.retry_after)
+            return answer
+        if client is None and not is_account:
             answer = error(401, "UNAUTHENTICATED", "The request has no valid key: make key NAME=… generates one.")
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
-        scope.setdefault("state", {})["client"] = client
+        scope.setdefault("state", {}).update(client=client or name, is_account=is_account)
         return None
 
 
@@ -113,31 +128,59 @@ def hosts(port: int) -> Collection[str]:
     return {"scoring", "scoring:8000", "localhost", *(f"{name}:{port}" for name in on_the_host)}
 
 
-def _key_of(authorization: str) -> str:
-    """The key in a header: as a bearer's token, or as the password of basic authentication, as MLflow's client sends it."""
+def account_of(request: Request) -> str:
+    """The account that makes a request. Raises HTTPException 403 for a client with a key."""
+    if not request.state.is_account:
+        raise HTTPException(403, "A key only scores: this needs the name and password of an account of MLflow.")
+    return str(request.state.client)
+
+
+def _login_of(authorization: str) -> tuple[str, str]:
+    """A name and a key or password: a key as a bearer's token, or either as basic authentication, as MLflow's client sends it."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() != "basic":
-        return value.strip() if scheme.lower() == "bearer" else ""
+        return "", value.strip() if scheme.lower() == "bearer" else ""
     try:
-        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        name, _, secret = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
-        return ""
+        return "", ""
+    return name, secret
 
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def main(action: str, name: str) -> int:
-    """Prints the new key, or exits with 1 where there is none to remove."""
+def keys_in(cursor: Cursor) -> dict[str, str]:
+    """The hash of each client's key, in Postgres."""
+    cursor.execute("SELECT name, digest FROM serving.current_keys")
+    return dict(cursor.fetchall())
+
+
+def main(action: str, name: str = "") -> int:
+    """Prints the new key, or exits with 1 where there is none to remove. Raises MlstackError if Postgres does not answer."""
+    keys = Keys()
+    if action == "list":
+        sys.stdout.write("\n".join(sorted(keys.digests())))
+        return 0
     if not NAME.fullmatch(name):
         return 2
-    if action == "add":
-        sys.stdout.write(Keys().add(name) + "\n")
-        return 0
-    return 0 if Keys().remove(name) else 1
+    with connected(settings.scoring_login(), DEADLINE) as connection, connection.cursor() as cursor:
+        stored = keys_in(cursor)
+        keys.replace(stored)
+        if action == "remove" and name not in stored:
+            return 1
+        if action == "add":
+            sys.stdout.write(keys.add(name) + "\n")
+        else:
+            keys.replace({other: digest for other, digest in stored.items() if other != name})
+        cursor.execute("INSERT INTO serving.keys (name, digest) VALUES (%s, %s)", (name, keys.digests().get(name)))
+    return 0
 
 
 if __name__ == "__main__":
     os.umask(0o077)
-    sys.exit(main(*sys.argv[1:3]))
+    try:
+        sys.exit(main(*sys.argv[1:3]))
+    except MlstackError as problem:
+        sys.exit(f"{problem.wrong} {problem.why}")

@@ -1,40 +1,73 @@
 """The routes: MLflow's scoring protocol, the Open Inference Protocol (V2), and what watches the service."""
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from uuid import UUID
 
+import psycopg2
 from mlflow.version import VERSION
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlstack import __version__
 from mlstack.scoring import formats
 from mlstack.scoring.access import error
+from mlstack.scoring.answer import Answer, Subject
 from mlstack.scoring.batches import LateError, OverloadedError
-from mlstack.scoring.catalogue import Catalogue, Served, restart_if_failed
+from mlstack.scoring.bodies import whole_body
+from mlstack.scoring.catalogue import CHAMPION, INTERVAL, Catalogue, Champion, Served, restart_if_failed
+from mlstack.scoring.decisions import DecisionLog, LogError, Mode, new_request
+from mlstack.scoring.deployments import Deployments, seen
+from mlstack.scoring.history import History
 from mlstack.scoring.metrics import CONTENT_TYPE, Metrics
+from mlstack.scoring.model import same
+from mlstack.scoring.policies import Policies
+from mlstack.scoring.policy import Case, Policy, PolicyError
+from mlstack.scoring.records import Records
 from mlstack.scoring.registry import Target
 from mlstack.scoring.schema import InputError, Row, Schema
+from mlstack.scoring.store import Store, StoreError
 
-LARGEST_BODY = 16 << 20  # bytes
-BODY_SECONDS = 30
+log = logging.getLogger(__name__)
+
+LONGEST_ENTITY = 200
+FEW_ROWS = 200  # for a policy, before other requests would notice
+MOST_SHADOWED = 1_000  # rows that wait for a challenger's shadow answer
+
 
 Decode = Callable[[Schema, bytes], Sequence[Row]]
-Encode = Callable[[Served, Sequence[Any]], bytes]
+Encode = Callable[[Answer], bytes]
 
 
 class Scoring:
     """The service's application, around its catalogue."""
 
-    def __init__(self, catalogue: Callable[[], Catalogue], metrics: Metrics) -> None:
-        self._make, self._metrics = catalogue, metrics
+    def __init__(
+        self,
+        catalogue: Callable[[], Catalogue],
+        decision_log: DecisionLog,
+        records: Records,
+        store: Store,
+        metrics: Metrics,
+        *,
+        mlflow: str,
+        account: str,
+    ) -> None:
+        self._make, self._log, self._records, self._store, self._metrics = catalogue, decision_log, records, store, metrics
+        self._account = account
+        self._history = History(store)
+        self._policies = Policies(store, records, self._examples)
+        self._deploying = Deployments(store, records, mlflow)
+        self._deployments: Mapping[tuple[str, str], UUID] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._catalogue: Catalogue
 
     def application(self) -> Starlette:
@@ -54,6 +87,15 @@ class Scoring:
                 Route("/health", self.ping),
                 Route("/version", self.version),
                 Route("/models", self.models),
+                Route("/decisions", self._history.decisions),
+                Route("/labels", self._history.labels, methods=["POST"]),
+                Route("/policies/{name}", self._policies.listed, methods=["GET"]),
+                Route("/policies/{name}", self._policies.put, methods=["POST"]),
+                Route("/policies/{name}/activate", self._policies.activate, methods=["POST"]),
+                Route("/deployments/{name}", self._deploying.listed),
+                Route("/deployments/{name}/promote", self._deploying.promote, methods=["POST"]),
+                Route("/deployments/{name}/rollback", self._deploying.rollback, methods=["POST"]),
+                Route("/deployments/{name}/traffic", self._deploying.traffic, methods=["POST"]),
                 Route("/metrics", self.metrics),
                 Route("/openapi.json", self.openapi),
             ],
@@ -64,17 +106,22 @@ class Scoring:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         self._catalogue = self._make()
+        self._records.start()
         await self._catalogue.start()
-        following = asyncio.create_task(self._catalogue.follow())
-        following.add_done_callback(restart_if_failed)
+        following = (self._catalogue.follow(), self._log.follow(), self._records.follow(), self._follow_champions())
+        tasks = [asyncio.create_task(work) for work in following]
+        for task in tasks:
+            task.add_done_callback(restart_if_failed)
         yield
-        following.cancel()
+        for task in tasks:
+            task.cancel()
+        await self._log.flush()
 
     # ---- scoring ---------------------------------------------------------------------------------
 
     async def invocations(self, request: Request) -> Response:
         decode = partial(_rows_of, content_type=request.headers.get("content-type", "application/json"))
-        return await self._answered(request, decode, lambda _, predictions: formats.answer_of(predictions))
+        return await self._answered(request, decode, lambda answer: formats.answer_of(answer.predictions, answer.decided))
 
     async def infer(self, request: Request) -> Response:
         identifier = ""
@@ -84,8 +131,16 @@ class Scoring:
             rows, identifier = formats.v2_rows_of(schema, body)
             return rows
 
-        def encode(served: Served, predictions: Sequence[Any]) -> bytes:
-            return formats.v2_answer_of(served.version.model, served.version.number, identifier, predictions)
+        def encode(answer: Answer) -> bytes:
+            version = answer.served.version
+            return formats.v2_answer_of(
+                version.model,
+                version.number,
+                identifier,
+                answer.predictions,
+                decided=answer.decided,
+                parameters=answer.parameters,
+            )
 
         return await self._answered(request, decode, encode)
 
@@ -94,17 +149,22 @@ class Scoring:
         started = time.perf_counter()
         labels = {"model": "", "version": ""}
         try:
-            body = await _body(request)
-            served = self._find(request.path_params.get("name"), request.path_params.get("version"))
+            body = await whole_body(request)
+            target, served = self._find(request.path_params.get("name"), request.path_params.get("version"))
             labels = {"model": served.version.model, "version": served.version.number}
-            rows = decode(served.loaded.schema, body)
-            calls = served.batches.calls
-            predictions = await served.batches.answers(rows)
-            response = Response(encode(served, predictions), media_type="application/json")
-            response.headers["X-Mlstack-Model"], response.headers["X-Mlstack-Version"] = labels.values()
-            self._metrics.rows.add(len(rows), **labels)
-            self._metrics.calls.add(max(0, served.batches.calls - calls), **labels)
-        except (InputError, formats.FormatError, formats.TooManyRowsError, OverloadedError, LateError) as problem:
+            subject = Subject(new_request(), request.state.client, _entity(request), started)
+            is_bare = "@" not in request.path_params.get("name", "") and "version" not in request.path_params
+            challenger = self._catalogue.challenger(target.model) if is_bare else None
+            answer = await self._by_canary(challenger, decode, body, subject) if challenger else None
+            if answer is None:
+                answer = await self._scored(served, target.alias, decode(served.loaded.schema, body), subject)
+            labels = {"model": answer.served.version.model, "version": answer.served.version.number}
+            response = Response(encode(answer), media_type="application/json", headers=answer.headers)
+            await self._log.record(answer.decisions(self._deployments.get((target.model, answer.served.version.number))))
+            self._metrics.rows.add(len(answer.rows), **labels)
+            if challenger and answer.role == CHAMPION and self._records.traffic(target.model).mode == "shadow":
+                self._in_background(self._shadow(challenger, decode, body, answer))
+        except (InputError, formats.FormatError, formats.TooManyRowsError, OverloadedError, LateError, LogError) as problem:
             response = _explained(problem)
         except HTTPException as problem:
             response = await _http_error(request, problem)
@@ -112,22 +172,100 @@ class Scoring:
         self._metrics.seconds.add(time.perf_counter() - started, **labels)
         return response
 
-    def _find(self, name: str | None, version: str | None = None) -> Served:
+    async def _scored(self, served: Served, role: str, rows: Sequence[Row], subject: Subject) -> Answer:
+        """What a version answers, and what the model's policy decides on it."""
+        calls = served.batches.calls
+        predictions = await served.batches.answers(rows)
+        labels = {"model": served.version.model, "version": served.version.number}
+        self._metrics.calls.add(max(0, served.batches.calls - calls), **labels)
+        policy = self._records.policy(served.version.model)
+        is_logged = self._log.mode is not Mode.OFF
+        if policy is None:
+            return Answer(served, role, rows, predictions, subject, is_logged=is_logged)
+        decide = partial(self._decided, policy, rows, predictions, subject.entity)
+        decided = decide() if len(rows) <= FEW_ROWS else await asyncio.to_thread(decide)
+        return Answer(served, role, rows, predictions, subject, decided, policy.version, is_logged=is_logged)
+
+    def _decided(self, policy: Policy, rows: Sequence[Row], predictions: Sequence[Any], entity: str | None) -> list[str]:
+        """A decision for each row. Where a rule fails, on a row unlike those of its trial, `otherwise` decides; it is counted."""
+        decided = []
+        for row, prediction in zip(rows, predictions, strict=True):
+            try:
+                decided.append(policy.decide(Case(row, prediction, entity)))
+            except PolicyError as error:
+                self._metrics.policy_errors.add(1, model=policy.model, policy_version=str(policy.version))
+                log.debug("version %d of the policy of %s: %s", policy.version, policy.model, error)
+                decided.append(policy.otherwise)
+        return decided
+
+    async def _by_canary(self, challenger: Served, decode: Decode, body: bytes, subject: Subject) -> Answer | None:
+        """The challenger's answer, if the entity is in its share. None if not, or if it cannot answer: then the champion does."""
+        model = challenger.version.model
+        if not self._records.traffic(model).is_canary(model, subject.entity or str(subject.request)):
+            return None
+        try:
+            return await self._scored(challenger, "canary", decode(challenger.loaded.schema, body), subject)
+        except (InputError, OverloadedError):
+            self._metrics.challenger.add(1, model=model, version=challenger.version.number, result="failed")
+            return None
+
+    async def _shadow(self, challenger: Served, decode: Decode, body: bytes, answer: Answer) -> None:
+        """Scores the same rows with the challenger, after the answer, and compares. If it is behind, rows are skipped."""
+        labels = {"model": challenger.version.model, "version": challenger.version.number}
+        started = time.perf_counter()
+        if challenger.batches.waiting + len(answer.rows) > MOST_SHADOWED:
+            self._metrics.challenger.add(len(answer.rows), **labels, result="skipped")
+            return
+        try:
+            rows = decode(challenger.loaded.schema, body)
+            subject = Subject(answer.subject.request, answer.subject.client, answer.subject.entity, started)
+            shadow = await self._scored(challenger, "shadow", rows, subject)
+            await self._log.record(shadow.decisions(None))
+        except (InputError, OverloadedError, LateError, LogError):
+            self._metrics.challenger.add(len(answer.rows), **labels, result="failed")
+            return
+        agreeing = sum(map(same, *((shadow.decided, answer.decided) if shadow.decided and answer.decided else
+                                   (shadow.predictions, answer.predictions))))  # fmt: skip
+        self._metrics.challenger.add(agreeing, **labels, result="agree")
+        self._metrics.challenger.add(len(answer.rows) - agreeing, **labels, result="differ")
+        self._metrics.challenger_seconds.add(time.perf_counter() - started, **labels)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _follow_champions(self) -> None:
+        """Keeps the deployment of each champion at hand, and records those that were made in MLflow, until it is cancelled."""
+        known: Mapping[str, Champion] = {}
+        while True:
+            champions = self._catalogue.champions
+            if champions != known:
+                try:
+                    self._deployments = await self._store.run(partial(seen, champions, self._account))
+                    known = champions
+                except (StoreError, psycopg2.Error) as error:
+                    log.debug("the deployments are not known: %s", error)  # records.py says that Postgres does not answer
+            await asyncio.sleep(INTERVAL)
+
+    def _find(self, name: str | None, version: str | None = None) -> tuple[Target, Served]:
         """The version that a request names. Raises HTTPException 404."""
-        served = self._catalogue.served
-        if name is None:
-            if len({target.model for target in served}) != 1:
-                raise HTTPException(
-                    404, "Not exactly one model is served: name it in /endpoints/NAME/invocations. /models lists them."
-                )
-            return next(iter(served.values()))
-        model, _, alias = name.partition("@")
-        for target, candidate in served.items():
-            if target.model == model and (not alias or target.alias == alias) and version in (None, candidate.version.number):
-                return candidate
-        raise HTTPException(404, "No such model or version is served. /models lists what is, and why others are not.")
+        model, _, alias = (name or "").partition("@")
+        match = self._catalogue.find(model or None, alias, version)
+        if match is None and name is None:
+            raise HTTPException(
+                404, "Not exactly one model is served: name it in /endpoints/NAME/invocations. /models lists them."
+            )
+        if match is None:
+            raise HTTPException(404, "No such model or version is served. /models lists what is, and why others are not.")
+        return match
 
     # ---- what is served --------------------------------------------------------------------------
+
+    def _examples(self, model: str) -> list[Case]:
+        """The input examples of the served versions of a model, for trying a policy."""
+        served = [served for target, served in self._catalogue.served.items() if target.model == model]
+        return [Case(row, 0.0) for version in served for row in version.loaded.example]
 
     async def ping(self, _: Request) -> Response:
         return PlainTextResponse("\n")
@@ -153,7 +291,7 @@ class Scoring:
         return JSONResponse({"name": "mlstack-scoring", "version": __version__, "extensions": []})
 
     async def model(self, request: Request) -> Response:
-        served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"])
         inputs = [
             {"name": column.name, "datatype": _V2_TYPES[column.type], "shape": [-1]}
             for column in served.loaded.schema.columns.values()
@@ -162,7 +300,7 @@ class Scoring:
         return JSONResponse({**described, "outputs": []})
 
     async def is_ready(self, request: Request) -> Response:
-        served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"])
         return JSONResponse({"name": served.version.model, "ready": True})
 
     async def openapi(self, _: Request) -> Response:
@@ -208,24 +346,12 @@ def _rows_of(schema: Schema, body: bytes, *, content_type: str) -> Sequence[Row]
     return formats.rows_of(schema, content_type, body)
 
 
-async def _body(request: Request) -> bytes:
-    """The whole body. Raises HTTPException 413 or 408."""
-    too_large = HTTPException(413, f"The body is larger than {LARGEST_BODY >> 20} MiB: send the rows in several requests.")
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > LARGEST_BODY:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for block in request.stream():
-                body += block
-                if len(body) > LARGEST_BODY:
-                    raise too_large
-    except TimeoutError:
-        raise HTTPException(408, "The body takes too long.") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "The client disconnected.") from None
-    return bytes(body)
+def _entity(request: Request) -> str | None:
+    """Whom or what the rows are about, which the client may name."""
+    entity = request.headers.get("x-mlstack-entity")
+    if entity is not None and len(entity) > LONGEST_ENTITY:
+        raise HTTPException(400, f"X-Mlstack-Entity has more than {LONGEST_ENTITY} characters.")
+    return entity
 
 
 def _explained(problem: Exception) -> JSONResponse:
@@ -238,16 +364,28 @@ def _explained(problem: Exception) -> JSONResponse:
             response = error(503, "TEMPORARILY_UNAVAILABLE", "Too many rows wait for an answer. Try again.")
             response.headers["Retry-After"] = str(problem.retry_after)
             return response
+        case LogError():
+            message = "The decision log cannot be written, and an answer is given only after its decision is stored. Try again."
+            response = error(503, "TEMPORARILY_UNAVAILABLE", message)
+            response.headers["Retry-After"] = str(problem.retry_after)
+            return response
         case LateError():
             return error(504, "TEMPORARILY_UNAVAILABLE", "The model did not answer in time.")
         case _:
             return error(400, "BAD_REQUEST", f"{problem}.")
 
 
+_CODES: Mapping[int, str] = {
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    405: "BAD_REQUEST",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+
+
 async def _http_error(_: Request, problem: Exception) -> JSONResponse:
     status, message = (problem.status_code, problem.detail) if isinstance(problem, HTTPException) else (500, "")
-    code = {404: "RESOURCE_DOES_NOT_EXIST", 405: "BAD_REQUEST"}.get(status, "INVALID_PARAMETER_VALUE")
-    return error(status, code, message)
+    return error(status, _CODES.get(status, "INVALID_PARAMETER_VALUE"), message)
 
 
 async def _unexpected_error(_: Request, problem: Exception) -> JSONResponse:

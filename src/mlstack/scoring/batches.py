@@ -73,6 +73,11 @@ class Batches:
         except TimeoutError:
             raise LateError from None
 
+    @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        return self._rows
+
     def retire(self) -> None:
         """Ends the thread when everything that waits has been answered."""
         self._is_retired = True

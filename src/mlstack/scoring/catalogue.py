@@ -26,6 +26,7 @@ from mlstack.scoring.trial import SECONDS, Trials
 
 log = logging.getLogger(__name__)
 
+CHAMPION, CHALLENGER = "champion", "challenger"
 INTERVAL = 1  # seconds between two looks at the registry
 TRIALS = 2  # at the same time: a candidate that never returns holds up no other model
 
@@ -37,6 +38,14 @@ class Served:
     version: Version
     loaded: Loaded = field(repr=False)
     batches: Batches = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version that is served as champion, and whether the alias names it now: if not, another one is loading or rejected."""
+
+    version: str
+    is_named: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,34 @@ class Catalogue:
     def rejected(self) -> Mapping[Target, tuple[Version, str]]:
         """Why the version that an alias names is not served."""
         return self._rejected
+
+    @property
+    def champions(self) -> dict[str, Champion]:
+        """The version that is served as each model's champion."""
+        return {
+            target.model: Champion(served.version.number, self._wanted.get(target) == served.version)
+            for target, served in self._served.items()
+            if target.alias == CHAMPION
+        }
+
+    def find(self, model: str | None, alias: str = "", version: str | None = None) -> tuple[Target, Served] | None:
+        """What answers for a model, or for the only one: the most important alias that is served, a challenger only by name."""
+        models = {target.model for target in self._served}
+        if model is None and len(models) == 1:
+            model = next(iter(models))
+        candidates = [
+            (target, served)
+            for target, served in self._served.items()
+            if target.model == model
+            and (target.alias == alias if alias else version or target.alias != CHALLENGER)
+            and version in (None, served.version.number)
+        ]
+        order = self._registry.aliases
+        return min(candidates, key=lambda candidate: order.index(candidate[0].alias), default=None)
+
+    def challenger(self, model: str) -> Served | None:
+        """The version that is served as a model's challenger."""
+        return self._served.get(Target(model, CHALLENGER))
 
     async def start(self) -> None:
         """Serves what was served last, from the cache."""
@@ -139,6 +176,8 @@ class Catalogue:
             self._metrics.swaps.add(1, model=target.model, result="rejected")
             log.warning("version %s of %s is rejected: %s", version.number, version.model, error)
             self._remember()
+            self._report_rejected()
+            await self._note(version, str(error))
         else:
             self._rejected.pop(target, None)
             self._serve(target, version, loaded)
@@ -146,10 +185,18 @@ class Catalogue:
             self._metrics.swaps.add(1, model=target.model, result="served")
             seconds = time.monotonic() - started
             log.info("version %s of %s is served as %s after %.1f s", version.number, version.model, target.alias, seconds)
+            await self._note(version, None)
         finally:
             if (swap := self._swaps.get(target)) and swap.task is asyncio.current_task():
                 del self._swaps[target]
             self._report_rejected()
+
+    async def _note(self, version: Version, reason: str | None) -> None:
+        """Notes a rejection on the model version, where people look; it is in the log and /models too."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._reading, self._registry.note, version, reason)
+        except RegistryError as error:
+            log.warning("version %s of %s: %s", version.number, version.model, error)
 
     async def _tried(self, version: Version) -> Loaded:
         """A version that was tried, loaded into this process. Raises RegistryError, or ModelError with the reason."""

@@ -69,18 +69,29 @@ def v2_rows_of(schema: Schema, body: bytes) -> tuple[list[Row], str]:
     return _limited(schema, _of_columns(columns)), str(content.get("id", ""))
 
 
-def answer_of(predictions: Sequence[Any]) -> bytes:
-    """MLflow's answer. A NaN is null, since JSON has none."""
-    return to_json({"predictions": predictions}, inf_nan_mode="null", bytes_mode="base64")
+def answer_of(predictions: Sequence[Any], decided: Sequence[str] | None = None) -> bytes:
+    """MLflow's answer, with what a policy decided. A NaN is null, since JSON has none."""
+    decisions = {} if decided is None else {"decisions": decided}
+    return to_json({"predictions": predictions, **decisions}, inf_nan_mode="null", bytes_mode="base64")
 
 
-def v2_answer_of(name: str, version: str, identifier: str, predictions: Sequence[Any]) -> bytes:
-    """V2's answer: a tensor for each column of the predictions."""
+def v2_answer_of(
+    name: str,
+    version: str,
+    identifier: str,
+    predictions: Sequence[Any],
+    *,
+    decided: Sequence[str] | None = None,
+    parameters: Mapping[str, object] | None = None,
+) -> bytes:
+    """V2's answer: a tensor for each column of the predictions, and one for what a policy decided."""
+    columns = {**_columns_of(predictions), **({} if decided is None else {"decision": list(decided)})}
     answer = {
         "model_name": name,
         "model_version": version,
         **({"id": identifier} if identifier else {}),
-        "outputs": [_tensor(column, values) for column, values in _columns_of(predictions).items()],
+        **({"parameters": parameters} if parameters else {}),
+        "outputs": [_tensor(column, values) for column, values in columns.items()],
     }
     return to_json(answer, inf_nan_mode="null", bytes_mode="base64")
 

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 PAGE = 100  # models
+REJECTED = "mlstack.scoring.rejected"  # a tag of model versions: the one thing that the service's account may write
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Registry:
     """MLflow's registry, read by the service's own account. Every call blocks, for a few seconds if MLflow does not answer."""
 
     def __init__(self, aliases: Sequence[str]) -> None:
-        self._aliases = aliases
+        self.aliases = aliases
         self._client = MlflowClient()
         self._known: dict[tuple[str, str, int], Version] = {}
 
@@ -52,7 +53,7 @@ class Registry:
         while True:
             page = self._client.search_registered_models(max_results=PAGE, page_token=token)
             for model in page:
-                for alias in self._aliases:
+                for alias in self.aliases:
                     if number := model.aliases.get(alias):
                         yield Target(model.name, alias), self._version(model.name, str(number), model.last_updated_timestamp)
             token = page.token
@@ -67,6 +68,14 @@ class Registry:
             self._known = {other: version for other, version in self._known.items() if other[:2] != key[:2]}
             self._known[key] = Version(name, number, created)
         return self._known[key]
+
+    def note(self, version: Version, reason: str | None) -> None:
+        """Says on a model version why it is not served; None empties an earlier note. Raises RegistryError."""
+        try:
+            if reason is not None or REJECTED in self._client.get_model_version(version.model, version.number).tags:
+                self._client.set_model_version_tag(version.model, version.number, REJECTED, reason or "")
+        except MlflowException as error:
+            raise RegistryError(f"its tag {REJECTED} cannot be set: {error.message}") from error
 
     def download(self, version: Version, folder: Path) -> None:
         """Copies the files of a version into a folder. Raises RegistryError."""

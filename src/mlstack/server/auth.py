@@ -14,6 +14,7 @@ read at each call, so that a removed account, a changed password or a revoked pe
 """
 
 import hmac
+import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -47,6 +48,9 @@ _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
 MODEL_ROUTES = "/gateway/"  # of the AI gateway: requests to models
+# The one thing that the scoring service's account may change: tags of this prefix, on model versions.
+TAG_PREFIX = "mlstack.scoring."
+TAG_ROUTE = "/api/2.0/mlflow/model-versions/set-tag"
 READING_ROUTES = ("/api/2.0/mlstack/artifacts/links-to-read",)  # that change nothing, although they are no GET
 
 
@@ -145,11 +149,23 @@ async def log_in(headers: Mapping[str, str], address: str, path: str) -> Caller 
 
 
 def may_call(account: Caller, method: str, path: str) -> bool:
-    """Whether an account may use a route at all: the scoring service's only reads.
+    """Whether an account may use a route at all: the scoring service's only reads, and tags model versions (`may_tag`).
 
     MLflow cannot express it: no grant lowers an account below the default permission, which is EDIT.
     """
-    return account.username != settings.reading_username() or method in ("GET", "HEAD") or path in READING_ROUTES
+    return account.username != settings.reading_username() or (method in ("GET", "HEAD") or path in (*READING_ROUTES, TAG_ROUTE))
+
+
+def may_tag(path: str, body: bytes) -> bool:
+    """Whether the caller may send this body: the scoring service's account sets tags of its own prefix only."""
+    current = _caller.get()
+    if path != TAG_ROUTE or current is None or current.username != settings.reading_username():
+        return True
+    try:
+        key = json.loads(body)["key"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return isinstance(key, str) and key.startswith(TAG_PREFIX)
 
 
 def unauthenticated() -> Response:

@@ -134,7 +134,12 @@ class Bodies:
             await self._app(scope, receive, send)
         elif scope["method"] == "PUT" and scope["path"].startswith(UPLOADS):
             await self._app(scope, _timed(receive), send)
-        elif (body := await read(scope, receive, send)) is not None:
+        elif (body := await read(scope, receive, send)) is None:
+            return
+        elif not auth.may_tag(scope["path"], body):
+            message = f"This account can only read, and set tags that begin with {auth.TAG_PREFIX} on model versions."
+            await _error(403, "PERMISSION_DENIED", message)(scope, receive, send)
+        else:
             await self._app(scope, replayed(body, receive), send)
 
 

@@ -9,6 +9,7 @@ backups/20261124T065000Z/
   manifest.json.hmac    its signature with BACKUP_KEY (signature.py)
   database.dump         pg_dump's custom format, with the rights of MLflow's login; in format 1 the accounts too
   accounts.dump         the same of MLflow's accounts, with the rights of their login
+  serving.dump          the same of the part `scoring`: decisions, labels, policies and features; if there are any
   objects.jsonl         one line an artifact: its key, and the file that holds its bytes
   datasets.jsonl        the same of the bucket for data sets; not in formats 1 and 2
   objects/ab/abcd…      the bytes, named by their SHA-256: no key ever becomes a file name
@@ -31,10 +32,11 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 from mlstack import __version__
 from mlstack.errors import MlstackError, quoted
 
-FORMAT = 3
+FORMAT = 4
 NAME_FORMAT = "%Y%m%dT%H%M%SZ"
-MANIFEST, CHECKSUM, DUMP, ACCOUNTS_DUMP, OBJECTS_LIST, DATASETS_LIST, OBJECTS = (
-    "manifest.json", "manifest.json.sha256", "database.dump", "accounts.dump", "objects.jsonl", "datasets.jsonl", "objects",
+MANIFEST, CHECKSUM, DUMP, ACCOUNTS_DUMP, SERVING_DUMP, OBJECTS_LIST, DATASETS_LIST, OBJECTS = (
+    "manifest.json", "manifest.json.sha256", "database.dump", "accounts.dump", "serving.dump", "objects.jsonl",
+    "datasets.jsonl", "objects",
 )  # fmt: skip
 CHUNK = 1024 * 1024
 WORKERS = 4
@@ -106,7 +108,7 @@ class Manifest:
     @property
     def dumps(self) -> tuple[str, ...]:
         """The files of the database."""
-        return (DUMP, ACCOUNTS_DUMP) if ACCOUNTS_DUMP in self.files else (DUMP,)
+        return (DUMP, *(name for name in (ACCOUNTS_DUMP, SERVING_DUMP) if name in self.files))
 
 
 @dataclass(frozen=True)

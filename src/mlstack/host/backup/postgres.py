@@ -3,7 +3,7 @@
 import hashlib
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +17,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.backup.manifest import CHUNK, Advance, Table, opened
 from mlstack.host.compose import DOCKER
 from mlstack.host.stack import Stack
-from mlstack.postgres import ACCOUNTS_SCHEMA
+from mlstack.postgres import ACCOUNTS_SCHEMA, SERVING_SCHEMAS
 from mlstack.settings import Login
 
 DEADLINE = 60  # seconds
@@ -66,7 +66,35 @@ class Snapshot:
 
 def login_of(stack: Stack, schema: str) -> Login:
     """The login that owns a schema, and alone dumps, reads and restores it (docs/adr/0017)."""
+    if schema in SERVING_SCHEMAS:
+        return stack.serving
     return stack.accounts if schema == ACCOUNTS_SCHEMA else stack.tracking
+
+
+def schemas_by_login(stack: Stack, schemas: Iterable[str]) -> dict[Login, list[str]]:
+    """The logins that own these schemas, and the schemas of each."""
+    by_login: dict[Login, list[str]] = {}
+    for schema in schemas:
+        by_login.setdefault(login_of(stack, schema), []).append(schema)
+    return by_login
+
+
+def ensure_serving_login(stack: Stack, connection: Connection, schemas: Iterable[str]) -> None:
+    """The owner of these schemas' part can log in. While the part is off, nothing else makes it or gives it a new password."""
+    if not set(schemas) & set(SERVING_SCHEMAS) or postgres.accepts(stack.serving):
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (stack.serving.user,))
+        verb = "ALTER" if cursor.rowcount else "CREATE"
+    name, password = sql.Identifier(stack.serving.user), sql.Literal(stack.serving.password)
+    _execute(connection, verb + " ROLE {} LOGIN PASSWORD {}", name, password)
+
+
+def schemas(connection: Connection) -> list[str]:
+    """Every schema that has a table."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TABLES)
+        return sorted({schema for schema, *_ in cursor.fetchall()})
 
 
 @contextmanager
@@ -114,17 +142,14 @@ def tables(stack: Stack, listing: Connection, snapshot_name: str | None = None) 
     with listing.cursor() as cursor:
         cursor.execute(_TABLES)
         listed = [(schema, table) for schema, table, _ in cursor.fetchall()]
-    for login in (stack.tracking, stack.accounts):
-        own = [(schema, table) for schema, table in listed if login_of(stack, schema) is login]
-        if not own:
-            continue
+    for login, own in schemas_by_login(stack, dict.fromkeys(schema for schema, _ in listed)).items():
         with postgres.connected(replace(login, database=listing.info.dbname), DEADLINE) as connection:
             with connection.cursor() as cursor:
                 cursor.execute(_SESSION)
                 connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
                 if snapshot_name:
                     cursor.execute("SET TRANSACTION SNAPSHOT %s", (snapshot_name,))
-                for schema, table in own:
+                for schema, table in ((schema, table) for schema, table in listed if schema in own):
                     cursor.execute(sql.SQL(_CHECKSUM).format(sql.Identifier(schema, table)))
                     rows, first, second = cursor.fetchone() or (0, 0, 0)
                     by_name[f"{schema}.{table}"] = Table(int(rows), f"{int(first) % 2**64:016x}{int(second) % 2**64:016x}")
@@ -142,10 +167,8 @@ def counts(by_name: Mapping[str, Table]) -> dict[str, int]:
 
 def owners(connection: Connection) -> dict[str, str]:
     """Each schema and the variable of `.env` that names its owner: on another host the role has another name."""
-    with connection.cursor() as cursor:
-        cursor.execute(_TABLES)
-        schemas = {schema for schema, *_ in cursor.fetchall()}
-    return {schema: "ACCOUNTS_DB_USER" if schema == ACCOUNTS_SCHEMA else "MLFLOW_DB_USER" for schema in sorted(schemas)}
+    names = {ACCOUNTS_SCHEMA: "ACCOUNTS_DB_USER", **dict.fromkeys(SERVING_SCHEMAS, "SERVING_DB_USER")}
+    return {schema: names.get(schema, "MLFLOW_DB_USER") for schema in schemas(connection)}
 
 
 def mlflow_version(connection: Connection) -> str | None:
@@ -186,10 +209,11 @@ def dump(stack: Stack, login: Login, schemas: Iterable[str], *, snapshot_name: s
     return digest.hexdigest()
 
 
-def prepare(stack: Stack, name: str, schemas: Iterable[str]) -> None:
-    """Grants the two logins access to a new database, each in its own schemas only."""
+def prepare(stack: Stack, name: str, schemas: Collection[str]) -> None:
+    """Grants the logins access to a new database, each in its own schemas only."""
     with connected(stack, name) as connection:
-        for login in (stack.tracking, stack.accounts):
+        ensure_serving_login(stack, connection, schemas)
+        for login in {stack.tracking, stack.accounts, *schemas_by_login(stack, schemas)}:
             _execute(connection, "GRANT CONNECT ON DATABASE {} TO {}", sql.Identifier(name), sql.Identifier(login.user))
         _execute(connection, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
         _execute(connection, "GRANT USAGE, CREATE ON SCHEMA public TO {}", sql.Identifier(stack.tracking.user))

@@ -17,6 +17,7 @@ from mlstack.host.backup.manifest import Advance, Artifact, Manifest
 from mlstack.host.render import size
 from mlstack.host.render.progress import bar
 from mlstack.host.stack import Stack
+from mlstack.settings import Login
 
 INCOMPLETE, REMOVED = ".incomplete", ".removed-"
 JOURNAL = "journal.jsonl"  # what an interrupted backup has copied, for the next one
@@ -72,6 +73,7 @@ def _taken(source: Stack, keep: int | None) -> Taken:
     with postgres.connected(source) as connection:  # after the snapshot: later dates mean later writes
         for name in source.keys.buckets:
             bucket.redate(client, name, lambda: postgres.now(connection))
+        postgres.ensure_serving_login(source, connection, postgres.schemas(connection))
     with postgres.snapshot(source) as snapshot:
         postgres.require_readable(source, snapshot.connection)
         versions = {name: bucket.as_of(client, name, snapshot.time) for name in source.keys.buckets}
@@ -154,13 +156,18 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
 def _dump(source: Stack, snapshot: postgres.Snapshot, owners: Mapping[str, str], work: Path, advance: Advance) -> dict[str, str]:
     """The checksum of each dump: one for each login, with its schemas."""
     checksums = {}
-    for login, name in ((source.tracking, manifest.DUMP), (source.accounts, manifest.ACCOUNTS_DUMP)):
+    for login, schemas in postgres.schemas_by_login(source, owners).items():
+        name = dump_of(source, login)
         (work / name).unlink(missing_ok=True)
-        if schemas := [schema for schema in owners if postgres.login_of(source, schema) is login]:
-            checksums[name] = postgres.dump(
-                source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance
-            )
+        checksums[name] = postgres.dump(source, login, schemas, snapshot_name=snapshot.name, path=work / name, advance=advance)
     return checksums
+
+
+def dump_of(stack: Stack, login: Login) -> str:
+    """The file with the schemas of a login."""
+    if login is stack.tracking:
+        return manifest.DUMP
+    return manifest.ACCOUNTS_DUMP if login is stack.accounts else manifest.SERVING_DUMP
 
 
 def _prepared(backups: Path) -> Path:

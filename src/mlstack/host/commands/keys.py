@@ -17,9 +17,14 @@ def remove(stack: Stack, name: str) -> None:
     _run(stack, "remove", name)
 
 
-def _run(stack: Stack, action: str, name: str) -> str:
+def require_on(stack: Stack) -> None:
+    """Raises MlstackError if the part is off."""
     if not stack.services.by_name.get(SERVICE):
-        raise MlstackError("the part scoring is off.", "Its service keeps the keys.", "make add PART=scoring")
+        raise MlstackError("the part scoring is off.", "Its service does this.", "make add PART=scoring")
+
+
+def _run(stack: Stack, action: str, name: str) -> str:
+    require_on(stack)
     container = stack.containers.get(SERVICE)
     if container is None or not container.is_running:
         raise MlstackError("the scoring service does not run.", "It keeps the keys.", "make up")
@@ -27,6 +32,9 @@ def _run(stack: Stack, action: str, name: str) -> str:
         command = ("python3", "-m", "mlstack.scoring.access", action, name)
         return stack.compose.output("exec", "--no-TTY", SERVICE, *command)
     except CommandFailed as error:
+        if error.stderr.strip():
+            reason = error.stderr.strip().splitlines()[-1]
+            raise MlstackError(f"the keys cannot be changed: {reason}", "Postgres keeps their hashes.", "make doctor") from error
         raise MlstackError(
             f"there is no key of {name!r}." if action == "remove" else f"no key was generated for {name!r}.",
             "Nothing was changed.",

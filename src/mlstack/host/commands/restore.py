@@ -13,9 +13,11 @@ from mlstack.host.backup import bucket, data_services, log, manifest, postgres, 
 from mlstack.host.backup.journal import Journal
 from mlstack.host.backup.manifest import Artifact, Backup, Table
 from mlstack.host.commands import start
+from mlstack.host.commands.backup import dump_of
 from mlstack.host.compose import docker
 from mlstack.host.render.progress import bar
 from mlstack.host.stack import Stack
+from mlstack.settings import Login
 
 _SHOWN = 5
 _WANTED = ("runs", "registered models", "artifacts", "files of data sets")
@@ -81,6 +83,7 @@ def content(target: Stack) -> Content:
         if not postgres.exists(server, target.owner.database):
             return Content({})
     with postgres.connected(target) as connection:
+        postgres.ensure_serving_login(target, connection, postgres.schemas(connection))
         counts = postgres.counts(postgres.tables(target, connection))
     client = data_services.storage_client(target.keys)
     for what, name in zip(("artifacts", "files of data sets"), target.keys.buckets, strict=True):
@@ -119,18 +122,20 @@ def _load_database(target: Stack, backup: Backup) -> None:
     """Loads each schema with its own login only: SQL in a dump can do no more than that login."""
     name, schemas = swap.new_name(target), backup.manifest.owners
     postgres.prepare(target, name, schemas)
-    files = {login: _file(backup, login is target.accounts) for login in (target.tracking, target.accounts)}
+    by_login = postgres.schemas_by_login(target, schemas)
+    files = {login: _file(target, backup, login) for login in by_login}
     log.info("loading the database")
     with bar("database", sum(file.stat().st_size for file in files.values())) as advance:
-        for login, file in files.items():
-            if own := [schema for schema in schemas if postgres.login_of(target, schema) is login]:
-                postgres.load(target, login, own, path=file, name=name, advance=advance)
+        for login, own in by_login.items():
+            postgres.load(target, login, own, path=files[login], name=name, advance=advance)
     with postgres.connected(target, name) as connection:
         _refuse(_differences(backup.manifest.tables, postgres.tables(target, connection)))
 
 
-def _file(backup: Backup, of_accounts: bool) -> Path:
-    return backup.folder / backup.manifest.dumps[-1 if of_accounts else 0]
+def _file(target: Stack, backup: Backup, login: Login) -> Path:
+    """The dump with the schemas of a login; in format 1 the accounts are in the first."""
+    name = dump_of(target, login)
+    return backup.folder / (name if name in backup.manifest.files else manifest.DUMP)
 
 
 def _load_bucket(client: Minio, name: str, folder: Path, artifacts: tuple[Artifact, ...], journal: Journal) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from mlstack.host.doctor import environment, jupyter, machine, minio, mlflow, postgres, stack, tidying
+from mlstack.host.doctor import environment, jupyter, machine, minio, mlflow, postgres, scoring, stack, tidying
 from mlstack.host.doctor.check import Check, CheckWarning, Result, State, registered, run
 from mlstack.host.doctor.context import Limits, Subject
 from mlstack.host.services import Services
@@ -10,14 +10,17 @@ from mlstack.host.stack import Stack
 
 __all__ = ["Check", "CheckWarning", "Limits", "Result", "State", "Subject", "checks", "diagnose", "examine"]
 
-_CHECKS = registered(*(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, tidying)))
+_CHECKS = registered(
+    *(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, scoring, tidying))
+)
 _SERVICES = _CHECKS.index(stack.running) + 1
 
 
 def checks(services: Services) -> tuple[Check, ...]:
     """Every check, in the order in which they run: the checks of services follow the first check of the containers."""
     of_services = (stack.service(service.name) for service in services.long_running)
-    return (*_CHECKS[:_SERVICES], *of_services, *_CHECKS[_SERVICES:])
+    following = (item for item in _CHECKS[_SERVICES:] if item.reach != scoring.REACH or scoring.SERVICE in services.by_name)
+    return (*_CHECKS[:_SERVICES], *of_services, *following)
 
 
 def examine(subject: Subject, announce: Callable[[Check], None] = lambda check: None) -> Iterator[Result]:

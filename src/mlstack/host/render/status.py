@@ -14,8 +14,11 @@ def screen(status: Status) -> Group:
 
 
 def _services(status: Status) -> Table:
-    table = Table("service", "state", "up", "memory", "version", box=None, pad_edge=False, header_style="dim")
-    table.add_column("where", no_wrap=True, overflow="ignore")  # a shortened address is useless
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("service", no_wrap=True, overflow="ignore")  # a shortened name or address is useless
+    for column in ("state", "up", "memory", "version"):
+        table.add_column(column)
+    table.add_column("where", no_wrap=True, overflow="ignore")
     for service in status.services:
         colour = "green" if service.is_healthy else "red"
         state = service.health or service.state

@@ -1,0 +1,154 @@
+"""The routes that move an alias: promote and rollback, and how much traffic a challenger gets. They need an account of MLflow.
+
+MLflow decides whether the account may move the alias: the service passes its login on. Its own account cannot.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import requests
+from psycopg2.extensions import cursor as Cursor  # noqa: N812
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from mlstack.scoring.access import account_of
+from mlstack.scoring.bodies import json_body
+from mlstack.scoring.catalogue import CHALLENGER, CHAMPION, Champion
+from mlstack.scoring.decisions import new_request
+from mlstack.scoring.history import answered
+from mlstack.scoring.policies import reason_of
+from mlstack.scoring.records import Records
+from mlstack.scoring.store import Store
+
+MODES = ("off", "shadow", "canary")
+SECONDS = 10
+
+
+class Deployments:
+    """Which version an alias named when, moved by whom and why."""
+
+    def __init__(self, store: Store, records: Records, mlflow: str) -> None:
+        self._store, self._records, self._mlflow = store, records, mlflow.rstrip("/")
+
+    async def listed(self, request: Request) -> Response:
+        """A model's deployments, the newest first."""
+        account_of(request)
+        rows = await answered(self._store, partial(_listed, request.path_params["name"]))
+        return JSONResponse({"deployments": rows})
+
+    async def promote(self, request: Request) -> Response:
+        """The challenger becomes the champion, and there is no challenger any more."""
+        account_of(request)
+        model, reason = request.path_params["name"], reason_of(await json_body(request))
+        aliases = await self._aliases(request, model)
+        if CHALLENGER not in aliases:
+            raise HTTPException(409, "The model has no challenger.")
+        moved = await self._move(request, model, aliases[CHALLENGER], aliases.get(CHAMPION), reason)
+        await self._call(request, "DELETE", f"registered-models/alias?{urlencode({'name': model, 'alias': CHALLENGER})}")
+        return moved
+
+    async def rollback(self, request: Request) -> Response:
+        """The version that was the champion before the newest deployment is it again."""
+        account_of(request)
+        model, reason = request.path_params["name"], reason_of(await json_body(request))
+        current = (await self._aliases(request, model)).get(CHAMPION)
+        previous = await answered(self._store, partial(_previous, model, current))
+        if previous is None:
+            raise HTTPException(409, "No deployment of the version that is the champion says what was the champion before it.")
+        return await self._move(request, model, previous, current, reason)
+
+    async def traffic(self, request: Request) -> Response:
+        """Sets what the challenger gets."""
+        account, model = account_of(request), request.path_params["name"]
+        body = await json_body(request)
+        mode, weight, reason = body.get("mode"), body.get("weight", 0), reason_of(body)
+        if mode not in MODES or isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise HTTPException(400, f"The mode is {', '.join(MODES)}, and the weight of a canary is from 0 to 1.")
+        if not math.isfinite(weight) or (mode == "canary" and not weight):
+            raise HTTPException(400, "A canary needs a weight above 0.")
+        await answered(self._store, partial(_set_traffic, (model, mode, float(weight), account, reason)))
+        await self._records.refresh()
+        return JSONResponse({"mode": mode, "weight": weight})
+
+    async def _move(self, request: Request, model: str, version: str, previous: str | None, reason: str) -> Response:
+        """Records the deployment and sets the alias: both, or neither."""
+        identifier = new_request()
+        row = (str(identifier), model, CHAMPION, version, previous, account_of(request), reason)
+        await answered(self._store, partial(_record, row, partial(self._set_alias, request, model, version)))
+        return JSONResponse({"deployment": str(identifier), "version": version, "previous": previous})
+
+    def _set_alias(self, request: Request, model: str, version: str) -> None:
+        self._call_now(request, "POST", "registered-models/alias", {"name": model, "alias": CHAMPION, "version": version})
+
+    async def _aliases(self, request: Request, model: str) -> dict[str, str]:
+        answer = await self._call(request, "GET", f"registered-models/get?{urlencode({'name': model})}")
+        return {alias["alias"]: alias["version"] for alias in answer["registered_model"].get("aliases", [])}
+
+    async def _call(self, request: Request, method: str, path: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._call_now, request, method, path)
+
+    def _call_now(self, request: Request, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """MLflow's answer to the caller's own account. Raises HTTPException with MLflow's status."""
+        headers = {"Authorization": request.headers["authorization"]}
+        try:
+            answer = requests.request(
+                method, f"{self._mlflow}/api/2.0/mlflow/{path}", json=body, headers=headers, timeout=SECONDS
+            )
+            content = answer.json()
+        except requests.RequestException:
+            raise HTTPException(503, "MLflow does not answer. Try again.") from None
+        if not answer.ok:
+            raise HTTPException(answer.status_code, f"MLflow answers: {content.get('message', answer.reason)}")
+        return dict(content)
+
+
+def _listed(model: str, cursor: Cursor) -> list[dict[str, Any]]:
+    cursor.execute("SELECT to_jsonb(d) FROM serving.deployments d WHERE model = %s ORDER BY at DESC LIMIT 1000", (model,))
+    return [row for (row,) in cursor.fetchall()]
+
+
+def _previous(model: str, current: str | None, cursor: Cursor) -> str | None:
+    cursor.execute(
+        "SELECT previous FROM serving.deployments WHERE model = %s AND alias = %s AND version = %s ORDER BY at DESC LIMIT 1",
+        (model, CHAMPION, current),
+    )
+    row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def _record(row: tuple[str | None, ...], move: Callable[[], None], cursor: Cursor) -> None:
+    cursor.execute(
+        "INSERT INTO serving.deployments (id, model, alias, version, previous, set_by, reason)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        row,
+    )
+    move()
+
+
+def _set_traffic(row: tuple[str, str, float, str, str], cursor: Cursor) -> None:
+    cursor.execute("INSERT INTO serving.traffic (model, mode, weight, set_by, reason) VALUES (%s, %s, %s, %s, %s)", row)
+
+
+def seen(champions: Mapping[str, Champion], account: str, cursor: Cursor) -> dict[tuple[str, str], UUID]:
+    """The deployment of each champion, by model and version, recorded here if its alias was moved in MLflow itself."""
+    deployments = {}
+    for model, champion in champions.items():
+        cursor.execute(
+            "SELECT id, version FROM serving.deployments WHERE model = %s AND alias = %s ORDER BY at DESC", (model, CHAMPION)
+        )
+        rows = cursor.fetchall()
+        if champion.is_named and (not rows or rows[0][1] != champion.version):
+            previous = rows[0][1] if rows else None
+            row = (str(new_request()), model, CHAMPION, champion.version, previous, account, "the alias was moved in MLflow")
+            _record(row, lambda: None, cursor)
+            rows = [(row[0], champion.version), *rows]
+        identifier = next((identifier for identifier, version in rows if version == champion.version), None)
+        if identifier is not None:
+            deployments[model, champion.version] = UUID(str(identifier))
+    return deployments
