@@ -1,9 +1,11 @@
 """Calls of the scoring service from notebooks, with the account of MLflow that they have anyway."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import requests
+from urllib3.exceptions import HTTPError
 
 from mlstack import settings
 from mlstack.errors import MlstackError
@@ -14,22 +16,39 @@ SECONDS = 60
 
 def call(method: str, path: str, *, body: object = None, **parameters: str | None) -> dict[str, Any]:
     """The answer to a request. Raises MlstackError if there is none, or the request was rejected."""
+    with _answer(method, path, parameters, json=body) as answer:
+        return dict(answer.json())
+
+
+@contextmanager
+def stream(path: str, blocks: Iterable[bytes], **parameters: str) -> Iterator[requests.Response]:
+    """The answer to a body that is sent as it is made; its own is read as it arrives. Raises MlstackError as `call` does."""
+    with _answer("POST", path, parameters, data=blocks, stream=True) as answer:
+        yield answer
+
+
+@contextmanager
+def _answer(method: str, path: str, parameters: Mapping[str, str | None], **options: Any) -> Iterator[requests.Response]:
     url = settings.of_shell("SCORING_URL") or URL
     login = settings.of_shell("MLFLOW_TRACKING_USERNAME"), settings.of_shell("MLFLOW_TRACKING_PASSWORD")
-    given: Mapping[str, str] = {name: value for name, value in parameters.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
     try:
-        answer = requests.request(method, url + path, json=body, params=given, auth=login, timeout=SECONDS)
-    except requests.RequestException as error:
+        with requests.request(method, url + path, params=given, auth=login, timeout=SECONDS, **options) as answer:
+            _require_ok(answer)
+            yield answer
+    except (requests.RequestException, HTTPError) as error:
         raise MlstackError(
             f"the scoring service at {url} does not answer: {type(error).__name__}.",
-            "Decisions, labels and policies are read and written through it.",
+            "Decisions, labels, policies and features are read and written through it.",
             "make add PART=scoring, or make up if the part is on; outside the stack, set SCORING_URL",
         ) from error
-    content = answer.json() if answer.headers.get("content-type") == "application/json" else {}
+
+
+def _require_ok(answer: requests.Response) -> None:
     if not answer.ok:
+        content = answer.json() if answer.headers.get("content-type") == "application/json" else {}
         raise MlstackError(
             f"the scoring service answers {answer.status_code}: {content.get('message', answer.reason)}",
             "Nothing was changed.",
             "check MLFLOW_TRACKING_USERNAME and _PASSWORD" if answer.status_code == 401 else "make logs SERVICE=scoring",  # noqa: PLR2004
         )
-    return dict(content)

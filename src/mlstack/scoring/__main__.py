@@ -10,13 +10,14 @@ import uvicorn
 
 from mlstack import settings
 from mlstack.logger import STREAM_FORMAT
-from mlstack.scoring import access
+from mlstack.scoring import access, feature_store
 from mlstack.scoring.access import Guard, Keys
 from mlstack.scoring.accounts import Accounts
 from mlstack.scoring.app import Scoring
 from mlstack.scoring.cache import Cache
 from mlstack.scoring.catalogue import Catalogue
 from mlstack.scoring.decisions import DecisionLog, Mode
+from mlstack.scoring.features import Features
 from mlstack.scoring.metrics import Metrics
 from mlstack.scoring.records import Records
 from mlstack.scoring.registry import Registry
@@ -52,7 +53,10 @@ def main() -> None:
     keys, mlflow = Keys(), settings.of_shell("MLFLOW_TRACKING_URI")
     records = Records(Store(login, "records"), keys, FOLDER / "records.json")
     store = Store(login, "history")
-    scoring = Scoring(catalogue, decision_log, records, store, metrics, mlflow=mlflow, account=account.username)
+    features = Features(feature_store.Store(login))
+    scoring = Scoring(
+        catalogue, decision_log, records, store, metrics, features=features, mlflow=mlflow, account=account.username
+    )
     app = Guard(scoring.application(), keys, Accounts(mlflow, account.username), access.hosts(settings.scoring_port()))
     uvicorn.run(
         app,

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from mlstack.scoring.bodies import whole_body
 from mlstack.scoring.catalogue import CHAMPION, INTERVAL, Catalogue, Champion, Served, restart_if_failed
 from mlstack.scoring.decisions import DecisionLog, LogError, Mode, new_request
 from mlstack.scoring.deployments import Deployments, seen
+from mlstack.scoring.features import Features
 from mlstack.scoring.history import History
 from mlstack.scoring.metrics import CONTENT_TYPE, Metrics
 from mlstack.scoring.model import same
@@ -33,7 +34,7 @@ from mlstack.scoring.policies import Policies
 from mlstack.scoring.policy import Case, Policy, PolicyError
 from mlstack.scoring.records import Records
 from mlstack.scoring.registry import Target
-from mlstack.scoring.schema import InputError, Row, Schema
+from mlstack.scoring.schema import InputError, Row
 from mlstack.scoring.store import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ FEW_ROWS = 200  # for a policy, before other requests would notice
 MOST_SHADOWED = 1_000  # rows that wait for a challenger's shadow answer
 
 
-Decode = Callable[[Schema, bytes], Sequence[Row]]
+Decode = Callable[[Served, bytes], Awaitable[Sequence[Row]]]
 Encode = Callable[[Answer], bytes]
 
 
@@ -58,12 +59,14 @@ class Scoring:
         store: Store,
         metrics: Metrics,
         *,
+        features: Features,
         mlflow: str,
         account: str,
     ) -> None:
         self._make, self._log, self._records, self._store, self._metrics = catalogue, decision_log, records, store, metrics
         self._account = account
         self._history = History(store)
+        self._features = features
         self._policies = Policies(store, records, self._examples)
         self._deploying = Deployments(store, records, mlflow)
         self._deployments: Mapping[tuple[str, str], UUID] = {}
@@ -75,6 +78,8 @@ class Scoring:
             routes=[
                 Route("/invocations", self.invocations, methods=["POST"]),
                 Route("/endpoints/{name}/invocations", self.invocations, methods=["POST"]),
+                Route("/endpoints/{name}/entities", self.entities, methods=["POST"]),
+                *self._features.routes(),
                 Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}/versions/{version}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}", self.model),
@@ -120,15 +125,32 @@ class Scoring:
     # ---- scoring ---------------------------------------------------------------------------------
 
     async def invocations(self, request: Request) -> Response:
-        decode = partial(_rows_of, content_type=request.headers.get("content-type", "application/json"))
+        content_type = request.headers.get("content-type", "application/json")
+
+        async def decode(served: Served, body: bytes) -> Sequence[Row]:
+            return formats.rows_of(served.loaded.schema, content_type, body)
+
+        return await self._answered(request, decode, lambda answer: formats.answer_of(answer.predictions, answer.decided))
+
+    async def entities(self, request: Request) -> Response:
+        """Scores rows that have the keys of entities; the features that the version was trained with are looked up."""
+        times: list[str] = []  # a challenger's features are those of the same time
+
+        async def decode(served: Served, body: bytes) -> Sequence[Row]:
+            rows = formats.entities_of(body)
+            timed = [{**row, "at": at} for row, at in zip(rows, times, strict=True)] if times else rows
+            looked_up = await self._features.of(served.loaded.features, timed)
+            times[:] = [entity.at.isoformat() for entity in looked_up]
+            return served.loaded.schema.checked([{**row, **entity.features} for row, entity in zip(rows, looked_up, strict=True)])
+
         return await self._answered(request, decode, lambda answer: formats.answer_of(answer.predictions, answer.decided))
 
     async def infer(self, request: Request) -> Response:
         identifier = ""
 
-        def decode(schema: Schema, body: bytes) -> Sequence[Row]:
+        async def decode(served: Served, body: bytes) -> Sequence[Row]:
             nonlocal identifier
-            rows, identifier = formats.v2_rows_of(schema, body)
+            rows, identifier = formats.v2_rows_of(served.loaded.schema, body)
             return rows
 
         def encode(answer: Answer) -> bytes:
@@ -157,7 +179,7 @@ class Scoring:
             challenger = self._catalogue.challenger(target.model) if is_bare else None
             answer = await self._by_canary(challenger, decode, body, subject) if challenger else None
             if answer is None:
-                answer = await self._scored(served, target.alias, decode(served.loaded.schema, body), subject)
+                answer = await self._scored(served, target.alias, await decode(served, body), subject)
             labels = {"model": answer.served.version.model, "version": answer.served.version.number}
             response = Response(encode(answer), media_type="application/json", headers=answer.headers)
             await self._log.record(answer.decisions(self._deployments.get((target.model, answer.served.version.number))))
@@ -204,7 +226,7 @@ class Scoring:
         if not self._records.traffic(model).is_canary(model, subject.entity or str(subject.request)):
             return None
         try:
-            return await self._scored(challenger, "canary", decode(challenger.loaded.schema, body), subject)
+            return await self._scored(challenger, "canary", await decode(challenger, body), subject)
         except (InputError, OverloadedError):
             self._metrics.challenger.add(1, model=model, version=challenger.version.number, result="failed")
             return None
@@ -217,7 +239,7 @@ class Scoring:
             self._metrics.challenger.add(len(answer.rows), **labels, result="skipped")
             return
         try:
-            rows = decode(challenger.loaded.schema, body)
+            rows = await decode(challenger, body)
             subject = Subject(answer.subject.request, answer.subject.client, answer.subject.entity, started)
             shadow = await self._scored(challenger, "shadow", rows, subject)
             await self._log.record(shadow.decisions(None))
@@ -340,10 +362,6 @@ def _described(target: Target, served: Served) -> Mapping[str, Any]:
             },
         }
     }
-
-
-def _rows_of(schema: Schema, body: bytes, *, content_type: str) -> Sequence[Row]:
-    return formats.rows_of(schema, content_type, body)
 
 
 def _entity(request: Request) -> str | None:

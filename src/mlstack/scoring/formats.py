@@ -47,6 +47,17 @@ def rows_of(schema: Schema, content_type: str, body: bytes) -> list[Row]:
     return _limited(schema, [value] if name == "inputs" and not isinstance(value, list) else value)
 
 
+def entities_of(body: bytes) -> list[dict[str, Any]]:
+    """The rows of a request to /entities, whose features are looked up. Raises FormatError or TooManyRowsError."""
+    content = _json(body)
+    entities = content.get("entities") if isinstance(content, dict) else None
+    if not isinstance(entities, list) or not all(isinstance(entity, dict) for entity in entities):
+        raise FormatError("the body has no list of objects in the field entities")
+    if len(entities) > MOST_ROWS:
+        raise TooManyRowsError(f"the request has more than {MOST_ROWS} rows")
+    return entities
+
+
 def v2_rows_of(schema: Schema, body: bytes) -> tuple[list[Row], str]:
     """The checked rows of a request to V2's infer, and its id. Raises as `rows_of` does."""
     content = _json(body)

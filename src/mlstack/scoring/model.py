@@ -21,6 +21,8 @@ from mlstack.scoring.schema import InputError, Row, Schema, UnsupportedError
 # In the metadata of a logged model: what it answers to its input example, for example
 # log_model(…, input_example=frame, metadata={"example_answer": model.predict(frame).tolist()}).
 STORED_ANSWER = "example_answer"
+# Also there: the feature views that it was trained with, such as ["route@1a2b3c4d5e6f"] (docs/features.md).
+FEATURES = "features"
 CLOSE = 1e-6  # relative: answers of another process or processor may differ in the last digits
 LOW_PRIORITY = 5  # as nice(1) counts: answers come first, and the next version still within seconds
 LONGEST_REASON = 300
@@ -39,6 +41,7 @@ class Loaded:
     answer: Callable[[Sequence[Row]], list[Any]] = field(repr=False)
     example: Sequence[Row]
     stored_answer: Sequence[Any] | None
+    features: tuple[str, ...] = ()
 
     def answer_to_example(self) -> list[Any]:
         """Its answer to the example that it was logged with, which has to be the stored one. Raises ModelError."""
@@ -69,7 +72,8 @@ def load(folder: Path) -> Loaded:
     def answer(rows: Sequence[Row]) -> list[Any]:
         return _explained("it failed", lambda: _listed(model.predict(schema.frame(rows))))
 
-    return Loaded(schema, answer, example, (description.metadata or {}).get(STORED_ANSWER))
+    metadata = description.metadata or {}
+    return Loaded(schema, answer, example, metadata.get(STORED_ANSWER), tuple(map(str, metadata.get(FEATURES) or ())))
 
 
 def load_calmly(folder: Path) -> Loaded:
