@@ -11,4 +11,4 @@ scripts/venv.sh check
 .venv/bin/ruff check --quiet .
 .venv/bin/ruff format --quiet --check .
 .venv/bin/mypy --no-error-summary
-PYTEST_ADDOPTS="--numprocesses 2 --dist loadgroup --no-loadscope-reorder ${PYTEST_ADDOPTS:-}" exec .venv/bin/pytest "$@"
+PYTEST_ADDOPTS="--numprocesses 2 --dist loadscope --no-loadscope-reorder ${PYTEST_ADDOPTS:-}" exec .venv/bin/pytest "$@"

@@ -128,10 +128,11 @@ def test_partitions_are_made_filled_from_the_default_and_dropped_after_the_reten
     for months in (1, 2):
         run(as_owner, f"CREATE TABLE serving.decisions_2001_0{months} PARTITION OF serving.decisions"
             f" FOR VALUES FROM ('2001-0{months}-01Z') TO ('2001-0{months + 1}-01Z')")  # fmt: skip
-    run(as_owner, "INSERT INTO serving.settings VALUES ('retention_months', '0')")
+    ((retention,),) = run(as_owner, "SELECT value FROM serving.settings WHERE name = 'retention_months'")
+    run(as_owner, "UPDATE serving.settings SET value = '0' WHERE name = 'retention_months'")
     assert run(as_service, "SELECT * FROM serving.maintain()") == []
-    run(as_owner, "UPDATE serving.settings SET value = '2'")
+    run(as_owner, "UPDATE serving.settings SET value = '2' WHERE name = 'retention_months'")
     dropped = run(as_service, "SELECT action, partition FROM serving.maintain() ORDER BY 2")
     assert dropped == [("dropped", "decisions_2001_01"), ("dropped", "decisions_2001_02")]
     assert run(as_service, "SELECT count(*) FROM serving.decisions WHERE time = %s", now) == [(1,)]
-    run(as_owner, "DELETE FROM serving.settings")
+    run(as_owner, "UPDATE serving.settings SET value = %s WHERE name = 'retention_months'", retention)

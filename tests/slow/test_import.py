@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from tests.support.many_runs import write
 from tests.support.service import wait_until
 
 PROGRAM = ROOT / "tests/support/imported_program.py"
+# The administrator of the server with accounts.
+PASSWORD = "another-password"
+SERVER = {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(), "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
 LARGEST = '"1.7976931348623157e+308"'
 
 
@@ -38,19 +43,25 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def server(stack: Clone) -> Iterator[tuple[str, str]]:
+@contextmanager
+def server(stack: Clone, *options: str) -> Iterator[tuple[str, str]]:
     """A container with a server of MLflow 3, which keeps everything in memory, and its address on the host."""
     (port,) = free_ports(1)
-    command = "cd /tmp && exec mlflow server --host 0.0.0.0 --workers 1 --backend-store-uri sqlite:////dev/shm/rows.db"
+    settings = " ".join(f"{name}={value}" for name, value in SERVER.items())
+    command = (
+        f"cd /tmp && {settings} exec mlflow server --host 0.0.0.0 --workers 1 --backend-store-uri sqlite:////dev/shm/rows.db"
+    )
     name = f"{stack.name}-source"
     docker(
         "run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1:{port}:5000", "--volume",
-        f"{PROGRAM}:/program.py:ro", stack.image("mlflow"), "bash", "-c", f"{command} --artifacts-destination /dev/shm/artifacts",
+        f"{PROGRAM}:/program.py:ro", stack.image("mlflow"),
+        "bash", "-c", " ".join([command, "--artifacts-destination /dev/shm/artifacts", *options]),
     )  # fmt: skip
-    wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
-    yield name, f"http://127.0.0.1:{port}"
-    docker("rm", "--force", name)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield name, f"http://127.0.0.1:{port}"
+    finally:
+        docker("rm", "--force", name)
 
 
 def answers(url: str) -> bool:
@@ -75,10 +86,27 @@ def program(python: Path, environment: dict[str, str], *arguments: str, folder: 
     return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def assert_imported(stack: Clone, origin: str, prefix: str, expected: str) -> None:
+def in_image(stack: Clone, source: Path, **environment: str) -> Callable[[str], str]:
+    """Runs the program in `source`, with the MLflow of the stack's image."""
+    settings = [part for key, value in environment.items() for part in ("--env", f"{key}={value}")]
+    options = ("--volume", f"{source}:{source}", "--workdir", str(source), *settings, stack.image("mlflow"))
+    return lambda action: docker("run", "--rm", *options, "python3", "-W", "ignore", PROGRAM.name, action)
+
+
+def account(prefix: str) -> dict[str, str]:
+    return {f"{prefix}_USERNAME": "admin", f"{prefix}_PASSWORD": PASSWORD}
+
+
+def assert_account_is_needed(stack: Clone, url: str) -> None:
+    done = stack.make("import", FROM=url, YES="1")
+    assert done.returncode != 0
+    assert "IMPORT_USERNAME" in done.stderr
+
+
+def assert_imported(stack: Clone, origin: str, prefix: str, expected: str, **account: str) -> None:
     """Imports twice; what the stack shows is what the source showed."""
     for _ in range(2):
-        done = stack.make("import", FROM=origin, PREFIX=prefix, YES="1")
+        done = stack.make("import", FROM=origin, PREFIX=prefix, YES="1", **account)
         assert done.returncode == 0, done.stdout + done.stderr
     before = json.loads(re.sub(r'"(-?)inf"', rf'"\g<1>{LARGEST[1:]}', expected))  # a file store alone keeps infinity
     after = of_stack(stack, prefix)
@@ -94,29 +122,33 @@ def test_file_store_of_mlflow_2_is_the_same_in_the_stack(stack: Clone, old_pytho
     assert_imported(stack, str(source / "mlruns"), "two/", program(old_python, environment, "read", folder=source))
 
 
-def test_sqlite_file_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, source: Path) -> None:
-    def run(action: str) -> str:
-        return docker(
-            "run", "--rm", "--volume", f"{source}:{source}", "--workdir", str(source), "--env",
-            f"MLFLOW_TRACKING_URI=sqlite:///{source}/mlflow.db", stack.image("mlflow"), "python3", "-W", "ignore", PROGRAM.name,
-            action,
-        )  # fmt: skip
+def test_file_store_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, source: Path) -> None:
+    run = in_image(stack, source, MLFLOW_TRACKING_URI=str(source / "mlruns"), MLFLOW_ALLOW_FILE_STORE="true")
+    run("fill")
+    assert_imported(stack, str(source / "mlruns"), "three/", run("read"))
 
+
+def test_sqlite_file_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, source: Path) -> None:
+    run = in_image(stack, source, MLFLOW_TRACKING_URI=f"sqlite:///{source}/mlflow.db")
     run("fill")
     content = (source / "mlflow.db").read_bytes()
     assert_imported(stack, str(source / "mlflow.db"), "file/", run("read"))
     assert (source / "mlflow.db").read_bytes() == content
 
 
-def test_server_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, server: tuple[str, str]) -> None:
-    name, url = server
+@pytest.mark.parametrize("accounts", [False, True])
+def test_server_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, accounts: bool) -> None:
+    with server(stack, *["--app-name basic-auth"] * accounts) as (name, url):
 
-    def run(action: str) -> str:
-        environment = ("--env", "MLFLOW_TRACKING_URI=http://127.0.0.1:5000")
-        return docker("exec", *environment, name, "python3", "-W", "ignore", "/program.py", action)
+        def run(action: str) -> str:
+            environment = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000"} | (account("MLFLOW_TRACKING") if accounts else {})
+            options = [part for key, value in environment.items() for part in ("--env", f"{key}={value}")]
+            return docker("exec", *options, name, "python3", "-W", "ignore", "/program.py", action)
 
-    run("fill")
-    assert_imported(stack, url, "server/", run("read"))
+        run("fill")
+        if accounts:
+            assert_account_is_needed(stack, url)
+        assert_imported(stack, url, f"server{accounts}/", run("read"), **account("IMPORT") if accounts else {})
 
 
 def test_ten_thousand_runs_with_a_million_points(stack: Clone, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from mlstack import settings
 from mlstack.postgres import connected
 from mlstack.settings import Keys, Login
+from tests.conftest import OWN_STACK
 from tests.support.clone import Clone
 
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
@@ -21,8 +22,8 @@ def shared(clone: Clone) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def stack(shared: Clone, request: pytest.FixtureRequest) -> Iterator[Clone]:
-    """The shipped stack, started as a user would; files share it. A file that is marked own_stack gets an empty one."""
-    is_own = request.node.get_closest_marker("own_stack")
+    """The shipped stack, started as a user would; files share it. Those in OWN_STACK get an empty one."""
+    is_own = request.node.path.name in OWN_STACK
     if is_own:
         shared.erase()
     printed = shared.up()

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from tests.support import notebooks
 from tests.support.clone import ROOT, Clone
 
 PROGRAM = (ROOT / "tests/support/features_program.py").read_text()
-NOTEBOOK = "/home/mlstack/notebooks/06_features_and_scoring.ipynb"
+NOTEBOOK = "06_features_and_scoring.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,9 @@ def scoring(stack: Clone) -> Iterator[Clone]:
     """The stack with the part on, after the notebook has run."""
     added = stack.make("add", PART="scoring")
     assert added.returncode == 0, added.stderr
-    stack.in_container("jupyter", "jupyter", "execute", "--timeout=600", NOTEBOOK)
+    notebooks.run(stack, NOTEBOOK)
     yield stack
+    stack.make("remove", PART="scoring")
 
 
 @pytest.fixture(scope="module")

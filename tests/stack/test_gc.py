@@ -24,8 +24,6 @@ from tests.stack.conftest import rows
 from tests.support.clone import Clone, users_environment
 from tests.support.confirmation import decline
 
-pytestmark = pytest.mark.own_stack
-
 # A user's work: a run in the trash, one in the trash that a registered model uses, one that is active.
 LIFE = """
 import mlflow

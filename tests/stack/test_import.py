@@ -17,8 +17,6 @@ from tests.support.confirmation import decline
 from tests.support.many_runs import EXPERIMENT, write
 from tests.support.service import wait_until
 
-pytestmark = pytest.mark.own_stack
-
 RUNS, POINTS = 40, 200
 READ = """
 import mlflow, sys

@@ -46,7 +46,7 @@ from mlflow.store.model_registry.dbmodels.models import EncryptedString
 import psycopg2
 connection = psycopg2.connect("")
 cursor = connection.cursor()
-cursor.execute("SELECT secret FROM webhooks")
+cursor.execute("SELECT secret FROM webhooks WHERE webhook_id = 'id'")
 print([EncryptedString().process_result_value(secret, None) for (secret,) in cursor.fetchall()])
 """
 

@@ -87,7 +87,6 @@ MOUNTS = {
 # The same for the services of optional parts.
 SCORING_ACCOUNT = {"SCORING_USERNAME", "SCORING_PASSWORD"}
 SCORING_ROLE = {"SCORING_DB_USER", "SCORING_DB_PASSWORD"}
-OF_PARTS = ("SCORING_", "SERVING_", "DECISION_")  # how the names of their variables begin
 PARTS = {
     "scoring": {
         "scoring-account": LOG_SETTINGS
@@ -127,7 +126,7 @@ PARTS = {
     },
 }
 GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name, given in services.items()}
-OF_PARTS = tuple(f"{part.upper()}_" for part in PARTS)  # how the names of their variables begin
+OF_PARTS = ("SCORING_", "SERVING_", "DECISION_", "GATEWAY_")  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
 CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
 ONE_SHOTS = {"bootstrap", "migration", "scoring-account", "scoring-database"}
@@ -422,7 +421,7 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio", "scoring"}
     assert networks["gateway"] == {"data", "gateway-outbound"}
     assert networks["gateway-jobs"] == {"data"}
-    assert networks["scoring"] & networks["minio"] == {"transfers"}
+    assert networks["scoring"] & networks["minio"] == {"data", "transfers"}
     assert networks["scoring"] & networks["postgres"] == {"data"}
     assert networks["jupyter"] & networks["mlflow"] != set()
 

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def promote(model: str, reason: str) -> str:
-    """Makes the challenger the champion and returns its version. Raises MlstackError; then nothing was moved."""
+    """Makes the challenger the champion and returns its version. Raises MlstackError."""
     return str(call("POST", f"/deployments/{model}/promote", body={"reason": reason})["version"])
 
 
 def rollback(model: str, reason: str) -> str:
-    """Makes the previous champion the champion again and returns its version. Raises MlstackError; then nothing was moved."""
+    """Makes the previous champion the champion again and returns its version. Raises MlstackError."""
     return str(call("POST", f"/deployments/{model}/rollback", body={"reason": reason})["version"])
 
 

@@ -50,7 +50,7 @@ class Deployments:
         if CHALLENGER not in aliases:
             raise HTTPException(409, "The model has no challenger.")
         moved = await self._move(request, model, aliases[CHALLENGER], aliases.get(CHAMPION), reason)
-        await self._call(request, "DELETE", f"registered-models/alias?{urlencode({'name': model, 'alias': CHALLENGER})}")
+        await self._call(request, "DELETE", "registered-models/alias", {"name": model, "alias": CHALLENGER})
         return moved
 
     async def rollback(self, request: Request) -> Response:
@@ -90,8 +90,8 @@ class Deployments:
         answer = await self._call(request, "GET", f"registered-models/get?{urlencode({'name': model})}")
         return {alias["alias"]: alias["version"] for alias in answer["registered_model"].get("aliases", [])}
 
-    async def _call(self, request: Request, method: str, path: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self._call_now, request, method, path)
+    async def _call(self, request: Request, method: str, path: str, body: object = None) -> dict[str, Any]:
+        return await asyncio.to_thread(self._call_now, request, method, path, body)
 
     def _call_now(self, request: Request, method: str, path: str, body: object = None) -> dict[str, Any]:
         """MLflow's answer to the caller's own account. Raises HTTPException with MLflow's status."""
