@@ -88,6 +88,11 @@ class _Entry:
     rows: list[tuple[object, ...]]
     committed: asyncio.Future[None] | None  # None if nobody waits for it
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the client was told that its decision is not stored."""
+        return self.committed is not None and self.committed.done()
+
 
 class DecisionLog:
     """Commits decisions. Belongs to one event loop."""
@@ -157,7 +162,7 @@ class DecisionLog:
         rows = [row for entry in group for row in entry.rows]
         while True:
             try:
-                await self._store.run(partial(_copy, rows))
+                committed = await self._store.run(partial(_copy, group))
             except StoreError as error:
                 log.warning("%d decisions are not committed: %s", len(rows), error)
                 if self.mode is Mode.BEFORE:
@@ -167,7 +172,7 @@ class DecisionLog:
                 await asyncio.sleep(PAUSE)
                 continue
             except psycopg2.errors.UniqueViolation:
-                pass  # the connection was lost after the commit, and before its acknowledgement
+                committed = len(rows)  # the connection was lost after the commit, and before its acknowledgement
             except psycopg2.Error as error:
                 if len(group) > 1:  # what Postgres does not take fails no neighbour
                     for entry in group:
@@ -178,7 +183,7 @@ class DecisionLog:
                 self._fail(group)
                 return
             break
-        self._count("committed", len(rows))
+        self._count("committed", committed)
         for entry in group:
             if entry.committed and not entry.committed.done():
                 entry.committed.set_result(None)
@@ -200,11 +205,14 @@ def new_request() -> UUID:
     return UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62 | low)
 
 
-def _copy(rows: Sequence[tuple[object, ...]], cursor: Cursor) -> None:
+def _copy(group: Sequence[_Entry], cursor: Cursor) -> int:
+    # Connecting may have taken longer than a client waits.
+    rows = [row for entry in group if not entry.is_given_up for row in entry.rows]
     text = io.StringIO()
     csv.writer(text).writerows(rows)  # None is an empty cell, which Postgres reads as NULL
     text.seek(0)
     cursor.copy_expert(_COPY, text)
+    return len(rows)
 
 
 def _maintain(cursor: Cursor) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import Json
 
 from mlstack.retries import retrying
+from mlstack.scoring.store import is_lost
 from mlstack.settings import Login
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class _Pool:
         except Empty:
             raise UnavailableError("every connection to Postgres is in use") from None
         try:
-            if session is None or session.closed:
+            if session is None or is_lost(session):
                 session = self._connect()
             session.autocommit = True
             yield session

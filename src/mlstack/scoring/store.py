@@ -1,6 +1,7 @@
 """The service's connections to Postgres. Each belongs to a thread of its own, so that no wait holds up an answer."""
 
 import asyncio
+import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,11 @@ from mlstack.settings import Login
 CONNECT_SECONDS = 2
 SILENCE = 5000  # milliseconds without an acknowledgement, after which a connection is given up
 T = TypeVar("T")
+
+
+def is_lost(connection: Connection) -> bool:
+    """Whether an idle connection is closed, also by the server: a restart says so before it is used again."""
+    return bool(connection.closed or select.select([connection.fileno()], [], [], 0)[0])
 
 
 class StoreError(Exception):
@@ -34,7 +40,7 @@ class Store:
 
     def _run(self, work: Callable[[Cursor], T]) -> T:
         try:
-            if self._connection is None or self._connection.closed:
+            if self._connection is None or is_lost(self._connection):
                 self._connection = self._connected()
             with self._connection, self._connection.cursor() as cursor:
                 return work(cursor)
