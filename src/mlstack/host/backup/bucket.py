@@ -149,7 +149,7 @@ class Copy:
             response = self._client.get_object(self._bucket, version.key, version_id=version.version)
             try:
                 headers.update({name.lower(): value for name, value in response.headers.items()})
-                for chunk in response.stream(CHUNK):
+                for chunk in response.stream(CHUNK, decode_content=False):
                     if self._stop.is_set():
                         raise InterruptedError
                     digest.update(chunk)
@@ -231,7 +231,7 @@ def differences(client: Minio, bucket: str, artifacts: Iterable[Artifact], advan
         digest = hashlib.sha256()
         response = client.get_object(bucket, artifact.key)
         try:
-            for chunk in response.stream(CHUNK):
+            for chunk in response.stream(CHUNK, decode_content=False):
                 digest.update(chunk)
                 advance(len(chunk))
         finally:
