@@ -307,7 +307,7 @@ def test_experiment_keeps_artifacts_only_in_the_bucket(artifacts: Artifacts, loc
 def test_experiment_with_a_location_of_its_own_gives_presigned_urls_by_its_own_permissions(
     artifacts: Artifacts, colleague: Auth
 ) -> None:
-    for location in ("mlflow-artifacts:/team folder/project.x", f"mlflow-artifacts:/{secrets.token_hex(4)}/"):
+    for location in ("mlflow-artifacts:/team folder/project.x", f"mlflow-artifacts:/team{secrets.token_hex(4)}/"):
         experiment = artifacts.experiment(artifact_location=location)
         root = artifacts.folder(experiment)
         assert artifacts.send("PUT", artifacts.url_to_write(root, "x"), b"x").status_code == 200
