@@ -90,7 +90,7 @@ class _Entry:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether the client was told that its decision is not stored."""
+        """Whether the client has had an answer that its decision is not stored."""
         return self.committed is not None and self.committed.done()
 
 
