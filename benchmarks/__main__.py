@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks import growth, report
+from benchmarks import growth, report, scoring
 from benchmarks.figures import DEFAULTS, MLSTACK, RAW, Figure, Line
 from benchmarks.lines import (
     FRAME,
@@ -40,6 +40,7 @@ NAMES = [
     "memory",
     *(measurement.name for measurement in OF_MACHINE),
     "growth",
+    "scoring",
 ]
 INTERRUPTED = 130
 err = Console(stderr=True, highlight=False)
@@ -134,11 +135,25 @@ def run(size: Size, names: list[str], log: Path) -> tuple[dict[str, Any], Record
             points = growth.grow(bench, lambda runs: measure_frames(bench, record) if runs == size.runs else None, say)
             facts["growth"] = growth.recorded(points)
             facts["plans"] = {side: growth.plans(stack, bench.clients[side]) for side, stack in bench.stacks.items()}
+        if "scoring" in wanted:
+            open_clients(bench, opened)
+            measure_scoring(bench, record)
         record.expect((IMAGES,))
         record.add(MLSTACK, {"images": facts["images"]["together"]})
         facts["lines"] = report.lines([*record.figures.values()])
         facts["seconds"] = time.monotonic() - begun
         return facts, record, points, report.draw(shipped, [*record.figures.values()], points)
+
+
+def measure_scoring(bench: Bench, record: Record) -> None:
+    """The part `scoring` beside MLflow's own scoring server, both only while they are measured."""
+    say("scoring: starting both servers")
+    with scoring.scorers(bench) as servers:
+        *before, after = scoring.measurements(bench, servers)
+        for measurement in before:
+            measure(bench, record, measurement)
+        scoring.log_after(bench.stacks[MLSTACK], servers[MLSTACK])
+        measure(bench, record, after)
 
 
 def measure_memory(bench: Bench, record: Record) -> None:

@@ -7,6 +7,7 @@ measured, in seconds unless a name says otherwise, or the error. MLflow's own ou
 
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import urllib.parse
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -203,6 +205,64 @@ def load(name: str, loads: int) -> dict[str, Any]:
     return {"times": [_timed(mlflow.pyfunc.load_model, f"models:/{name}@champion")[0] for _ in range(loads + 1)][1:]}
 
 
+# ---- scoring -----------------------------------------------------------------------------------
+
+
+def pipeline(name: str) -> dict[str, Any]:
+    """Registers a pipeline of twelve columns, eight numbers and four categories, as `champion`; the rows that it can score."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({f"n{column}": random.normal(size=5_000) for column in range(8)})
+    categories = {f"c{column}": random.choice(list("abcdefgh"), 5_000) for column in range(4)}
+    frame = frame.assign(**{column: pd.Series(values, dtype=object) for column, values in categories.items()})
+    encoded = make_column_transformer((OneHotEncoder(sparse_output=False), [*categories]), remainder="passthrough")
+    model = make_pipeline(encoded, HistGradientBoostingRegressor(max_iter=100)).fit(frame, frame.n0 * 2 + (frame.c0 == "a"))
+    with mlflow.start_run():
+        # MLflow's default format, skops, does not load this model's types without a list of them.
+        logged = mlflow.sklearn.log_model(
+            model, name="model", input_example=frame.head(2), registered_model_name=name, serialization_format="cloudpickle"
+        )
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", logged.registered_model_version)
+    rows = frame.head(100)
+    return {"rows": rows.to_dict("records"), "predictions": model.predict(rows).tolist()}
+
+
+def score(url: str, headers: dict[str, str], body: str, clients: int, calls: int) -> dict[str, Any]:
+    """Latencies of requests from this many processes at once, each over one connection, and the seconds that all took."""
+    global barrier  # noqa: PLW0603 (what forked processes inherit)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(clients)
+    with context.Pool(clients) as pool:
+        parts = pool.starmap(_scores, [(url, headers, body, calls)] * clients, chunksize=1)
+    begun, ended = min(part[0] for part in parts), max(part[1] for part in parts)
+    return {"latencies": [seconds for part in parts for seconds in part[2]], "total": ended - begun}
+
+
+def _scores(url: str, headers: dict[str, str], body: str, calls: int) -> tuple[float, float, list[float]]:
+    parts = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=120)
+
+    def ask() -> None:
+        connection.request("POST", parts.path, body, {"Content-Type": "application/json", **headers})
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != http.HTTPStatus.OK:
+            raise RuntimeError(f"{answer.status}: {content[:500]!r}")
+
+    ask()
+    barrier.wait(300)
+    begun = time.perf_counter()
+    latencies = [_timed(ask)[0] for _ in range(calls)]
+    return begun, time.perf_counter(), latencies
+
+
 # ---- reading -----------------------------------------------------------------------------------
 
 
@@ -388,8 +448,8 @@ def _digest(path: Path) -> str:
 TASKS = {
     task.__name__: task
     for task in (
-        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load, experiment, search,
-        frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
+        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load, pipeline, score,
+        experiment, search, frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
     )
 }  # fmt: skip
 

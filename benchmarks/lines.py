@@ -32,6 +32,7 @@ class Size:
     files: int = 1_000
     files_of_defaults: int = 200
     loads: int = 5
+    scores: int = 200  # requests of each client
     rest: float = 30.0
     runs: int = 10_000
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)

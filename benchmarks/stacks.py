@@ -217,8 +217,14 @@ def make_down(stack: Stack) -> float:
 
 def _make(stack: Stack, target: str) -> float:
     begun = time.monotonic()
+    make(stack, target)
+    return time.monotonic() - begun
+
+
+def make(stack: Stack, *arguments: str) -> str:
+    """What a make command prints. Raises MlstackError with its last output."""
     done = subprocess.run(
-        ["make", target],
+        ["make", *arguments],
         cwd=stack.folder,
         env=users_environment(),
         stdin=subprocess.DEVNULL,
@@ -228,17 +234,18 @@ def _make(stack: Stack, target: str) -> float:
     )
     if done.returncode:
         raise MlstackError(
-            f"make {target} failed: {done.stderr.strip()[-500:]}",
+            f"make {' '.join(arguments)} failed: {done.stderr.strip()[-500:]}",
             "There is nothing to measure without the stack.",
-            f"make {target}",
+            f"make {' '.join(arguments)}",
         )
-    return time.monotonic() - begun
+    return done.stdout
 
 
 def _reference(folder: Path, name: str, images: Mapping[str, str], password: str, log: Path) -> Stack:
     (folder / "docker-compose.yml").write_bytes((HERE / "reference.yml").read_bytes())
-    (port,) = free_ports(1)
-    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, "MLFLOW_PORT": str(port), **images, **PLUGINS}
+    port, serve = map(str, free_ports(2))
+    ports = {"MLFLOW_PORT": port, "SERVE_PORT": serve}
+    values = {"COMPOSE_PROJECT_NAME": name, "PASSWORD": password, **ports, **images, **PLUGINS}
     (folder / ".env").touch(mode=0o600)
     (folder / ".env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
     stack = Stack(
