@@ -22,8 +22,8 @@ def shared(clone: Clone) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def stack(shared: Clone, request: pytest.FixtureRequest) -> Iterator[Clone]:
-    """The shipped stack, started as a user would; files share it. Those in OWN_STACK get an empty one."""
-    is_own = request.node.path.name in OWN_STACK
+    """The shipped stack, started as a user would; files share it. Those in OWN_STACK and of parts get an empty one."""
+    is_own = request.node.path.name in OWN_STACK or request.node.path.parent.name == "parts"
     if is_own:
         shared.erase()
     printed = shared.up()

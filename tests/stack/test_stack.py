@@ -57,7 +57,7 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-# The sixth needs the part scoring: tests/stack/test_features.py runs it.
+# The sixth needs the part scoring: tests/parts/test_features.py runs it.
 NOTEBOOKS = sorted({path.name for path in Path(ROOT, "examples").glob("*.ipynb")} - {"06_features_and_scoring.ipynb"})
 
 
