@@ -17,6 +17,8 @@ SERVING_SCHEMAS = ("serving", "features")  # schemas of the optional part `scori
 # Any number, always the same.
 LOCK = 0x6D6C7374
 TURN = 300  # seconds that a migration waits for the one before it
+# Versions of an external server: older ones open the schema public to all roles, newer ones reject the pg_dump of the image.
+OLDEST, NEWEST = 15, 17
 # The password is right, but the role may not connect to the database, or the database does not exist yet.
 _CANNOT_CONNECT = (
     "permission denied for database",
@@ -25,6 +27,45 @@ _CANNOT_CONNECT = (
     "too many connections for role",
 )
 _REJECTED = ("password authentication failed", "no password supplied")
+# Errors of an external server that waiting does not change: what is wrong, and how to fix it.
+_FINAL = {
+    "could not translate host name": (
+        "no host has the name {host}",
+        "correct EXTERNAL_POSTGRES in .env, or the DNS of the host",
+    ),
+    "certificate verify failed": (
+        "the certificate of {host} is signed by no authority of {sslrootcert}",
+        "set EXTERNAL_POSTGRES_CA in .env to the file with the authority's certificate",
+    ),
+    "does not match host name": (
+        "the certificate of {host} is for another name",
+        "set EXTERNAL_POSTGRES in .env to the name in the certificate; EXTERNAL_POSTGRES_TLS=verify-ca accepts any name",
+    ),
+    "root certificate file": (
+        "the certificates of EXTERNAL_POSTGRES_CA cannot be read",
+        "set EXTERNAL_POSTGRES_CA in .env to a file in PEM format that everybody may read",
+    ),
+    "server does not support SSL": (
+        "{host} does not offer TLS",
+        "switch TLS on at the server; EXTERNAL_POSTGRES_TLS=disable sends everything unencrypted",
+    ),
+    "no pg_hba.conf entry": (
+        "{host} accepts no connection of {user} from here",
+        "let the server accept this host's address (its firewall, security group or pg_hba.conf)",
+    ),
+    "permission denied for database": (
+        "{user} may not connect to the database {database}",
+        "as an administrator of the server: GRANT CONNECT ON DATABASE {database} TO {user}",
+    ),
+    "does not exist": (
+        "the database {database} or the role {user} does not exist at {host}",
+        "let an administrator create them; with EXTERNAL_POSTGRES_USER in .env make up does (docs/external.md)",
+    ),
+    **dict.fromkeys(
+        _REJECTED,
+        ("{host} rejects the password of {user}", "correct the user and the password in .env, or set the password at the server"),
+    ),
+}
 
 
 @contextmanager
@@ -62,10 +103,7 @@ def accepts(login: Login) -> bool:
     Raises psycopg2.OperationalError when no server answers.
     """
     try:
-        psycopg2.connect(
-            host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database, connect_timeout=5,
-            options=login.options,
-        ).close()  # fmt: skip
+        psycopg2.connect(**login.parameters, connect_timeout=5).close()
     except psycopg2.OperationalError as error:
         if not _is_rejected(error) and not any(text in str(error) for text in _CANNOT_CONNECT):
             raise
@@ -73,9 +111,29 @@ def accepts(login: Login) -> bool:
     return True
 
 
-def set_password(connection: Connection, role: Login) -> None:
-    """Sets the password of an existing role."""
+def ensure_member(connection: Connection, role: str) -> None:
+    """This session's role may act for another. Creating a role does not include that for an administrator who is no superuser."""
     with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_has_role(%s, 'USAGE')", (role,))
+        if cursor.fetchone() != (True,):
+            cursor.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(role)))
+
+
+def require_supported(connection: Connection, oldest: int = OLDEST, newest: int = NEWEST) -> None:
+    """Raises MlstackError for a server whose version the stack does not support."""
+    version = connection.info.server_version // 10000
+    if not oldest <= version <= newest:
+        raise MlstackError(
+            f"{connection.info.host} runs Postgres {version}; versions {oldest} to {newest} are supported.",
+            "MLflow's tables or their backups would not work there.",
+            "use a server of one of these versions, or the stack's own: EXTERNAL_POSTGRES= in .env",
+        )
+
+
+def set_password(connection: Connection, role: Login) -> None:
+    """Sets the password of an existing role, also as the role itself if its sessions only read."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = off")
         cursor.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role.user), sql.Literal(role.password)))
 
 
@@ -86,22 +144,33 @@ def _is_rejected(error: BaseException) -> bool:
 def _connect(login: Login, deadline: float) -> Connection:
     # A rejected password stays rejected; any other error may come from a server that is still starting.
     def is_transient(error: BaseException) -> bool:
-        return isinstance(error, psycopg2.OperationalError) and not _is_rejected(error)
+        is_final = login.is_external and _final(error) is not None
+        return isinstance(error, psycopg2.OperationalError) and not _is_rejected(error) and not is_final
 
     try:
-        connection: Connection = retrying(deadline, is_transient)(
-            psycopg2.connect,
-            host=login.host,
-            port=login.port,
-            user=login.user,
-            password=login.password,
-            dbname=login.database,
-            connect_timeout=5,
-            options=login.options,
-        )
+        connection: Connection = retrying(deadline, is_transient)(psycopg2.connect, **login.parameters, connect_timeout=5)
     except psycopg2.OperationalError as error:
+        if login.is_external:
+            raise explained(login, error) from error
         raise (_wrong_password(login) if _is_rejected(error) else _no_answer(login, deadline, error)) from error
     return connection
+
+
+def explained(login: Login, error: psycopg2.Error) -> MlstackError:
+    """Why an external server accepts no connection."""
+    message = " ".join(str(error).split())
+    wrong, fix = _final(error) or (
+        "{host}:{port} does not answer",
+        "correct EXTERNAL_POSTGRES and EXTERNAL_POSTGRES_PORT in .env, or start the server",
+    )
+    names = vars(login)
+    return MlstackError(
+        f"external Postgres: {wrong.format(**names)} ({message}).", "MLflow keeps runs and models there.", fix.format(**names)
+    )
+
+
+def _final(error: BaseException) -> tuple[str, str] | None:
+    return next((explanation for text, explanation in _FINAL.items() if text in str(error)), None)
 
 
 def _wrong_password(login: Login) -> MlstackError:

@@ -11,6 +11,7 @@ from functools import cache
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from dotenv.main import resolve_variables
 from dotenv.parser import parse_stream
@@ -66,6 +67,7 @@ _bucket = _matches(
 )
 _id_number = _matches(r"[0-9]+", "a number")
 _switch = _matches("on|off", "on or off")
+_host_name = _matches(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "a host name or an IPv4 address, without a port")
 # host:port, as in a URL: a name in lower case or an IPv4 address.
 _host = r"[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}"
 _hosts = _matches(rf"{_host}(,{_host})*", "host:port with commas between them")
@@ -76,7 +78,10 @@ _network = _matches(rf"{_octet}(\.{_octet}){{2}}", "the first three numbers of I
 
 @dataclass(frozen=True)
 class Variable:
-    """One key of `.env`: what its value must look like, whether it is a secret, whether it may be empty."""
+    """One key of `.env`: what its value must look like, whether it is a secret, whether it may be empty.
+
+    A secret that may be empty is another service's, and never generated.
+    """
 
     name: str
     check: Check
@@ -97,6 +102,9 @@ def _secret(name: str, length: int = 8) -> Variable:
     return Variable(name, _at_least(length), secret=True)
 
 
+# The roles that the bootstrap makes.
+DATABASE_USERS = ("MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER", "SERVING_DB_USER", "SCORING_DB_USER")
+
 VARIABLES: Mapping[str, Variable] = {
     variable.name: variable
     for variable in (
@@ -114,6 +122,14 @@ VARIABLES: Mapping[str, Variable] = {
         _secret("POSTGRES_PASSWORD"),
         Variable("POSTGRES_DB", _identifier),
         Variable("POSTGRES_PORT", _port),
+        Variable("EXTERNAL_POSTGRES", _host_name, optional=True),
+        Variable("EXTERNAL_POSTGRES_PORT", _port, optional=True),
+        Variable("EXTERNAL_POSTGRES_USER", _account, optional=True),
+        Variable("EXTERNAL_POSTGRES_PASSWORD", _at_least(8), secret=True, optional=True),
+        Variable(
+            "EXTERNAL_POSTGRES_TLS", _matches("verify-full|verify-ca|disable", "verify-full, verify-ca or disable"), optional=True
+        ),
+        Variable("EXTERNAL_POSTGRES_CA", _anything, optional=True),
         _secret("MINIO_ROOT_USER", 3),
         _secret("MINIO_ROOT_PASSWORD"),
         Variable("MINIO_BUCKET", _bucket),
@@ -188,9 +204,8 @@ VARIABLES: Mapping[str, Variable] = {
 
 # Roles with different rights: as one, the bootstrap would take from the one what the other must not have. And two buckets.
 _APART = (
-    *combinations(
-        ("POSTGRES_USER", "MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER", "SERVING_DB_USER", "SCORING_DB_USER"), 2
-    ),
+    *combinations(("POSTGRES_USER", *DATABASE_USERS), 2),
+    *(("EXTERNAL_POSTGRES_USER", user) for user in DATABASE_USERS),
     *combinations(("MINIO_ROOT_USER", "MINIO_CONSOLE_USER", "MLFLOW_S3_ACCESS_KEY_ID"), 2),
     *combinations(("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME", "SCORING_USERNAME"), 2),
     ("MINIO_BUCKET", "DATASETS_BUCKET"),
@@ -341,7 +356,7 @@ class Encryption:
 
 @dataclass(frozen=True)
 class Login:
-    """A way into a database. `options` are settings of the session, as libpq takes them."""
+    """A way into a database. `options`, `sslmode` and `sslrootcert` are as libpq takes them."""
 
     user: str
     password: str = field(repr=False)
@@ -349,6 +364,19 @@ class Login:
     host: str = "postgres"
     port: int = 5432
     options: str = ""
+    sslmode: str = ""
+    sslrootcert: str = ""
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the server is an existing one, outside the stack."""
+        return bool(self.sslmode)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The arguments of psycopg2.connect."""
+        values = {"dbname": self.database} | {name: value for name, value in vars(self).items() if name != "database"}
+        return {name: value for name, value in values.items() if value}
 
 
 @dataclass(frozen=True)
@@ -391,8 +419,35 @@ class Account:
 
 
 def database_owner(values: Mapping[str, str | None] | None = None) -> Login:
-    """The owner of the database server. No name in its sessions leads to what another role made (docs/adr/0017)."""
-    return replace(_login("POSTGRES_USER", "POSTGRES_PASSWORD", values), options="-csearch_path=pg_catalog")
+    """The owner of the database server, or an external server's administrator. Raises MlstackError if none is given.
+
+    No name in its sessions leads to what another role made (docs/adr/0017).
+    """
+    prefix = "EXTERNAL_" if is_external_postgres(values) else ""
+    if not has_administrator(values):
+        raise MlstackError(
+            "this needs an administrator's login to the external Postgres, and .env has none.",
+            "Only an administrator creates, renames and removes databases and roles there.",
+            "set EXTERNAL_POSTGRES_USER and EXTERNAL_POSTGRES_PASSWORD in .env (docs/external.md)",
+        )
+    owner = _login(f"{prefix}POSTGRES_USER", f"{prefix}POSTGRES_PASSWORD", values)
+    return replace(owner, options="-csearch_path=pg_catalog")
+
+
+def is_external_postgres(values: Mapping[str, str | None] | None = None) -> bool:
+    """Whether an existing Postgres takes the place of the stack's own."""
+    return bool((_given() if values is None else values).get("EXTERNAL_POSTGRES"))
+
+
+def commands_database(database: str) -> str:
+    """The database of an external server to which commands connect while they replace the stack's own; no other role may."""
+    return f"{database[:50]}_commands"
+
+
+def has_administrator(values: Mapping[str, str | None] | None = None) -> bool:
+    """Whether the settings have a login that may create databases and roles."""
+    given = _given() if values is None else values
+    return not is_external_postgres(given) or bool(given.get("EXTERNAL_POSTGRES_USER"))
 
 
 def tracking_login(values: Mapping[str, str | None] | None = None) -> Login:
@@ -542,7 +597,16 @@ def encryption() -> tuple[Encryption, Encryption]:
 
 def _login(user: str, password: str, values: Mapping[str, str | None] | None) -> Login:
     values_read = read(user, password, "POSTGRES_DB", values=values)
-    return Login(values_read[user], values_read[password], values_read["POSTGRES_DB"])
+    login = Login(values_read[user], values_read[password], values_read["POSTGRES_DB"])
+    return _at_external(login, values) if is_external_postgres(values) else login
+
+
+def _at_external(login: Login, values: Mapping[str, str | None] | None) -> Login:
+    """The same role at the external server."""
+    names = ("EXTERNAL_POSTGRES", "EXTERNAL_POSTGRES_PORT", "EXTERNAL_POSTGRES_TLS", "EXTERNAL_POSTGRES_CA", "CA_BUNDLE")
+    given = _given() if values is None else values
+    host, port, sslmode, authority, bundle = (given.get(name) or "" for name in names)
+    return replace(login, host=host, port=int(port or 5432), sslmode=sslmode or "verify-full", sslrootcert=authority or bundle)
 
 
 def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:

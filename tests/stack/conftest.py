@@ -10,7 +10,7 @@ from mlstack.settings import Keys, Login
 from tests.conftest import OWN_STACK
 from tests.support.clone import Clone
 
-SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
+SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret and not variable.optional]
 
 
 @pytest.fixture(scope="package")

@@ -128,7 +128,8 @@ PARTS = {
 GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name, given in services.items()}
 OF_PARTS = ("SCORING_", "SERVING_", "DECISION_", "GATEWAY_")  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
-CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"}
+EXTERNAL = {name for name in VARIABLES if name.startswith("EXTERNAL_")}
+CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"} | EXTERNAL
 ONE_SHOTS = {"bootstrap", "migration", "scoring-account", "scoring-database"}
 LONG_RUNNING = sorted(GIVEN_WITH_PARTS.keys() - ONE_SHOTS)
 CORE = sorted(GIVEN.keys() - ONE_SHOTS)
@@ -170,7 +171,7 @@ def test_env_example_explains_each_key_above_it() -> None:
 
 def test_env_example_has_placeholders_for_exactly_the_secrets() -> None:
     assert {name for name, value in DEFAULTS.items() if value == GENERATED} == {
-        name for name, variable in VARIABLES.items() if variable.secret
+        name for name, variable in VARIABLES.items() if variable.secret and not variable.optional
     }
 
 

@@ -17,7 +17,7 @@ from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
 from tests.support.projects import ROOT, as_compose_reads, python, set_values, without
 
-SECRETS = [name for name, variable in VARIABLES.items() if variable.secret]
+SECRETS = [name for name, variable in VARIABLES.items() if variable.secret and not variable.optional]
 KEY = "JUPYTER_TOKEN"
 SECRET = "s3cr3tpart"
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from queue import Empty, LifoQueue
 from typing import Any, Protocol
@@ -125,9 +125,10 @@ class _Pool:
 
     def _connect(self) -> _Session:
         session: _Session = psycopg2.connect(
-            host=self._login.host, port=self._login.port, user=self._login.user, password=self._login.password,
-            dbname=self._login.database, connect_timeout=PATIENCE, options=self._options, connection_factory=_Session,
-        )  # fmt: skip
+            **replace(self._login, options=self._options).parameters,
+            connect_timeout=PATIENCE,
+            connection_factory=_Session,
+        )
         return session
 
 

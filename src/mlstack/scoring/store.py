@@ -51,11 +51,7 @@ class Store:
 
     def _connected(self) -> Connection:
         connection: Connection = psycopg2.connect(
-            host=self._login.host,
-            port=self._login.port,
-            user=self._login.user,
-            password=self._login.password,
-            dbname=self._login.database,
+            **self._login.parameters,
             connect_timeout=CONNECT_SECONDS,
             tcp_user_timeout=SILENCE,
             application_name=f"scoring {self._name}",

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.bootstrap import log, minio, postgres, report
+from mlstack.jobs.bootstrap import external, log, minio, postgres, report
 from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
 
 def services(
-    owner: Login,
+    owner: Login | None,
     roles: Roles,
     owner_keys: Keys,
     user_keys: Keys,
@@ -21,9 +21,18 @@ def services(
     quota: int = 0,
     deadline: float = DEADLINE,
 ) -> None:
-    """Roles, database, buckets, policies and users, with the owners' credentials. `quota` is each bucket's, in bytes."""
-    with turn(replace(owner, database="postgres"), deadline) as connection:
-        postgres.bootstrap(connection, owner, roles)
+    """Roles, database, buckets, policies and users, with the owners' credentials. `quota` is each bucket's, in bytes.
+
+    Without an owner, the roles of an external server are only checked.
+    """
+    login = replace(owner, database="postgres") if owner else roles.tracking
+    with turn(login, deadline) as connection:
+        if owner is None:
+            external.check(roles)
+        elif owner.is_external:
+            external.bootstrap(connection, owner, roles)
+        else:
+            postgres.bootstrap(connection, owner, roles)
         minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
 
 
@@ -31,7 +40,7 @@ def main(step: str) -> int:
     try:
         if step == "services":
             services(
-                settings.database_owner(),
+                settings.database_owner() if settings.has_administrator() else None,
                 settings.database_roles(),
                 settings.storage_owner(),
                 settings.tracking_keys(),

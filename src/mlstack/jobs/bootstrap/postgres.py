@@ -38,17 +38,22 @@ READER_SESSION = {
 # Together less than max_connections in docker-compose.yml, so that no role can use up the connections of another. MLflow's pools
 # can take 2 workers × (tracking, registry) × 30 and 2 × 30 for accounts; one-shots, backups and the doctor need a few more.
 TRACKING_CONNECTIONS, ACCOUNTS_CONNECTIONS, READER_CONNECTIONS = 130, 65, 40
+# The limit and the session settings of each of these roles.
+LIMITS = (
+    (TRACKING_CONNECTIONS, TRACKING_SESSION),
+    (ACCOUNTS_CONNECTIONS, ACCOUNTS_SESSION),
+    (READER_CONNECTIONS, READER_SESSION),
+)
 # Functions that Postgres lets every role call: large objects fill the disk, and a session that holds the migration's advisory
 # lock blocks it.
 _LARGE_OBJECTS, _ADVISORY_LOCKS = "^(lo_.+|loread|lowrite)$", "^pg_(try_)?advisory_(xact_)?lock"
 
 
 def bootstrap(connection: Connection, owner: Login, roles: Roles) -> None:
-    """Sets up the server, through its owner's connection to any database."""
+    """Sets up the stack's own server, through its owner's connection to any database."""
     tracking, accounts, reader = roles.tracking, roles.accounts, roles.reader
-    report(f"database role {tracking.user}", ensure_role(connection, tracking, TRACKING_CONNECTIONS, TRACKING_SESSION))
-    report(f"database role {accounts.user}", ensure_role(connection, accounts, ACCOUNTS_CONNECTIONS, ACCOUNTS_SESSION))
-    report(f"database role {reader.user}", ensure_role(connection, reader, READER_CONNECTIONS, READER_SESSION))
+    for role, (connections, session) in zip((tracking, accounts, reader), LIMITS, strict=True):
+        report(f"database role {role.user}", ensure_role(connection, role, connections, session))
     report(f"database {tracking.database}", ensure_database(connection, tracking.database, owner.user))
     report("database privileges", ensure_public_cannot_connect(connection))
     names = (tracking.user, accounts.user, reader.user)
@@ -67,21 +72,23 @@ def ensure_role(connection: Connection, role: Login, connections: int, session: 
     configuration = {f"{name}={value}" for name, value in session.items()}
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT rolcanlogin AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)"
-            " AND rolconnlimit = %s, rolconfig,"
+            "SELECT rolcanlogin AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls),"
+            " rolconnlimit = %s, rolconfig,"
             " ARRAY(SELECT datname FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase WHERE setrole = r.oid),"
             " ARRAY(SELECT pg_get_userbyid(roleid) FROM pg_auth_members WHERE member = r.oid)"
             " FROM pg_roles r WHERE rolname = %s",
             (connections, role.user),
         )
         row = cursor.fetchone()
-        is_plain, settings, databases, groups = row or (False, None, [], [])
-        is_wanted = is_plain and set(settings or ()) == configuration and not databases and not groups
+        is_plain, is_limited, settings, databases, groups = row or (False, False, None, [], [])
+        is_wanted = is_plain and is_limited and set(settings or ()) == configuration and not databases and not groups
         if is_wanted and accepts(_at(connection, role)):
             return Outcome.ALREADY_THERE
         name = sql.Identifier(role.user)
+        # A role that has no more than these attributes keeps them: an administrator of a managed server may not even name them.
+        attributes = "" if is_plain else _ATTRIBUTES
         cursor.execute(
-            sql.SQL(f"{'ALTER' if row else 'CREATE'} ROLE {{}} {_ATTRIBUTES} CONNECTION LIMIT {{}} PASSWORD {{}}").format(
+            sql.SQL(f"{'ALTER' if row else 'CREATE'} ROLE {{}} {attributes} CONNECTION LIMIT {{}} PASSWORD {{}}").format(
                 name, sql.Literal(connections), sql.Literal(role.password)
             )
         )
@@ -112,13 +119,15 @@ def ensure_database(connection: Connection, name: str, owner: str) -> Outcome:
     return Outcome.CHANGED if current_owner else Outcome.CREATED
 
 
-def ensure_public_cannot_connect(connection: Connection) -> Outcome:
-    """Only roles with a grant can connect to a database: by default Postgres lets every role connect to all."""
+def ensure_public_cannot_connect(connection: Connection, database: str | None = None) -> Outcome:
+    """Only roles with a grant can connect to this database, or to any: by default Postgres lets every role connect to all."""
     with connection.cursor() as cursor:
         # Without an ACL the default applies: every role may connect.
         cursor.execute(
             "SELECT datname FROM pg_database WHERE datallowconn AND"
-            " (datacl IS NULL OR EXISTS (SELECT FROM aclexplode(datacl) WHERE grantee = 0)) ORDER BY datname"
+            " (datacl IS NULL OR EXISTS (SELECT FROM aclexplode(datacl) WHERE grantee = 0))"
+            " AND (%(database)s IS NULL OR datname = %(database)s) ORDER BY datname",
+            {"database": database},
         )
         names = [row[0] for row in cursor.fetchall()]
         for name in names:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.bootstrap import log, postgres, report
+from mlstack.jobs.bootstrap import external, log, postgres, report
 from mlstack.jobs.serving import migrations, roles
-from mlstack.postgres import DEADLINE, connected, turn
+from mlstack.postgres import DEADLINE, connected, ensure_member, turn
 from mlstack.settings import Login
 
 FOLDER = Path("/sql")
@@ -19,9 +19,11 @@ def serving(owner: Login, schemas: Login, service: Login, folder: Path, *, month
 
     Decisions are kept for `months`, for ever if it is 0.
     """
-    with turn(replace(owner, database="postgres"), deadline) as server:
+    with turn(replace(owner, database="postgres"), deadline) as server, external.right_explained(owner):
         for login, (connections, session) in zip((schemas, service), roles.LIMITS, strict=True):
             report(f"database role {login.user}", postgres.ensure_role(server, login, connections, session))
+            if owner.is_external:
+                ensure_member(server, login.user)
         connect = postgres.ensure_can_connect(server, schemas.database, schemas.user, service.user)
         report("connect privileges of the scoring service", connect)
         with connected(owner, deadline) as inside:
