@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from mlstack import __version__, settings
-from mlstack.host.backup import bucket, data_services, manifest, postgres, swap
+from mlstack.host.backup import bucket, data_services, manifest, postgres
 from mlstack.host.backup.manifest import Artifact, Backup
 from mlstack.host.commands import backup as backing_up
 from mlstack.host.compose import docker
@@ -31,7 +31,7 @@ from tests.support.service import wait_until
 from tests.support.work import admin, everything, fill, finished, started
 
 COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
-SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret]
+SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret and not variable.optional]
 # Objects of a data set: a file, and its manifest.
 DATA = (f"trips/{'0' * 32}/data.csv", f".manifests/trips/{'0' * 32}.json")
 
@@ -98,7 +98,7 @@ def state(clone: Clone) -> tuple[object, dict[str, tuple[str, int]]]:
 def leftovers(clone: Clone) -> list[str]:
     """Databases that exist only while a command runs, and those that accept no connections."""
     target = Stack.of(clone.folder)
-    with postgres.connected(target, swap.SERVER) as connection, connection.cursor() as cursor:
+    with postgres.server(target) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT datname FROM pg_database WHERE datname ~ '_(restoring|replaced)$' OR NOT datallowconn")
         return [name for (name,) in cursor.fetchall() if name != "template0"]
 

@@ -224,7 +224,7 @@ def test_undo_of_a_killed_restore_recognises_unrecorded_versions(stack: Clone, o
     name = f"chosen/{uuid.uuid4().hex}"
     put(owner_keys, name, b"before")
     before = bucket.ids(client, owner_keys.bucket)
-    with postgres.connected(target, swap.SERVER) as server:
+    with postgres.server(target) as server:
         journal = Journal(server, "of_a_test")
         journal.start()
         journal.intend(owner_keys.bucket, [name, f"{name}-not-begun"], before)

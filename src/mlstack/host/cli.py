@@ -120,7 +120,7 @@ def remove(part: PartName) -> None:
 @app.command()
 def reset(yes: Yes = False) -> None:
     """Delete all data of this stack, after asking."""
-    from mlstack.host.backup.data_services import DATA_SERVICES, are_healthy
+    from mlstack.host.backup.data_services import are_healthy, data_services
     from mlstack.host.commands import backup as backing_up
     from mlstack.host.commands import reset as resetting
 
@@ -134,7 +134,7 @@ def reset(yes: Yes = False) -> None:
         out.print("Images, .env, notebooks/ and logs/ stay.")
         if losses and not yes:
             _confirm("Delete this permanently?", "This deletes data permanently.", "make reset YES=1", "Nothing was deleted.")
-            if are_healthy(stack, *DATA_SERVICES) and typer.confirm("Take a backup first?", default=True):
+            if are_healthy(stack, *data_services(stack)) and typer.confirm("Take a backup first?", default=True):
                 _show_backup(backing_up.back_up(stack))
         resetting.reset(stack)
     out.print("Deleted. [bold]make up[/] starts an empty stack.")

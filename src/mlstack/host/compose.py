@@ -65,10 +65,12 @@ class Program:
                 raise
 
     @contextmanager
-    def piped(self, *arguments: str, wrong: str, stdin: Stream = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    def piped(
+        self, *arguments: str, wrong: str, stdin: Stream = subprocess.PIPE, environment: Mapping[str, str] | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """It runs between pipes. Raises MlstackError beginning with `wrong` when it fails."""
         with tempfile.TemporaryFile() as errors:
-            with self.started(*arguments, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process:
+            with self.started(*arguments, environment=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=errors) as process:
                 try:
                     yield process
                 except BrokenPipeError:

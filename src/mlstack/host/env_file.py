@@ -41,6 +41,7 @@ _CLOSED_NETWORKS = [f"10.{second}.{third}" for second in range(200, 240) for thi
 _ASSIGNMENT = re.compile(r"\s*(?:export[ \t]+)?[A-Za-z_][A-Za-z0-9_]*[ \t]*=([^\n]*)\s*")
 _REFERENCE = re.compile(rf"\$\{{({'|'.join(VARIABLES)})\}}")
 _SECRETS = {name for name, variable in VARIABLES.items() if variable.secret}
+_GENERATED = {name for name in _SECRETS if not VARIABLES[name].optional}
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ def _uid_of(path: Path) -> int:
     return (path if path.exists() else path.parent).stat().st_uid
 
 
-def begin_rotation(project: Path) -> None:
-    """Writes `.env.next`: `.env` with fresh secrets."""
+def begin_rotation(project: Path, *kept: str) -> None:
+    """Writes `.env.next`: `.env` with fresh secrets, except these."""
     path = (project / ".env").resolve()
     bindings = _bindings(settings.file_text(path) or "")
-    _write(path.with_name(NEXT), "".join(_rotated(binding) for binding in bindings), owner_of=path)
+    _write(path.with_name(NEXT), "".join(_rotated(binding, kept) for binding in bindings), owner_of=path)
 
 
 def end_rotation(project: Path) -> None:
@@ -136,9 +137,9 @@ def is_being_rotated(project: Path) -> bool:
     return (project / ".env").resolve().with_name(NEXT).exists()
 
 
-def _rotated(binding: Binding) -> str:
+def _rotated(binding: Binding, kept: Collection[str]) -> str:
     text = binding.original.string
-    if binding.key not in _SECRETS:
+    if binding.key not in _GENERATED or binding.key in kept:
         return text
     before = text[: len(text) - len(text.lstrip())]
     return f"{before}{binding.key}={fresh_secret(binding.key)}\n"

@@ -3,17 +3,19 @@
 import shutil
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from mlstack import settings
+from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file, services
 from mlstack.host.engine import Engine
 from mlstack.host.stack import Stack
 
 GIB = 1024**3
+PATIENCE = 10  # seconds
 MIN_MEMORY_GIB = 4
 # Images and build cache of a first build; afterwards the space for a day's work.
 MIN_DISK_GIB_TO_BUILD, MIN_DISK_GIB = 10, 2
@@ -32,7 +34,7 @@ def check(stack: Stack, *, will_build: bool) -> list[MlstackError]:
             )
         ]
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    problems = (*check_ports(stack), check_memory(stack.engine), check_disk(stack, expected_disk))
+    problems = (*check_ports(stack), check_memory(stack.engine), check_disk(stack, expected_disk), check_postgres(stack))
     return [problem for problem in problems if problem]
 
 
@@ -92,6 +94,19 @@ def _open_mlflow(values: Mapping[str, str]) -> list[str]:
         f"MLFLOW_AUTH=off: any program on the host may read, change and delete what is in MLflow, through port"
         f" {values.get('MLFLOW_PORT')}, and, without the origin check, so may any page in your browser"
     ]
+
+
+def check_postgres(stack: Stack) -> MlstackError | None:
+    """Why an external Postgres cannot be used, if so."""
+    if not stack.tracking.is_external:
+        return None
+    login = replace(stack.owner, database="postgres") if stack.has_administrator else stack.tracking
+    try:
+        with postgres.connected(login, PATIENCE) as connection:
+            postgres.require_supported(connection)
+    except MlstackError as error:
+        return error
+    return None
 
 
 def check_ports(stack: Stack) -> list[MlstackError]:

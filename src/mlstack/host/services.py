@@ -20,6 +20,8 @@ FILE = "docker-compose.yml"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^{}]*))?\}")
 _PORT = re.compile(r"\$\{(\w+)[^}]*\}:(\d+)")
 _LOSS = "mlstack.loss."
+# The block of compose/external.yml that a service takes: it has no container while the variable is set.
+_REPLACED = re.compile(r"\w+\$\{(\w+):\+-replaced\}")
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,14 @@ class Volume:
 
 @dataclass(frozen=True)
 class Service:
-    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it, `part` for the core."""
+    """One service. `url` is empty without a page, `user` (a uid) if the image chooses it, `part` for the core.
+
+    A service that `.env` replaces by an external one has no container and no port; its volume may hold older data.
+    """
 
     name: str
     part: str
+    is_external: bool
     is_long_running: bool
     title: str
     url: str
@@ -153,12 +159,16 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
     labels = text.get("labels", {})
     image = text.get("image", "")
     variable = re.match(r"\$\{(\w+):-", image)
+    replaced = _REPLACED.fullmatch(text.get("extends", {}).get("service", ""))
+    is_external = bool(replaced and values.get(replaced[1]))
+    ports = () if is_external else text.get("ports", ())
     mounts = text.get("volumes", ())
     named = [mount.partition(":")[0] for mount in mounts if isinstance(mount, str)]
     return Service(
         name=name,
         part=next(iter(text.get("profiles", ())), ""),
-        is_long_running="restart" in text,
+        is_external=is_external,
+        is_long_running="restart" in text and not is_external,
         title=labels.get("mlstack.title", name),
         url=_filled(labels.get("mlstack.url", ""), values),
         login=labels.get("mlstack.login", ""),
@@ -166,7 +176,7 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
         image_variable=variable[1] if variable else "",
         is_built="build" in text and image.endswith(f"}}-{name}}}"),
         user=_filled(text.get("user", ""), values).partition(":")[0],
-        ports=tuple(Port(variable, int(inside)) for port in text.get("ports", ()) for variable, inside in _PORT.findall(port)),
+        ports=tuple(Port(variable, int(inside)) for port in ports for variable, inside in _PORT.findall(port)),
         volumes=tuple(Volume(volume, labels.get(f"{_LOSS}{volume}", "its data")) for volume in named),
         writes_logs=any(not isinstance(mount, str) and mount["target"] == "/logs" for mount in mounts),
     )

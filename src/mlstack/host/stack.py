@@ -89,15 +89,41 @@ class Stack:
 
     # Each login is one object, so that code can ask `login is stack.accounts`.
 
+    @property
+    def has_administrator(self) -> bool:
+        """Whether commands may create, rename and remove databases."""
+        return settings.has_administrator(self.values)
+
+    @property
+    def database(self) -> str:
+        """The name of MLflow's database."""
+        return settings.read("POSTGRES_DB", values=self.values)["POSTGRES_DB"]
+
     @cached_property
     def owner(self) -> Login:
-        """The owner of the database server."""
+        """The owner of the database server, or an external one's administrator. Raises MlstackError if there is none."""
         return self._here(settings.database_owner(self.values))
+
+    @property
+    def catalog(self) -> Login:
+        """Reads catalogs, never rows: the owner, or MLflow's own role where no administrator's login is given."""
+        return self.owner if self.has_administrator else self.tracking
+
+    @property
+    def server(self) -> Login:
+        """The owner's login to the database from which commands replace MLflow's."""
+        owner = self.owner
+        return replace(owner, database=settings.commands_database(self.database) if owner.is_external else "postgres")
 
     @cached_property
     def tracking(self) -> Login:
         """MLflow's own role."""
         return self._here(settings.tracking_login(self.values))
+
+    @cached_property
+    def reader(self) -> Login:
+        """The role that reads MLflow's tracking tables."""
+        return self._here(settings.reader_login(self.values))
 
     @cached_property
     def accounts(self) -> Login:
@@ -108,6 +134,11 @@ class Stack:
     def serving(self) -> Login:
         """The role that owns the schemas of the part `scoring`."""
         return self._here(settings.serving_login(self.values))
+
+    @cached_property
+    def scoring(self) -> Login:
+        """The scoring service's role."""
+        return self._here(settings.scoring_login(self.values))
 
     @cached_property
     def keys(self) -> Keys:
@@ -134,4 +165,7 @@ class Stack:
         return [service.name for service in self.services.with_image if not self.values.get(service.image_variable)]
 
     def _here(self, login: Login) -> Login:
+        """The login from the host: paths in `.env` are relative to the project."""
+        if login.is_external:
+            return replace(login, sslrootcert=str(self.folder / Path(login.sslrootcert).expanduser()))
         return replace(login, host="127.0.0.1", port=self.port("POSTGRES_PORT"))

@@ -150,7 +150,7 @@ def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Calla
                 questions[f"size {mount.volume}"] = partial(_size_here, mount)
             elif container.is_running:
                 questions[f"size {mount.volume}"] = partial(_size_inside, stack.engine, container, mount)
-    if "postgres" in running:
+    if "postgres" in running or stack.services.by_name["postgres"].is_external:
         questions["database"] = partial(_database, stack)
     if "mlflow" in running:
         account = settings.notebook_account(stack.values)
@@ -206,9 +206,7 @@ def _counted(output: str) -> tuple[int, bool]:
 def _database(stack: Stack) -> tuple[str, str | None, str]:
     """The schema's revision, its MLflow version, and the server's version, read with MLflow's own login."""
     login = stack.tracking
-    connection = psycopg2.connect(
-        host=login.host, port=login.port, user=login.user, password=login.password, dbname=login.database
-    )
+    connection = psycopg2.connect(**login.parameters)
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT version_num, obj_description('alembic_version'::regclass, 'pg_class') FROM alembic_version")
@@ -231,16 +229,21 @@ def _page(stack: Stack, service: str, path: str, account: Account | None = None)
 
 
 def _expected(services: Services, containers: Sequence[Container]) -> list[Container | str]:
-    """Every container, and the names of long-running services that have none."""
+    """Every container, and the names of external services and of long-running ones that have none."""
     existing = {container.service for container in containers}
-    return [*(service.name for service in services.long_running if service.name not in existing), *containers]
+    expected = [name for name, service in services.by_name.items() if service.is_long_running or service.is_external]
+    return [*(name for name in expected if name not in existing), *containers]
 
 
 def _service(
     container: Container | str, services: Services, answers: Mapping[str, Any], versions: Mapping[str, str | None]
 ) -> Service:
     if isinstance(container, str):
-        return Service(container, "missing", "", is_healthy=False)
+        if not services.by_name[container].is_external:
+            return Service(container, "missing", "", is_healthy=False)
+        version = versions.get(container)
+        state = "external" if version else "external, no answer"
+        return Service(container, state, "", is_healthy=bool(version), version=version and quoted(version))
     described = services.by_name.get(container.service)
     is_long_running = described is not None and described.is_long_running
     uptime = int((datetime.now(UTC) - container.started).total_seconds()) if container.started and container.is_running else None

@@ -13,7 +13,6 @@ from mlstack.host.stack import Stack
 from mlstack.host.volumes import give_to_services
 from mlstack.settings import Keys
 
-DATA_SERVICES = ("postgres", "minio")
 CONNECTIONS = 8
 
 
@@ -45,6 +44,11 @@ def storage_client(keys: Keys) -> Minio:
     return Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, http_client=pool)
 
 
+def data_services(stack: Stack) -> list[str]:
+    """Those of Postgres and MinIO that are the stack's own."""
+    return [name for name in ("postgres", "minio") if not stack.services.by_name[name].is_external]
+
+
 def are_healthy(stack: Stack, *services: str) -> bool:
     """Whether all these services run and are healthy."""
     healthy = {name for name, container in stack.containers.items() if container.is_running and container.is_healthy}
@@ -53,19 +57,19 @@ def are_healthy(stack: Stack, *services: str) -> bool:
 
 def require_running(stack: Stack) -> None:
     """Raises MlstackError unless Postgres and MinIO are running."""
-    if not are_healthy(stack, *DATA_SERVICES):
+    if not are_healthy(stack, *data_services(stack)):
         raise MlstackError("the stack is not running, or not healthy.", "A backup reads Postgres and MinIO.", "make up")
 
 
 def try_data_services(stack: Stack) -> bool:
     """Starts Postgres and MinIO; returns whether they became healthy."""
     give_to_services(stack)
-    return stack.compose.attached("up", "--detach", "--wait", "--no-build", "--no-deps", *DATA_SERVICES) == 0
+    return stack.compose.attached("up", "--detach", "--wait", "--no-build", "--no-deps", *data_services(stack)) == 0
 
 
 def start_data_services(stack: Stack) -> None:
     """Starts Postgres and MinIO, without MLflow. Raises MlstackError when they do not become healthy."""
-    if not are_healthy(stack, *DATA_SERVICES) and not try_data_services(stack):
+    if not are_healthy(stack, *data_services(stack)) and not try_data_services(stack):
         raise MlstackError(
             "Postgres or MinIO did not become healthy (docker compose says why, above).",
             "Nothing was changed.",

@@ -88,6 +88,8 @@ def ensure_serving_login(stack: Stack, connection: Connection, schemas: Iterable
         verb = "ALTER" if cursor.rowcount else "CREATE"
     name, password = sql.Identifier(stack.serving.user), sql.Literal(stack.serving.password)
     _execute(connection, verb + " ROLE {} LOGIN PASSWORD {}", name, password)
+    if stack.serving.is_external:
+        postgres.ensure_member(connection, stack.serving.user)
 
 
 def schemas(connection: Connection) -> list[str]:
@@ -100,7 +102,23 @@ def schemas(connection: Connection) -> list[str]:
 @contextmanager
 def connected(stack: Stack, name: str | None = None) -> Iterator[Connection]:
     """The owner's connection to a database of the stack, by default MLflow's. Only for catalogs, never for rows."""
-    with postgres.connected(replace(stack.owner, database=name or stack.owner.database), DEADLINE) as connection:
+    login = replace(stack.owner, database=name) if name else stack.catalog
+    with postgres.connected(login, DEADLINE) as connection:
+        yield connection
+
+
+def is_set_up(stack: Stack) -> bool:
+    """Whether there can be a database of this stack, or one that replaces it: the bootstrap has run at an external server."""
+    if not stack.owner.is_external:
+        return True
+    with connected(stack, "postgres") as connection:
+        return exists(connection, stack.server.database)
+
+
+@contextmanager
+def server(stack: Stack) -> Iterator[Connection]:
+    """The owner's connection to the database from which MLflow's is replaced."""
+    with postgres.connected(stack.server, DEADLINE) as connection:
         yield connection
 
 
@@ -131,7 +149,7 @@ def require_readable(stack: Stack, connection: Connection) -> None:
                 raise MlstackError(
                     f"the table {schema}.{name} is not readable for {user}, who dumps that schema.",
                     "The backup would lack it.",
-                    f"as {stack.owner.user}: GRANT USAGE ON SCHEMA {schema} TO {user};"
+                    f"as {stack.catalog.user}: GRANT USAGE ON SCHEMA {schema} TO {user};"
                     f" ALTER TABLE {schema}.{name} OWNER TO {user}",
                 )
 
@@ -196,11 +214,11 @@ def size(connection: Connection) -> int:
 def dump(stack: Stack, login: Login, schemas: Iterable[str], *, snapshot_name: str, path: Path, advance: Advance) -> str:
     """Writes schemas as the snapshot shows them, with this login, and returns the file's checksum. Raises MlstackError."""
     command = [
-        "pg_dump", "--username", login.user, "--dbname", stack.owner.database, "--format", "custom",
+        "pg_dump", "--username", login.user, "--dbname", stack.database, "--format", "custom",
         "--no-owner", "--no-privileges", "--snapshot", snapshot_name, *_only(schemas),
     ]  # fmt: skip
     digest = hashlib.sha256()
-    with path.open("wb") as file, _in_postgres(stack, *command, wrong="the database could not be dumped") as process:
+    with path.open("wb") as file, _in_postgres(stack, login, *command, wrong="the database could not be dumped") as process:
         assert process.stdout  # noqa: S101 - a pipe, as asked for
         while chunk := process.stdout.read(CHUNK):
             digest.update(chunk)
@@ -228,7 +246,10 @@ def load(stack: Stack, login: Login, schemas: Iterable[str], *, path: Path, name
         "pg_restore", "--username", login.user, "--dbname", name,
         "--no-owner", "--no-privileges", "--exit-on-error", *(f"--schema={schema}" for schema in schemas),
     ]  # fmt: skip
-    with opened(path.parent, path.name) as file, _in_postgres(stack, *command, wrong="the dump could not be loaded") as process:
+    with (
+        opened(path.parent, path.name) as file,
+        _in_postgres(stack, login, *command, wrong="the dump could not be loaded") as process,
+    ):
         assert process.stdin  # noqa: S101 - a pipe, as asked for
         while chunk := file.read(CHUNK):
             process.stdin.write(chunk)
@@ -283,14 +304,23 @@ def create(server: Connection, name: str, template: str = "template1") -> None:
 
 def drop(server: Connection, name: str) -> None:
     """Removes a database, if it exists."""
-    _execute(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", sql.Identifier(name))
+    if _is_superuser(server):
+        _execute(server, "DROP DATABASE IF EXISTS {} WITH (FORCE)", sql.Identifier(name))
+    elif exists(server, name):
+        close(server, name)
+        _execute(server, "DROP DATABASE {}", sql.Identifier(name))
 
 
 def close(server: Connection, name: str) -> None:
     """Forbids connections to this database and ends the existing ones."""
     _execute(server, "ALTER DATABASE {} ALLOW_CONNECTIONS false", sql.Identifier(name))
     with server.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s", (name,))
+        # Only a superuser may end Postgres' own processes; the statement that follows waits for them.
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = %s AND (%s OR backend_type = 'client backend')",
+            (name, _is_superuser(server)),
+        )
 
 
 def open_(server: Connection, name: str) -> None:
@@ -317,6 +347,10 @@ def now(server: Connection) -> datetime:
         return datetime.fromisoformat(str(_one(cursor)))
 
 
+def _is_superuser(server: Connection) -> bool:
+    return server.info.parameter_status("is_superuser") == "on"
+
+
 def _only(schemas: Iterable[str]) -> list[str]:
     """pg_dump expects patterns: quoted, a name matches itself."""
     quoted = (schema.replace('"', '""') for schema in schemas)
@@ -334,7 +368,15 @@ def _execute(connection: Connection, statement: str, *parts: sql.Composable) -> 
 
 
 @contextmanager
-def _in_postgres(stack: Stack, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password."""
-    with stack.compose.piped("exec", "--no-TTY", "postgres", *command, wrong=wrong) as process:
+def _in_postgres(stack: Stack, login: Login, *command: str, wrong: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in Postgres' container, on its own socket: the tools there are those of the server, and need no password.
+
+    For an external server in a container of the same image, which has the address and gets the password in its environment.
+    """
+    place: tuple[str, ...] = ("exec", "--no-TTY", "postgres")
+    environment = {}
+    if login.is_external:
+        place = ("run", "--rm", "--no-deps", "--no-TTY", "--env", "PGPASSWORD", "postgres")
+        environment = {"PGPASSWORD": login.password}
+    with stack.compose.piped(*place, *command, wrong=wrong, environment=environment) as process:
         yield process

@@ -15,17 +15,15 @@ from mlstack.host.backup import bucket, data_services, log, postgres
 from mlstack.host.backup.journal import Journal
 from mlstack.host.stack import Stack
 
-SERVER = "postgres"  # the database to connect to while another is swapped
-
 
 def new_name(target: Stack) -> str:
     """The database that is being filled."""
-    return f"{target.owner.database[:50]}_restoring"
+    return f"{target.database[:50]}_restoring"
 
 
 def old_name(target: Stack) -> str:
     """The database that was replaced."""
-    return f"{target.owner.database[:50]}_replaced"
+    return f"{target.database[:50]}_replaced"
 
 
 @contextmanager
@@ -34,18 +32,18 @@ def exchange(target: Stack) -> Iterator[Journal]:
 
     At its end both are the stack's; on any failure everything is as before.
     """
-    with postgres.connected(target, SERVER) as server:
+    with postgres.server(target) as server:
         _settle(server, target)
         journal = Journal(server, new_name(target))
         journal.start()
         postgres.create(server, new_name(target))
         postgres.annotate(server, new_name(target), postgres.now(server).isoformat())
-        postgres.close(server, target.owner.database)
+        postgres.close(server, target.database)
         with _undone_on_failure(server, target):
             yield journal
             postgres.close(server, new_name(target))
-            postgres.swap(server, target.owner.database, new_name(target), old_name(target))
-        postgres.open_(server, target.owner.database)
+            postgres.swap(server, target.database, new_name(target), old_name(target))
+        postgres.open_(server, target.database)
 
 
 @contextmanager
@@ -55,17 +53,19 @@ def on_trial(target: Stack) -> Iterator[None]:
         yield
     except BaseException:
         data_services.stop_clients(target)
-        with postgres.connected(target, SERVER) as server, _undone_on_failure(server, target):
-            postgres.close(server, target.owner.database)
-            postgres.swap(server, target.owner.database, old_name(target), new_name(target))
+        with postgres.server(target) as server, _undone_on_failure(server, target):
+            postgres.close(server, target.database)
+            postgres.swap(server, target.database, old_name(target), new_name(target))
             raise
-    with postgres.connected(target, SERVER) as server:
+    with postgres.server(target) as server:
         _settle(server, target)
 
 
 def settle(target: Stack) -> None:
     """Ends a killed swap: undoes it if the names are not swapped yet, completes it otherwise."""
-    with postgres.connected(target, SERVER) as server:
+    if not target.has_administrator or not postgres.is_set_up(target):
+        return  # no swap was begun
+    with postgres.server(target) as server:
         _settle(server, target)
 
 
@@ -74,11 +74,11 @@ def _settle(server: Connection, target: Stack) -> None:
         _undo(server, target)
         log.warning("an interrupted restore was undone: the stack holds what it held before")
     if postgres.exists(server, old_name(target)):
-        postgres.annotate(server, target.owner.database, None)
+        postgres.annotate(server, target.database, None)
         postgres.drop(server, old_name(target))
         Journal(server, new_name(target)).end()
-    if postgres.exists(server, target.owner.database):
-        postgres.open_(server, target.owner.database)  # the command that closed it has ended: only one runs at a time
+    if postgres.exists(server, target.database):
+        postgres.open_(server, target.database)  # the command that closed it has ended: only one runs at a time
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def _undo(server: Connection, target: Stack) -> None:
         client = data_services.storage_client(target.keys)
         for name in target.keys.buckets:
             bucket.remove(client, name, journal.written(client, name))
-    if postgres.exists(server, target.owner.database):
-        postgres.open_(server, target.owner.database)
+    if postgres.exists(server, target.database):
+        postgres.open_(server, target.database)
     postgres.drop(server, new_name(target))
     journal.end()

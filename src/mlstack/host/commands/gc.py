@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from mlstack import postgres
 from mlstack.errors import MlstackError
+from mlstack.host.backup.data_services import data_services
 from mlstack.host.one_shot import in_one_shot
 from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
@@ -19,7 +20,6 @@ log = get_logger("mlstack.gc")
 Item = TypeVar("Item")
 
 UNITS = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
-NEEDED = {"postgres", "minio", "mlflow"}
 BATCH = 200  # ids or folders for each one-shot: progress is shown after each
 READY = 2  # MLflow's status of a logged model whose files are complete
 # Folders whose shape is MLflow's own. Anything else in the bucket is a user's own, and never touched.
@@ -95,7 +95,7 @@ def age_of(text: str) -> timedelta:
 def plan(stack: Stack, age: timedelta) -> Plan:
     """What could be deleted. Changes nothing. Raises MlstackError unless the stack is running."""
     running = {name for name, container in stack.containers.items() if container.is_running}
-    if asleep := sorted(NEEDED - running):
+    if asleep := sorted({"mlflow", *data_services(stack)} - running):
         raise MlstackError(
             f"not running: {', '.join(asleep)}.", "MLflow, Postgres and MinIO decide what may be deleted.", "make up"
         )

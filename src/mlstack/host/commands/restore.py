@@ -57,7 +57,7 @@ def require_fits(stack: Stack, backup: Backup) -> None:
     """Raises MlstackError when the backup comes from newer versions than those in this stack's images."""
     versions, maker = backup.manifest.versions, backup.manifest.made_by
     _require_not_newer("MLflow", maker, versions["mlflow"], _version_in(stack.image("mlflow"), _MLFLOW))
-    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _version_in(stack.image("postgres"), _POSTGRES))
+    _require_not_newer("Postgres", maker, _major(versions["postgres"]), _postgres_of(stack))
 
 
 @data_services.explained()
@@ -75,12 +75,14 @@ def require_bucket(target: Stack, backup: Backup) -> None:
 @data_services.explained()
 def content(target: Stack) -> Content:
     """What would be lost. Starts Postgres and MinIO, if they have ever run."""
-    if not target.engine.volumes(target.name):
+    if not target.engine.volumes(target.name) and not target.owner.is_external:
         return Content({})
     data_services.start_data_services(target)
+    if not postgres.is_set_up(target):
+        return Content({})
     swap.settle(target)
-    with postgres.connected(target, swap.SERVER) as server:
-        if not postgres.exists(server, target.owner.database):
+    with postgres.server(target) as server:
+        if not postgres.exists(server, target.database):
             return Content({})
     with postgres.connected(target) as connection:
         postgres.ensure_serving_login(target, connection, postgres.schemas(connection))
@@ -182,6 +184,14 @@ def _refuse(complaints: list[str]) -> None:
 
 _MLFLOW = ("python3", "-c", "from importlib.metadata import version; print(version('mlflow'))")
 _POSTGRES = ("postgres", "--version")
+
+
+def _postgres_of(stack: Stack) -> str:
+    """The version of the server that gets the backup."""
+    if not stack.catalog.is_external:
+        return _version_in(stack.image("postgres"), _POSTGRES)
+    with postgres.connected(stack, "postgres") as connection:
+        return postgres.server_version(connection)
 
 
 def _version_in(image: str, command: tuple[str, ...]) -> str:

@@ -5,15 +5,15 @@ becomes `.env`. Each step may be repeated, so that an interrupted rotation resum
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host import env_file, preflight
-from mlstack.host.backup import manifest, signature
+from mlstack.host.backup import data_services, manifest, signature
 from mlstack.host.commands import start
 from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
+from mlstack.settings import Login
 
 log = get_logger("mlstack.rotate")
 
@@ -27,13 +27,14 @@ def rotate(stack: Stack) -> Stack:
         log.info("going on with the secrets of .env.next, which an earlier rotation wrote")
     else:
         stack = start.up(stack)  # the services know the secrets of .env before these change
-        env_file.begin_rotation(stack.folder)
+        # While an external server is used, nothing could give its owner's new password to the stack's own.
+        env_file.begin_rotation(stack.folder, *(["POSTGRES_PASSWORD"] if stack.catalog.is_external else []))
         log.info("wrote fresh secrets to .env.next")
     fresh = Stack.of(stack.folder, file=env_file.NEXT)
-    _compose(stack, "up", "--detach", "--wait", "--no-build", "postgres")
+    _compose(stack, "up", "--detach", "--wait", "--no-build", *data_services.data_services(stack))
     _compose(stack, "stop", *stack.services.of_mlflow)  # they would continue to write with the old keys
     _rekey(stack, fresh)
-    _change_owner(stack, fresh)
+    _change_passwords(stack, fresh)
     _sign_backups(stack, fresh)
     env_file.end_rotation(stack.folder)
     log.info("the new secrets are in .env; the services start with them")
@@ -62,14 +63,28 @@ def _rekey(stack: Stack, fresh: Stack) -> None:
     )
 
 
-def _change_owner(stack: Stack, fresh: Stack) -> None:
-    """Changes the one password that the bootstrap cannot set, because it logs in with it."""
-    old, new = (replace(side.owner, database="postgres") for side in (stack, fresh))
+def _change_passwords(stack: Stack, fresh: Stack) -> None:
+    """Changes the passwords that the bootstrap cannot set, because it logs in with them."""
+    if not stack.has_administrator:
+        for old, new in zip(_roles(stack), _roles(fresh), strict=True):
+            _change_password(old, new)
+    elif stack.owner.is_external:
+        log.info("the password of %s stays: the external Postgres' administrators set it", stack.owner.user)
+    else:
+        _change_password(stack.server, fresh.server)
+
+
+def _roles(stack: Stack) -> tuple[Login, ...]:
+    scoring = (stack.serving, stack.scoring) if "scoring" in stack.services.by_name else ()
+    return (stack.tracking, stack.accounts, stack.reader, *scoring)
+
+
+def _change_password(old: Login, new: Login) -> None:
     if postgres.accepts(new):
         return
     with postgres.connected(old) as connection:
         postgres.set_password(connection, new)
-    log.info("Postgres knows the owner's new password")
+    log.info("Postgres knows the new password of %s", new.user)
 
 
 def _sign_backups(stack: Stack, fresh: Stack) -> None:

@@ -33,7 +33,8 @@ class Upgraded:
 def upgrade(stack: Stack) -> Upgraded:
     """Takes a backup, builds, migrates and starts. On any failure it rolls back and raises MlstackError."""
     target = start.check(stack)
-    if f"{target.name}_postgres" not in target.engine.volumes(target.name):
+    is_own = not target.services.by_name["postgres"].is_external
+    if is_own and f"{target.name}_postgres" not in target.engine.volumes(target.name):
         raise MlstackError("there is no stack here to upgrade.", "Its database has no volume.", "make up starts a new one")
     data_services.start_data_services(target)
     swap.settle(target)
@@ -74,7 +75,7 @@ def _diagnose(target: Stack) -> None:
 
 def _end_interrupted(target: Stack) -> None:
     """Undoes a killed upgrade, unless MLflow has run on the new version: then there may be new work."""
-    with postgres.connected(target, swap.SERVER) as server:
+    with postgres.server(target) as server:
         copied = postgres.note(server, _copy(target))
         if not copied and not postgres.exists(server, _copy(target)) and not _kept_images(target):
             return
@@ -91,10 +92,10 @@ def _go_back(target: Stack) -> None:
     for image in _kept_images(target):
         target.engine.tag(f"{image}:{TAG}", image)
     data_services.start_data_services(target)
-    with postgres.connected(target, swap.SERVER) as server:
+    with postgres.server(target) as server:
         if postgres.note(server, _copy(target)):
             data_services.stop_clients(target)
-            name = target.owner.database
+            name = target.database
             postgres.close(server, name)
             postgres.close(server, _copy(target))
             postgres.swap(server, name, _copy(target), swap.old_name(target))
@@ -105,12 +106,12 @@ def _go_back(target: Stack) -> None:
 
 
 def _copy(target: Stack) -> str:
-    return f"{target.owner.database[:45]}_before_upgrade"
+    return f"{target.database[:45]}_before_upgrade"
 
 
 def _copy_database(target: Stack) -> None:
-    name = target.owner.database
-    with postgres.connected(target, swap.SERVER) as server:
+    name = target.database
+    with postgres.server(target) as server:
         postgres.close(server, name)  # a database in use cannot be copied
         try:
             postgres.create(server, _copy(target), template=name)
@@ -134,7 +135,7 @@ def _own_images(target: Stack) -> list[str]:
 
 
 def _forget(target: Stack) -> None:
-    with postgres.connected(target, swap.SERVER) as server:
+    with postgres.server(target) as server:
         _forget_in(server, target)
 
 

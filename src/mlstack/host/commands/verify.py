@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file, folders, preflight
+from mlstack.host import env_file, folders, preflight, services
 from mlstack.host.backup import log
 from mlstack.host.backup.manifest import Backup
 from mlstack.host.commands import restore
@@ -43,7 +43,8 @@ def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
         for file in (FILE, ".env.example"):
             shutil.copy2(stack.folder / file, place / file)
         shutil.copytree(stack.folder / "compose", place / "compose")
-        ports = dict(zip(stack.services.ports, map(str, preflight.free_ports(len(stack.services.ports))), strict=True))
+        variables = services.read(stack.folder, {}).ports
+        ports = dict(zip(variables, map(str, preflight.free_ports(len(variables))), strict=True))
         buckets = {"MINIO_BUCKET": bucket, "DATASETS_BUCKET": stack.keys.datasets}
         name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "LOG_DIR": str(place / "logs"), **buckets}
         env_file.ensure(place)

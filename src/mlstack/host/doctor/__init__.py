@@ -18,7 +18,7 @@ _SERVICES = _CHECKS.index(stack.running) + 1
 
 def checks(services: Services) -> tuple[Check, ...]:
     """Every check, in the order in which they run: the checks of services follow the first check of the containers."""
-    of_services = (stack.service(service.name) for service in services.long_running)
+    of_services = (stack.service(name) for name, item in services.by_name.items() if item.is_long_running or item.is_external)
     following = (item for item in _CHECKS[_SERVICES:] if item.reach != scoring.REACH or scoring.SERVICE in services.by_name)
     return (*_CHECKS[:_SERVICES], *of_services, *following)
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg2
 
+from mlstack import postgres
 from mlstack.errors import MlstackError
 from mlstack.host.doctor.check import Check, check
 from mlstack.host.doctor.context import Subject
 from mlstack.host.doctor.stack import service
+from mlstack.settings import Login
 
 REACH = "database"
 PATIENCE = 5  # seconds
@@ -62,6 +64,8 @@ for migrations in sys.argv[1:]:
 def _login(role: Role) -> Check:
     @check(REACH, f"login of {role.user}", service("postgres"))
     def login(subject: Subject) -> str:
+        if role is OWNER and not subject.stack.has_administrator:
+            return "none: .env has no administrator's login to the external Postgres"
         with _connected(subject, role) as cursor:
             if not role.writes:
                 cursor.execute("SELECT count(*) FROM experiments")
@@ -81,7 +85,7 @@ def _login(role: Role) -> Check:
                 )
             cursor.execute("SELECT answer, who FROM mlstack_doctor")
             row = cursor.fetchone()
-        if row != (42, subject.values[role.user]):
+        if row != (42, _login_of(subject, role).user):
             raise MlstackError(f"Postgres gave back {row}.", "A row is not what was written.", "make logs SERVICE=postgres")
         return "wrote, read and took back"
 
@@ -148,18 +152,23 @@ def _heads(subject: Subject) -> dict[str, str]:
     return dict(zip((schema.name for schema in SCHEMAS), lines.splitlines(), strict=True))
 
 
+def _login_of(subject: Subject, role: Role) -> Login:
+    stack = subject.stack
+    logins = {OWNER: lambda: stack.catalog, TRACKING: lambda: stack.tracking, ACCOUNTS: lambda: stack.accounts}
+    return logins.get(role, lambda: stack.reader)()
+
+
 @contextmanager
 def _connected(subject: Subject, role: Role) -> Iterator[Any]:
     """A cursor in a transaction that is never committed."""
-    user = subject.values[role.user]
-    port = subject.stack.port("POSTGRES_PORT")
+    login = _login_of(subject, role)
+    user = login.user
     try:
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=port, user=user, password=subject.values[role.password],
-            dbname=subject.values["POSTGRES_DB"], connect_timeout=PATIENCE,
-            options=f"-c statement_timeout={PATIENCE}s" + (" -c search_path=pg_catalog" if role is OWNER else ""),
-        )  # fmt: skip
+        options = f"-c statement_timeout={PATIENCE}s {login.options}"
+        connection = psycopg2.connect(**replace(login, options=options).parameters, connect_timeout=PATIENCE)
     except psycopg2.OperationalError as error:
+        if login.is_external:
+            raise postgres.explained(login, error) from error
         message = str(error).strip().splitlines()[-1]
         if "password authentication failed" in message or "does not exist" in message or "no password supplied" in message:
             raise MlstackError(
@@ -169,7 +178,7 @@ def _connected(subject: Subject, role: Role) -> Iterator[Any]:
                 + ("" if role is OWNER else "; or make up, which gives the database the one in .env"),
             ) from error
         raise MlstackError(
-            f"Postgres does not answer at 127.0.0.1:{port}: {message}",
+            f"Postgres does not answer at {login.host}:{login.port}: {message}",
             "MLflow keeps runs and models there.",
             "make logs SERVICE=postgres",
         ) from error

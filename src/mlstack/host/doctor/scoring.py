@@ -42,12 +42,9 @@ def follows(subject: Subject) -> str:
 
 @check(REACH, "decisions can be stored, and not changed", service(SERVICE), service("postgres"))
 def decisions(subject: Subject) -> str:
-    login = settings.scoring_login(subject.values)
-    port = subject.stack.port("POSTGRES_PORT")
+    login = subject.stack.scoring
     try:
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=port, user=login.user, password=login.password, dbname=login.database, connect_timeout=PATIENCE
-        )
+        connection = psycopg2.connect(**login.parameters, connect_timeout=PATIENCE)
     except psycopg2.OperationalError as error:
         raise MlstackError(
             f"Postgres rejects SCORING_DB_USER {login.user}: {str(error).strip().splitlines()[-1]}",

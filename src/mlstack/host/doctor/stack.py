@@ -25,6 +25,8 @@ def service(name: str) -> Check:
 
     def examine(subject: Subject) -> str:
         container = subject.containers.get(name)
+        if subject.stack.services.by_name[name].is_external:
+            return "external"
         if container is None:
             raise MlstackError(f"{name} has no container.", "What uses it fails.", "make up")
         if not container.is_running:
