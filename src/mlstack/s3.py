@@ -1,10 +1,15 @@
-"""MinIO's S3 API: clients, and the layout of the buckets."""
+"""The S3 API of MinIO or an external store: clients, and the layout of the buckets."""
 
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
 
 import urllib3
 from minio import Minio
+from minio.error import S3Error
 
+from mlstack.errors import MlstackError
+from mlstack.retries import retrying
 from mlstack.settings import Keys
 
 # The doctor's folder in each bucket. MLflow's own folders are numbers.
@@ -12,6 +17,25 @@ DOCTOR = ".doctor/"
 # In the bucket for data sets, a version's files are in <name>/<version>/. A complete version has its manifest in the first of
 # these folders; an upload in progress has it in the second.
 MANIFESTS, UPLOADS = ".manifests/", ".uploads/"
+
+
+# Errors of an external store that waiting does not change: what is wrong, and how to fix it.
+_KEYS = ("rejects the keys", "correct EXTERNAL_S3_ACCESS_KEY_ID and EXTERNAL_S3_SECRET_ACCESS_KEY in .env")
+_REJECTED = ("InvalidAccessKeyId", "SignatureDoesNotMatch")
+_FINAL = {
+    "NameResolutionError": ("is no host that can be found", "correct EXTERNAL_S3 in .env, or the DNS of the host"),
+    "Hostname mismatch": ("has a certificate for another name", "set EXTERNAL_S3 in .env to the name in the certificate"),
+    "IP address mismatch": ("has a certificate for another name", "set EXTERNAL_S3 in .env to the name in the certificate"),
+    "CERTIFICATE_VERIFY_FAILED": (
+        "has a certificate of an untrusted authority",
+        "set EXTERNAL_S3_CA in .env to the file with the authority's certificate",
+    ),
+    "WRONG_VERSION_NUMBER": (
+        "does not offer TLS",
+        "switch TLS on at the store; http:// in EXTERNAL_S3 sends everything unencrypted",
+    ),
+    **dict.fromkeys(_REJECTED, _KEYS),
+}
 
 
 @dataclass(frozen=True)
@@ -37,5 +61,48 @@ def manifest_of(folder: str, place: str = MANIFESTS) -> str:
 
 def client_for(keys: Keys) -> Minio:
     """An S3 client that fails fast, for callers that retry themselves."""
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=5, read=30), retries=urllib3.Retry(total=0))
-    return Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, http_client=pool)
+    return client_with(keys, timeout=urllib3.Timeout(connect=5, read=30), retries=urllib3.Retry(total=0))
+
+
+def wait_for_external(keys: Keys, deadline: float) -> None:
+    """Waits until an external store answers this login.
+
+    Raises MlstackError with the cause: no such host, an untrusted certificate, wrong keys, no answer.
+    """
+
+    def is_transient(error: BaseException) -> bool:
+        return _is_not_ready(error) or (isinstance(error, urllib3.exceptions.HTTPError) and _explanation(error) is None)
+
+    try:
+        retrying(deadline, is_transient)(client_for(keys).get_bucket_versioning, keys.bucket)  # HEAD would not say why
+    except (S3Error, urllib3.exceptions.HTTPError) as error:
+        if isinstance(error, S3Error) and error.code not in _REJECTED and not _is_not_ready(error):
+            return  # it answers this login; what the login may do is found out by using it
+        wrong, fix = _explanation(error) or (
+            f"does not answer within {deadline:g} s",
+            "correct EXTERNAL_S3 in .env, or start the store",
+        )
+        raise MlstackError(
+            f"external S3: {keys.url} {wrong} ({' '.join(str(error).split())}).", "MLflow keeps artifacts there.", fix
+        ) from error
+
+
+def _is_not_ready(error: BaseException) -> bool:
+    return isinstance(error, S3Error) and error.response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _explanation(error: BaseException) -> tuple[str, str] | None:
+    return next((explanation for text, explanation in _FINAL.items() if text in f"{error}"), None)
+
+
+def client_with(keys: Keys, **connections: Any) -> Minio:
+    """An S3 client whose connections have these settings of urllib3."""
+    pool = urllib3.PoolManager(ca_certs=keys.authorities or None, **connections)
+    return Minio(
+        keys.endpoint,
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+        secure=keys.scheme == "https",
+        region=keys.region if keys.is_external else None,
+        http_client=pool,
+    )

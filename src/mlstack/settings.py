@@ -57,7 +57,9 @@ def _at_least(length: int) -> Check:
     return lambda value: None if len(value) >= length else f"expected at least {length} characters"
 
 
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
 _anything = _at_least(1)
+_url = _matches(rf"https?://{_NAME}(:[1-9][0-9]{{0,4}})?", "https://host or https://host:port, without a path")
 _identifier = _matches(r"[a-z_][a-z0-9_]{0,62}", "lower-case letters, digits and _, not starting with a digit")
 # In basic authentication the first colon ends the name.
 _account = _matches(r"[^\s:]+", "a name without spaces and colons")
@@ -67,7 +69,7 @@ _bucket = _matches(
 )
 _id_number = _matches(r"[0-9]+", "a number")
 _switch = _matches("on|off", "on or off")
-_host_name = _matches(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", "a host name or an IPv4 address, without a port")
+_host_name = _matches(_NAME, "a host name or an IPv4 address, without a port")
 # host:port, as in a URL: a name in lower case or an IPv4 address.
 _host = r"[a-z0-9][a-z0-9.-]*:[1-9][0-9]{0,4}"
 _hosts = _matches(rf"{_host}(,{_host})*", "host:port with commas between them")
@@ -139,6 +141,12 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("MINIO_BUCKET_QUOTA", _matches(r"[1-9][0-9]{0,5}[mgt]", "a size such as 500m, 500g or 5t"), optional=True),
         Variable("MINIO_PORT", _port),
         Variable("MINIO_CONSOLE_PORT", _port),
+        Variable("EXTERNAL_S3", _url, optional=True),
+        Variable("EXTERNAL_S3_PUBLIC", _url, optional=True),
+        Variable("EXTERNAL_S3_REGION", _matches(r"[a-z0-9-]+", "a region such as eu-central-1"), optional=True),
+        Variable("EXTERNAL_S3_ACCESS_KEY_ID", _at_least(3), secret=True, optional=True),
+        Variable("EXTERNAL_S3_SECRET_ACCESS_KEY", _at_least(8), secret=True, optional=True),
+        Variable("EXTERNAL_S3_CA", _anything, optional=True),
         Variable("MLFLOW_PORT", _port),
         Variable("MLFLOW_TRACKING_URI", _matches(r"https?://.+", "http://host:port")),
         Variable("MLFLOW_TRACKING_USERNAME", _account),
@@ -210,6 +218,12 @@ _APART = (
     *combinations(("MLFLOW_ADMIN_USERNAME", "MLFLOW_TRACKING_USERNAME", "SCORING_USERNAME"), 2),
     ("MINIO_BUCKET", "DATASETS_BUCKET"),
 )
+# What a login to another service also needs.
+_TOGETHER = (
+    ("EXTERNAL_POSTGRES_USER", "EXTERNAL_POSTGRES_PASSWORD"),
+    ("EXTERNAL_S3", "EXTERNAL_S3_ACCESS_KEY_ID"),
+    ("EXTERNAL_S3", "EXTERNAL_S3_SECRET_ACCESS_KEY"),
+)
 
 
 def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIABLES) -> list[str]:
@@ -219,6 +233,11 @@ def complaints(values: Mapping[str, str | None], names: Collection[str] = VARIAB
         f"{owner} and {other} are the same: they need names of their own"
         for owner, other in _APART
         if owner in names and other in names and values.get(owner) and values.get(owner) == values.get(other)
+    ]
+    wrong += [
+        f"{name} is set, and {other} is empty"
+        for name, other in _TOGETHER
+        if other in names and values.get(name) and not values.get(other)
     ]
     return [complaint for complaint in wrong if complaint]
 
@@ -402,6 +421,23 @@ class Keys:
     datasets: str
     """The data sets."""
     endpoint: str = "minio:9000"
+    scheme: str = "http"
+    region: str = "us-east-1"
+    """MinIO's own, or that of an external store."""
+    authorities: str = ""
+    """A file with the certificates that an external store's may be signed by."""
+    public: str = ""
+    """The URL at which clients reach an external store."""
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the store is an existing one, outside the stack."""
+        return bool(self.public)
+
+    @property
+    def url(self) -> str:
+        """The store's address for services and commands."""
+        return f"{self.scheme}://{self.endpoint}"
 
     @property
     def buckets(self) -> tuple[str, str]:
@@ -486,7 +522,7 @@ def reader_name() -> str:
 
 
 def storage_owner(values: Mapping[str, str | None] | None = None) -> Keys:
-    """The keys of MinIO's owner, for the bootstrap only."""
+    """The keys of MinIO's owner, for the bootstrap only; for an external store, which has one login, the same as MLflow's."""
     return _keys("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", values)
 
 
@@ -506,7 +542,10 @@ def server_keys() -> Keys:
     names = {"MLFLOW_S3_ACCESS_KEY_ID": "AWS_ACCESS_KEY_ID", "MLFLOW_S3_SECRET_ACCESS_KEY": "AWS_SECRET_ACCESS_KEY"}
     given = _given()
     values = {name: given.get(other) for name, other in names.items()} | {name: given.get(name) for name in BUCKETS}
-    return replace(tracking_keys(values), endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
+    keys = tracking_keys(values)
+    if is_external_s3(given):
+        return _at_external_s3(keys, given)
+    return replace(keys, endpoint=of_shell("MLFLOW_S3_ENDPOINT_URL").partition("://")[2])
 
 
 @cache
@@ -610,8 +649,30 @@ def _at_external(login: Login, values: Mapping[str, str | None] | None) -> Login
 
 
 def _keys(access_key: str, secret_key: str, values: Mapping[str, str | None] | None) -> Keys:
+    if is_external := is_external_s3(values):
+        access_key, secret_key = "EXTERNAL_S3_ACCESS_KEY_ID", "EXTERNAL_S3_SECRET_ACCESS_KEY"
     values_read = read(access_key, secret_key, *BUCKETS, values=values)
-    return Keys(values_read[access_key], values_read[secret_key], *(values_read[name] for name in BUCKETS))
+    keys = Keys(values_read[access_key], values_read[secret_key], *(values_read[name] for name in BUCKETS))
+    return _at_external_s3(keys, _given() if values is None else values) if is_external else keys
+
+
+def is_external_s3(values: Mapping[str, str | None] | None = None) -> bool:
+    """Whether an existing S3 store takes the place of the stack's own."""
+    return bool((_given() if values is None else values).get("EXTERNAL_S3"))
+
+
+def _at_external_s3(keys: Keys, given: Mapping[str, str | None]) -> Keys:
+    """The same buckets at the external store."""
+    url, public = given.get("EXTERNAL_S3") or "", given.get("EXTERNAL_S3_PUBLIC")
+    scheme, _, endpoint = url.partition("://")
+    return replace(
+        keys,
+        endpoint=endpoint,
+        scheme=scheme,
+        region=given.get("EXTERNAL_S3_REGION") or keys.region,
+        authorities=given.get("EXTERNAL_S3_CA") or given.get("CA_BUNDLE") or "",
+        public=public or url,
+    )
 
 
 def _log_defaults() -> tuple[str, str]:

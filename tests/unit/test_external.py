@@ -6,7 +6,7 @@ import pytest
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.host import env_file
+from mlstack.host import env_file, preflight
 from mlstack.host.stack import Stack
 from tests.support.projects import compose_config, set_values
 
@@ -16,6 +16,12 @@ EXTERNAL = {
     "EXTERNAL_POSTGRES_PORT": "6432",
     "EXTERNAL_POSTGRES_USER": "administrator",
     "EXTERNAL_POSTGRES_PASSWORD": "of-the-provider",
+}
+STORE = {
+    "EXTERNAL_S3": "https://s3.example.com",
+    "EXTERNAL_S3_REGION": "eu-test-1",
+    "EXTERNAL_S3_ACCESS_KEY_ID": "login-of-the-provider",
+    "EXTERNAL_S3_SECRET_ACCESS_KEY": "secret-of-the-provider",
 }
 
 
@@ -73,6 +79,45 @@ def test_commands_use_the_external_server_and_need_no_port_for_the_bundled_one(e
     assert "POSTGRES_PORT" not in stack.services.ports
 
 
+@pytest.mark.docker
+def test_minio_has_no_container_and_mlflow_the_login_to_the_external_store(project: Path) -> None:
+    set_values(project, COMPOSE_PROFILES="scoring,gateway")
+    before = compose_config(project)["services"]
+    set_values(project, **STORE)
+    after = compose_config(project)["services"]
+    assert after["minio"]["deploy"]["replicas"] == 0
+    assert {name for name in before if before[name] != after[name]} == {"minio", "bootstrap", "mlflow"}
+    environment = after["mlflow"]["environment"]
+    assert environment["MLFLOW_S3_ENDPOINT_URL"] == "https://s3.example.com"
+    assert environment["AWS_SECRET_ACCESS_KEY"] == "secret-of-the-provider"
+    assert environment["AWS_CA_BUNDLE"] == "/run/secrets/s3_ca"
+    holders = {name for name, service in after.items() if "secret-of-the-provider" in str(service)}
+    assert holders == {"bootstrap", "mlflow"}
+
+
+@pytest.mark.docker
+def test_both_services_can_be_external(external: Path) -> None:
+    set_values(external, **STORE)
+    mlflow = compose_config(external)["services"]["mlflow"]
+    assert (mlflow["environment"]["PGHOST"], mlflow["environment"]["AWS_DEFAULT_REGION"]) == ("db.example.com", "eu-test-1")
+    assert [secret["source"] for secret in mlflow["secrets"]] == ["postgres_ca", "s3_ca"]
+
+
+def test_commands_use_the_external_store(project: Path) -> None:
+    set_values(project, EXTERNAL_S3_PUBLIC="https://files.example.com", EXTERNAL_S3_CA="authority.pem", **STORE)
+    keys = Stack.of(project).keys
+    assert (keys.url, keys.public, keys.region) == ("https://s3.example.com", "https://files.example.com", "eu-test-1")
+    assert (keys.access_key, keys.authorities) == ("login-of-the-provider", str(project / "authority.pem"))
+
+
+@pytest.mark.parametrize("name", ["EXTERNAL_S3", "EXTERNAL_S3_PUBLIC"])
+def test_unencrypted_store_is_warned_of(project: Path, name: str) -> None:
+    assert not [warning for warning in preflight.warnings(Stack.of(project)) if "encrypted" in warning]
+    set_values(project, **STORE | {name: "http://s3.example.com"})
+    (warning,) = [warning for warning in preflight.warnings(Stack.of(project)) if "encrypted" in warning]
+    assert warning.startswith(f"{name}: what is sent there is not encrypted")
+
+
 def test_command_that_needs_an_administrator_says_so_without_one(external: Path) -> None:
     set_values(external, EXTERNAL_POSTGRES_USER="", EXTERNAL_POSTGRES_PASSWORD="")
     stack = Stack.of(external)
@@ -87,6 +132,13 @@ def test_rotation_keeps_the_password_of_another_service(external: Path) -> None:
     after = settings.of_text((external / env_file.NEXT).read_text())
     assert after["EXTERNAL_POSTGRES_PASSWORD"] == before["EXTERNAL_POSTGRES_PASSWORD"]
     assert after["MLFLOW_DB_PASSWORD"] != before["MLFLOW_DB_PASSWORD"]
+
+
+@pytest.mark.parametrize("missing", ["EXTERNAL_S3_SECRET_ACCESS_KEY", "EXTERNAL_POSTGRES_PASSWORD"])
+def test_login_without_its_secret_is_rejected(external: Path, missing: str) -> None:
+    set_values(external, **STORE | {missing: ""})
+    (complaint,) = settings.complaints(settings.of_project(external))
+    assert complaint.endswith(f"is set, and {missing} is empty")
 
 
 def test_administrator_is_no_role_of_the_stack(external: Path) -> None:

@@ -31,6 +31,10 @@ HOSTS = (
     ["", "ollama:11434", "10.0.0.1:80,host.docker.internal:8000"],
     ["ollama", "Ollama:1", "http://ollama:1", "*:80", "a:0", "a:1, b:1"],
 )
+URL = (
+    ["", "https://s3.example.com", "http://10.0.0.1:9000"],
+    ["s3.example.com", "https://a/b", "https://", "ftp://a", "https://a:x"],
+)
 VALUES: dict[str, tuple[list[str], list[str]]] = {
     "COMPOSE_PROJECT_NAME": (["mlstack", "ml-stack_2", "2"], ["MlStack", "-x", "_x", "a b", "a.b"]),
     "COMPOSE_PROFILES": (["", "scoring", "scoring,ray", "*"], ["Scoring", "a,", "a b", ","]),
@@ -57,6 +61,12 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "MINIO_BUCKET_QUOTA": (["", "500m", "2g", "5t"], ["0g", "500", "500G", "1.5t", "-1g", "9999999g"]),
     "MINIO_PORT": PORT,
     "MINIO_CONSOLE_PORT": PORT,
+    "EXTERNAL_S3": URL,
+    "EXTERNAL_S3_PUBLIC": URL,
+    "EXTERNAL_S3_REGION": (["", "eu-central-1"], ["EU", "a b"]),
+    "EXTERNAL_S3_ACCESS_KEY_ID": (["", *SHORT_SECRET[0]], SHORT_SECRET[1]),
+    "EXTERNAL_S3_SECRET_ACCESS_KEY": (["", *SECRET[0]], SECRET[1]),
+    "EXTERNAL_S3_CA": ([*ANYTHING[0], ""], []),
     "MLFLOW_PORT": PORT,
     "MLFLOW_TRACKING_URI": (["http://127.0.0.1:5001", "https://mlflow.example"], ["127.0.0.1:5001", "file:///x", "http://"]),
     "MLFLOW_TRACKING_USERNAME": ACCOUNT,

@@ -18,11 +18,16 @@ def call(
     account: Account | None = None,
     headers: Mapping[str, str] | None = None,
     body: str | None = None,
+    authorities: str = "",
 ) -> urllib3.BaseHTTPResponse:
-    """The answer, whatever its status. Raises MlstackError with `why` it matters if there is none within `timeout` seconds."""
+    """The answer, whatever its status. Raises MlstackError with `why` it matters if there is none within `timeout` seconds.
+
+    `authorities` is a file with the certificates to trust instead of the host's.
+    """
     login = urllib3.make_headers(basic_auth=f"{account.username}:{account.password}") if account else {}
     try:
-        return urllib3.request(method, url, body=body, headers={**login, **(headers or {})}, timeout=timeout, retries=False)
+        sender = urllib3.PoolManager(ca_certs=authorities) if authorities else urllib3
+        return sender.request(method, url, body=body, headers={**login, **(headers or {})}, timeout=timeout, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise MlstackError(
             f"{service} does not answer at {url}: {type(error).__name__}.", why, f"make logs SERVICE={service.lower()}"

@@ -34,7 +34,8 @@ def check(stack: Stack, *, will_build: bool) -> list[MlstackError]:
             )
         ]
     expected_disk = MIN_DISK_GIB_TO_BUILD if will_build else MIN_DISK_GIB
-    problems = (*check_ports(stack), check_memory(stack.engine), check_disk(stack, expected_disk), check_postgres(stack))
+    problems = (*check_ports(stack), check_memory(stack.engine), check_disk(stack, expected_disk))
+    problems += (check_postgres(stack), check_s3(stack))
     return [problem for problem in problems if problem]
 
 
@@ -84,6 +85,16 @@ def warnings(stack: Stack) -> list[str]:
         *(f".env has a key that nothing reads: {name}" for name in env_file.unknown_keys(stack.env)),
         *(f"{name} comes from your shell, not from .env, and they differ" for name in settings.shadowed(stack.env)),
         *_open_mlflow(stack.values),
+        *_unencrypted(stack.values),
+    ]
+
+
+def _unencrypted(values: Mapping[str, str]) -> list[str]:
+    named = [name for name in ("EXTERNAL_S3", "EXTERNAL_S3_PUBLIC") if values.get(name, "").startswith("http://")]
+    postgres_is_open = values.get("EXTERNAL_POSTGRES") and values.get("EXTERNAL_POSTGRES_TLS") == "disable"
+    return [
+        f"{name}: what is sent there is not encrypted, and anyone on the way may read and change it"
+        for name in (*named, *(["EXTERNAL_POSTGRES_TLS=disable"] if postgres_is_open else []))
     ]
 
 
@@ -104,6 +115,19 @@ def check_postgres(stack: Stack) -> MlstackError | None:
     try:
         with postgres.connected(login, PATIENCE) as connection:
             postgres.require_supported(connection)
+    except MlstackError as error:
+        return error
+    return None
+
+
+def check_s3(stack: Stack) -> MlstackError | None:
+    """Why an external S3 store cannot be used, if so."""
+    if not settings.is_external_s3(stack.values):
+        return None
+    from mlstack import s3  # not for the commands without it
+
+    try:
+        s3.wait_for_external(stack.keys, PATIENCE)
     except MlstackError as error:
         return error
     return None

@@ -10,7 +10,7 @@ from mlstack.host.stack import Stack
 from mlstack.settings import VARIABLES
 
 # In a container these have other values than on the host.
-_OTHER_INSIDE = frozenset({"LOG_DIR", "MLFLOW_TRACKING_URI", "EXTERNAL_POSTGRES_CA"})
+_OTHER_INSIDE = frozenset({"LOG_DIR", "MLFLOW_TRACKING_URI", "EXTERNAL_POSTGRES_CA", "EXTERNAL_S3_CA"})
 MIB = 1024 * 1024
 
 

@@ -142,13 +142,13 @@ class Stack:
 
     @cached_property
     def keys(self) -> Keys:
-        """MinIO's owner."""
-        return replace(settings.storage_owner(self.values), endpoint=f"127.0.0.1:{self.port('MINIO_PORT')}")
+        """MinIO's owner, or the login to an external store."""
+        return self._from_host(settings.storage_owner(self.values))
 
     @cached_property
     def tracking_keys(self) -> Keys:
         """MLflow's own keys of MinIO."""
-        return replace(settings.tracking_keys(self.values), endpoint=f"127.0.0.1:{self.port('MINIO_PORT')}")
+        return self._from_host(settings.tracking_keys(self.values))
 
     @property
     def backup_key(self) -> str:
@@ -167,5 +167,13 @@ class Stack:
     def _here(self, login: Login) -> Login:
         """The login from the host: paths in `.env` are relative to the project."""
         if login.is_external:
-            return replace(login, sslrootcert=str(self.folder / Path(login.sslrootcert).expanduser()))
+            return replace(login, sslrootcert=self._path(login.sslrootcert))
         return replace(login, host="127.0.0.1", port=self.port("POSTGRES_PORT"))
+
+    def _from_host(self, keys: Keys) -> Keys:
+        if keys.is_external:
+            return replace(keys, authorities=self._path(keys.authorities))
+        return replace(keys, endpoint=f"127.0.0.1:{self.port('MINIO_PORT')}")
+
+    def _path(self, path: str) -> str:
+        return str(self.folder / Path(path).expanduser())

@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -116,8 +116,9 @@ def status(stack: Stack) -> Status:
     return Status(
         project=stack.name,
         problem=None,
-        services=tuple(
-            _service(container, stack.services, answers, versions) for container in _expected(stack.services, containers)
+        services=(
+            *_external(stack, answers | {"external postgres": server}),
+            *(_service(container, stack.services, answers, versions) for container in _expected(stack.services, containers)),
         ),
         volumes=tuple(Volume(volume, *(answers.get(f"size {volume}") or (None, False))) for volume in sorted(volumes)),
         schema=schema and quoted(schema),
@@ -152,6 +153,8 @@ def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Calla
                 questions[f"size {mount.volume}"] = partial(_size_inside, stack.engine, container, mount)
     if "postgres" in running or stack.services.by_name["postgres"].is_external:
         questions["database"] = partial(_database, stack)
+    if stack.services.by_name["minio"].is_external:
+        questions["external minio"] = partial(_store, stack)
     if "mlflow" in running:
         account = settings.notebook_account(stack.values)
         questions["version mlflow"] = partial(_page, stack, "mlflow", "/version", account)
@@ -217,6 +220,13 @@ def _database(stack: Stack) -> tuple[str, str | None, str]:
     return revision, made_by, server
 
 
+def _store(stack: Stack) -> bool:
+    """Whether an external S3 store answers, with whatever status. Raises MlstackError otherwise."""
+    keys = stack.keys
+    http.call("S3", "HEAD", keys.url, why="MLflow keeps artifacts there.", timeout=PATIENCE, authorities=keys.authorities)
+    return True
+
+
 def _page(stack: Stack, service: str, path: str, account: Account | None = None) -> str:
     url = urljoin(stack.services.by_name[service].url, path)
     answer = http.call(service, "GET", url, why="It says its version there.", timeout=PATIENCE, account=account)
@@ -229,21 +239,27 @@ def _page(stack: Stack, service: str, path: str, account: Account | None = None)
 
 
 def _expected(services: Services, containers: Sequence[Container]) -> list[Container | str]:
-    """Every container, and the names of external services and of long-running ones that have none."""
+    """Every container, and the names of long-running services that have none."""
     existing = {container.service for container in containers}
-    expected = [name for name, service in services.by_name.items() if service.is_long_running or service.is_external]
-    return [*(name for name in expected if name not in existing), *containers]
+    return [*(service.name for service in services.long_running if service.name not in existing), *containers]
+
+
+def _external(stack: Stack, answers: Mapping[str, Any]) -> Iterator[Service]:
+    """Services outside the stack: healthy if they answered."""
+    addresses = {"postgres": lambda: f"{stack.tracking.host}:{stack.tracking.port}", "minio": lambda: stack.keys.url}
+    for name, described in stack.services.by_name.items():
+        if described.is_external:
+            answer = answers.get(f"external {name}")
+            state = "external" if answer else "external, no answer"
+            version = quoted(answer) if answer and name == "postgres" else None
+            yield Service(name, state, "", is_healthy=bool(answer), version=version, url=addresses[name]())
 
 
 def _service(
     container: Container | str, services: Services, answers: Mapping[str, Any], versions: Mapping[str, str | None]
 ) -> Service:
     if isinstance(container, str):
-        if not services.by_name[container].is_external:
-            return Service(container, "missing", "", is_healthy=False)
-        version = versions.get(container)
-        state = "external" if version else "external, no answer"
-        return Service(container, state, "", is_healthy=bool(version), version=version and quoted(version))
+        return Service(container, "missing", "", is_healthy=False)
     described = services.by_name.get(container.service)
     is_long_running = described is not None and described.is_long_running
     uptime = int((datetime.now(UTC) - container.started).total_seconds()) if container.started and container.is_running else None

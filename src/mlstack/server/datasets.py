@@ -27,7 +27,7 @@ from mlstack import manifests, s3, settings
 from mlstack.manifests import File
 from mlstack.s3 import MANIFESTS, UPLOADS, manifest_of
 from mlstack.server import auth
-from mlstack.server.presigned_urls import AS_A_FILE, LIFETIME, NOT_IN_UPLOADS, PAGE, host_of_minio
+from mlstack.server.presigned_urls import AS_A_FILE, LIFETIME, PAGE, host_of_minio, signer_for_uploads
 from mlstack.server.signature import Signer
 
 NOBODY = "anyone"  # puts data sets where accounts are off
@@ -153,7 +153,7 @@ def upload(large: InFile) -> Upload:
 def write(wanted: Pieces, request: Request) -> list[str]:
     """A URL for each piece, in their order, which accepts its very bytes. Raises HTTPException 409 for a complete version."""
     bucket = _bucket()
-    signer = Signer("PUT", host_of_minio(request), settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS, bucket=bucket)
+    signer = signer_for_uploads(host_of_minio(request), bucket)
     with _explained():
         manifest = _writable(wanted)
     return [_url_to_write(signer, manifest, piece) for piece in wanted.pieces]
@@ -384,9 +384,10 @@ def _s3() -> Any:
     keys = settings.server_keys()
     return boto3.client(
         "s3",
-        endpoint_url=f"http://{keys.endpoint}",
+        endpoint_url=keys.url,
+        verify=keys.authorities or None,
         aws_access_key_id=keys.access_key,
         aws_secret_access_key=keys.secret_key,
-        region_name="us-east-1",
+        region_name=keys.region,
         config=Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
     )

@@ -104,7 +104,7 @@ class LinksToRead(BaseModel):
 def write(files: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
     """A URL for each file. Raises HTTPException 401, 403, or 404 if only MLflow's own route can serve the client."""
     host, root = host_of_minio(request), _allowed(caller, files.root, "update")
-    signer = Signer("PUT", host, settings.server_keys(), LIFETIME, empty=NOT_IN_UPLOADS)
+    signer = signer_for_uploads(host)
     return LinksToWrite(links=[signer.url(_key(root, name)) for name in files.names], probe=_probe(_reader(host), root))
 
 
@@ -173,13 +173,27 @@ def _key(root: str, name: str) -> str:
 
 
 def host_of_minio(request: Request) -> str:
-    """The host and port at which the caller reaches MinIO, by the name under which it reaches this server."""
-    host = request.url.hostname
+    """The host and port at which the caller reaches MinIO, by the name under which it reaches this server.
+
+    Those of an external store are the same for all.
+    """
+    host, keys = request.url.hostname, settings.server_keys()
+    if keys.is_external:
+        return keys.public.partition("://")[2]
     if host == "mlflow":
-        return settings.server_keys().endpoint
+        return keys.endpoint
     if host in ("localhost", "127.0.0.1", "mlflow.localhost"):
         return f"127.0.0.1:{settings.storage_port()}"
     raise HTTPException(404, f"MinIO cannot be reached from {host}.")
+
+
+def signer_for_uploads(host: str, bucket: str | None = None) -> Signer:
+    """Signs URLs to which a client may send content alone.
+
+    Other stores than MinIO reject headers that were not signed, and requests that lack a signed one.
+    """
+    keys = settings.server_keys()
+    return Signer("PUT", host, keys, LIFETIME, empty=() if keys.is_external else NOT_IN_UPLOADS, bucket=bucket)
 
 
 def _reader(host: str) -> Signer:

@@ -12,7 +12,6 @@ from urllib.parse import quote, urlencode
 from mlstack.settings import Keys
 
 ALGORITHM = "AWS4-HMAC-SHA256"
-REGION = "us-east-1"  # MinIO's own
 
 
 class Signer:
@@ -35,8 +34,9 @@ class Signer:
         bucket: str | None = None,
     ) -> None:
         self._method, self._host, self._bucket = method, host, bucket or keys.bucket
+        self._scheme = keys.public.partition("://")[0] if keys.is_external else "http"
         self._date = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        self._scope = f"{self._date[:8]}/{REGION}/s3/aws4_request"
+        self._scope = f"{self._date[:8]}/{keys.region}/s3/aws4_request"
         headers = dict(sorted({"host": host, **dict.fromkeys(empty, "")}.items()))
         self._headers = "".join(f"{name}:{value}\n" for name, value in headers.items())
         self._signed = ";".join(headers)
@@ -68,7 +68,7 @@ class Signer:
         request = f"{self._method}\n{path}\n{query}\n{self._headers}\n{self._signed}\n{payload}"
         digest = hashlib.sha256(request.encode()).hexdigest()
         signature = hmac.digest(self._key, f"{ALGORITHM}\n{self._date}\n{self._scope}\n{digest}".encode(), "sha256")
-        return f"http://{self._host}{path}?{query}&X-Amz-Signature={signature.hex()}"
+        return f"{self._scheme}://{self._host}{path}?{query}&X-Amz-Signature={signature.hex()}"
 
 
 def _encoded(parameters: Mapping[str, str]) -> str:

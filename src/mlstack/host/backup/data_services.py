@@ -9,8 +9,10 @@ from minio import Minio
 from minio.error import MinioException
 
 from mlstack.errors import MlstackError
+from mlstack.host.compose import CommandFailed
 from mlstack.host.stack import Stack
 from mlstack.host.volumes import give_to_services
+from mlstack.s3 import client_with
 from mlstack.settings import Keys
 
 CONNECTIONS = 8
@@ -36,12 +38,12 @@ def explained() -> Iterator[None]:
 
 def storage_client(keys: Keys) -> Minio:
     """An S3 client for many transfers at once, which retries when a connection breaks."""
-    pool = urllib3.PoolManager(
+    return client_with(
+        keys,
         maxsize=CONNECTIONS * 2,
         timeout=urllib3.Timeout(connect=5, read=120),
         retries=urllib3.Retry(total=4, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
     )
-    return Minio(keys.endpoint, access_key=keys.access_key, secret_key=keys.secret_key, secure=False, http_client=pool)
 
 
 def data_services(stack: Stack) -> list[str]:
@@ -63,6 +65,8 @@ def require_running(stack: Stack) -> None:
 
 def try_data_services(stack: Stack) -> bool:
     """Starts Postgres and MinIO; returns whether they became healthy."""
+    if not data_services(stack):
+        return True  # both are external
     give_to_services(stack)
     return stack.compose.attached("up", "--detach", "--wait", "--no-build", "--no-deps", *data_services(stack)) == 0
 
@@ -83,5 +87,11 @@ def stop_clients(stack: Stack) -> None:
 
 
 def run_bootstrap(stack: Stack) -> None:
-    """Sets up roles, database, bucket, policy and user as in `.env`."""
-    stack.compose.output("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")
+    """Sets up roles, database, bucket, policy and user as in `.env`. Raises MlstackError with the bootstrap's own message."""
+    try:
+        stack.compose.output("run", "--rm", "--no-deps", "--no-TTY", "bootstrap")
+    except CommandFailed as error:
+        message = error.wrong.rpartition(" | ")[2]
+        raise MlstackError(
+            f"the bootstrap failed: {message}", "Nothing was changed.", "what it says, then the same command"
+        ) from error

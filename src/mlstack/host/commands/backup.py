@@ -71,7 +71,7 @@ def _taken(source: Stack, keep: int | None) -> Taken:
         _require_versions(client, name)
     known = _known(backups, work, source.backup_key)
     with postgres.connected(source) as connection:  # after the snapshot: later dates mean later writes
-        for name in source.keys.buckets:
+        for name in () if source.keys.is_external else source.keys.buckets:
             bucket.redate(client, name, lambda: postgres.now(connection))
         postgres.ensure_serving_login(source, connection, postgres.schemas(connection))
     with postgres.snapshot(source) as snapshot:
@@ -146,11 +146,18 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
             "mlstack": __version__,
             "mlflow": postgres.mlflow_version(snapshot.connection),
             "postgres": postgres.server_version(snapshot.connection),
-            "minio": source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2],
+            "minio": _minio_version(source),
         },
         owners=postgres.owners(snapshot.connection),
         tables=postgres.tables(source, snapshot.connection, snapshot.name),
     )
+
+
+def _minio_version(source: Stack) -> str | None:
+    """None for an external store, which does not say its version."""
+    if source.keys.is_external:
+        return None
+    return source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2]
 
 
 def _dump(source: Stack, snapshot: postgres.Snapshot, owners: Mapping[str, str], work: Path, advance: Advance) -> dict[str, str]:

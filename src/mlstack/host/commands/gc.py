@@ -152,7 +152,10 @@ def _changed(stack: Stack, age: timedelta) -> dict[str, list[str]]:
     The dates of versions are no evidence: a client that may write an object may choose its date. MinIO keeps all versions of an
     object in one file, `xl.meta`, which the kernel dates at each write.
     """
-    return {bucket: _changed_in(stack, bucket, age) for bucket in stack.tracking_keys.buckets}
+    keys = stack.tracking_keys
+    if keys.is_external:  # its dates are its own: no client chooses them
+        return {bucket: [] for bucket in keys.buckets}
+    return {bucket: _changed_in(stack, bucket, age) for bucket in keys.buckets}
 
 
 def _changed_in(stack: Stack, bucket: str, age: timedelta) -> list[str]:

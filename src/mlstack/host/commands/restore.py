@@ -110,7 +110,7 @@ def load(target: Stack, backup: Backup) -> None:
     data_services.run_bootstrap(target)
     client = data_services.storage_client(target.keys)
     with postgres.connected(target) as connection:  # a version dated in the future would hide new uploads
-        for name in target.keys.buckets:
+        for name in () if target.keys.is_external else target.keys.buckets:
             bucket.redate(client, name, lambda: postgres.now(connection))
     with swap.exchange(target) as journal:
         _load_database(target, backup)
@@ -190,7 +190,7 @@ def _postgres_of(stack: Stack) -> str:
     """The version of the server that gets the backup."""
     if not stack.catalog.is_external:
         return _version_in(stack.image("postgres"), _POSTGRES)
-    with postgres.connected(stack, "postgres") as connection:
+    with postgres.connected(stack, "postgres" if stack.has_administrator else None) as connection:
         return postgres.server_version(connection)
 
 

@@ -31,7 +31,8 @@ def rotate(stack: Stack) -> Stack:
         env_file.begin_rotation(stack.folder, *(["POSTGRES_PASSWORD"] if stack.catalog.is_external else []))
         log.info("wrote fresh secrets to .env.next")
     fresh = Stack.of(stack.folder, file=env_file.NEXT)
-    _compose(stack, "up", "--detach", "--wait", "--no-build", *data_services.data_services(stack))
+    if own := data_services.data_services(stack):
+        _compose(stack, "up", "--detach", "--wait", "--no-build", *own)
     _compose(stack, "stop", *stack.services.of_mlflow)  # they would continue to write with the old keys
     _rekey(stack, fresh)
     _change_passwords(stack, fresh)

@@ -51,19 +51,26 @@ def versions(subject: Subject) -> str:
     for bucket in subject.stack.tracking_keys.buckets:
         with _client(subject, bucket) as client:
             _require_versions(client, bucket)
+            if not subject.stack.keys.is_external:
+                _require_lasting_versions(client, bucket)
     return "versions are kept"
 
 
 def _require_versions(client: Minio, bucket: str) -> None:
     name = f"{DOCTOR}{uuid.uuid4().hex}"
     version = client.put_object(bucket, name, BytesIO(b"x"), 1).version_id
+    client.remove_object(bucket, name)
     if not version:
-        client.remove_object(bucket, name)
         raise MlstackError(
             f"the bucket {bucket} keeps no versions.",
             "What is deleted or overwritten there is gone.",
             "make up switches them on",
         )
+
+
+def _require_lasting_versions(client: Minio, bucket: str) -> None:
+    name = f"{DOCTOR}{uuid.uuid4().hex}"
+    version = client.put_object(bucket, name, BytesIO(b"x"), 1).version_id
     try:
         client.remove_object(bucket, name, version_id=version)
     except S3Error as error:
@@ -79,21 +86,31 @@ def _require_versions(client: Minio, bucket: str) -> None:
 
 
 @check(REACH, "MLflow's key opens its buckets alone", round_trip)
-def scope(subject: Subject) -> None:
+def scope(subject: Subject) -> str | None:
     keys = subject.stack.tracking_keys
+    if keys.is_external:
+        return "what the login opens is the external store's to say"
     with _client(subject, keys.bucket) as client:
         others = [other.name for other in client.list_buckets() if other.name not in keys.buckets]
     if others:
         raise MlstackError(
             f"MLflow's key also opens {', '.join(others)}.", "A key should open what it is for.", "make up sets its policy"
         )
+    return None
 
 
 @check(REACH, "clock of MinIO", service("minio"))
 def clock(subject: Subject) -> str:
+    keys = subject.stack.keys
+
     def read() -> float:
         answer = http.call(
-            "MinIO", "GET", f"{subject.url('MINIO_PORT')}/minio/health/live", why="MLflow cannot keep artifacts.", timeout=5
+            "MinIO",
+            "GET",
+            f"{keys.url}/minio/health/live",  # whatever an external store answers there is dated
+            why="MLflow cannot keep artifacts.",
+            timeout=5,
+            authorities=keys.authorities,
         )
         return parsedate_to_datetime(answer.headers["Date"]).replace(tzinfo=UTC).timestamp() + 0.5  # it has whole seconds
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.bootstrap import external, log, minio, postgres, report
+from mlstack.jobs.bootstrap import external, external_s3, log, minio, postgres, report
 from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
@@ -33,7 +33,10 @@ def services(
             external.bootstrap(connection, owner, roles)
         else:
             postgres.bootstrap(connection, owner, roles)
-        minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
+        if owner_keys.is_external:
+            external_s3.bootstrap(owner_keys, quota=quota, deadline=deadline)
+        else:
+            minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
 
 
 def main(step: str) -> int:
