@@ -101,8 +101,21 @@ def test_missing_right_is_reported_with_the_statement_for_an_administrator_and_n
     with pytest.raises(MlstackError) as denied:
         bootstrap(administrator, roles)
     assert f"{ADMINISTRATOR} lacks a right" in denied.value.wrong
-    assert f'ALTER ROLE "{roles.reader.user}"' in denied.value.fix and "PASSWORD '…'" in denied.value.fix
+    assert (
+        f'in the database postgres: ALTER ROLE "{roles.reader.user}"' in denied.value.fix and "PASSWORD '…'" in denied.value.fix
+    )
     assert roles.reader.password not in str(denied.value)
+
+
+def test_schema_of_another_owner_is_reported_with_its_database(
+    server: ExternalPostgres, administrator: Login, roles: Roles
+) -> None:
+    database = roles.tracking.database
+    bootstrap(administrator, roles)
+    server.execute(f"ALTER SCHEMA accounts OWNER TO {server.superuser.user}", database)
+    with pytest.raises(MlstackError) as denied:
+        bootstrap(administrator, roles)
+    assert f'in the database {database}: ALTER SCHEMA "accounts" OWNER TO' in denied.value.fix
 
 
 def test_without_an_administrators_login_the_sql_for_one_is_complete(server: ExternalPostgres, roles: Roles) -> None:

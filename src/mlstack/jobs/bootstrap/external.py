@@ -29,7 +29,7 @@ def bootstrap(connection: Connection, administrator: Login, roles: Roles) -> Non
     """
     tracking, accounts, reader, database = roles.tracking, roles.accounts, roles.reader, roles.tracking.database
     require_supported(connection)
-    with right_explained(administrator):
+    with right_explained(administrator, "postgres"):
         for role, (connections, session) in zip((tracking, accounts, reader), postgres.LIMITS, strict=True):
             report(f"database role {role.user}", postgres.ensure_role(connection, role, connections, session))
             ensure_member(connection, role.user)
@@ -39,9 +39,9 @@ def bootstrap(connection: Connection, administrator: Login, roles: Roles) -> Non
             report(f"privileges of database {name}", postgres.ensure_public_cannot_connect(connection, name))
         names = (tracking.user, accounts.user, reader.user)
         report("connect privileges of the roles", postgres.ensure_can_connect(connection, database, *names))
-        with connected(replace(administrator, database=database)) as inside:
-            report("schema privileges", postgres.ensure_schema_privileges(inside, tracking.user, reader.user))
-            report(f"schema {ACCOUNTS_SCHEMA}", postgres.ensure_accounts_schema(inside, accounts.user))
+    with right_explained(administrator, database), connected(replace(administrator, database=database)) as inside:
+        report("schema privileges", postgres.ensure_schema_privileges(inside, tracking.user, reader.user))
+        report(f"schema {ACCOUNTS_SCHEMA}", postgres.ensure_accounts_schema(inside, accounts.user))
     log.info("large objects and advisory locks: as the server has them, because its functions belong to all of its users")
 
 
@@ -66,14 +66,13 @@ def check(roles: Roles) -> None:
 
 
 @contextmanager
-def right_explained(administrator: Login) -> Iterator[None]:
-    """Turns a missing right into MlstackError with the statement that an administrator has to run."""
+def right_explained(administrator: Login, database: str) -> Iterator[None]:
+    """Turns a missing right into MlstackError with the statement that an administrator has to run in this database."""
     try:
         yield
     except psycopg2.errors.InsufficientPrivilege as error:
         cursor = error.cursor
         statement = _PASSWORD.sub("PASSWORD '…'", cursor.query.decode()) if cursor and cursor.query else "what it denied"
-        database = cursor.connection.info.dbname if cursor else administrator.database
         raise MlstackError(
             f"external Postgres: {administrator.user} lacks a right: {str(error).splitlines()[0]}.",
             "A role, a database or a privilege of the stack is missing, and nothing else was changed.",

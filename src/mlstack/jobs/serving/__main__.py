@@ -19,7 +19,7 @@ def serving(owner: Login, schemas: Login, service: Login, folder: Path, *, month
 
     Decisions are kept for `months`, for ever if it is 0.
     """
-    with turn(replace(owner, database="postgres"), deadline) as server, external.right_explained(owner):
+    with turn(replace(owner, database="postgres"), deadline) as server, external.right_explained(owner, owner.database):
         for login, (connections, session) in zip((schemas, service), roles.LIMITS, strict=True):
             report(f"database role {login.user}", postgres.ensure_role(server, login, connections, session))
             if owner.is_external:
