@@ -153,7 +153,7 @@ def _remove_leftovers() -> None:
         ("container", ("ps", "--all", "--format", "{{.Names}}")),
         ("network", ("network", "ls", "--format", "{{.Name}}")),
         ("volume", ("volume", "ls", "--format", "{{.Name}}")),
-        ("image", ("image", "ls", "--format", "{{.Repository}}")),
+        ("image", ("image", "ls", "--format", "{{.Repository}}:{{.Tag}}")),
     ):
         for name in docker(*listing).split():
             pid = name.removeprefix(f"{NAME}-").partition("-")[0].partition("_")[0]
