@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -272,6 +273,42 @@ def test_inference_protocol_is_answered(scoring: Scoring) -> None:
     assert answer == {"model_name": MODEL, "model_version": "1", "id": "7", "outputs": outputs}
     assert scoring.get(f"/v2/models/{MODEL}/ready").json()["ready"] is True
     assert [tensor["datatype"] for tensor in scoring.get(f"/v2/models/{MODEL}").json()["inputs"]] == ["FP64", "INT64", "BYTES"]
+
+
+def binary(**columns: bytes) -> tuple[bytes, dict[str, str]]:
+    """A request with binary tensors of one value, and its headers."""
+    tensors = [
+        {"name": name, "datatype": datatype, "shape": [1], "parameters": {"binary_data_size": len(columns[name])}}
+        for name, datatype in (("x", "FP64"), ("count", "INT64"), ("name", "BYTES"))
+    ]
+    text = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": True}}).encode()
+    return text + b"".join(columns.values()), {"Inference-Header-Content-Length": str(len(text))}
+
+
+def test_inference_protocol_is_answered_in_its_binary_form(scoring: Scoring) -> None:
+    body, headers = binary(x=struct.pack("<d", 2.0), count=struct.pack("<q", 1), name=struct.pack("<I", 1) + b"a")
+    answer = scoring.post(f"/v2/models/{MODEL}/infer", body, **headers)
+    assert answer.ok, answer.text
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    outputs = json.loads(answer.content[:length])["outputs"]
+    assert outputs == [{"name": "output", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}]
+    assert struct.unpack("<d", answer.content[length:]) == (2.0,)
+
+
+def test_binary_tensor_that_is_cut_off_is_rejected(scoring: Scoring, subtests: pytest.Subtests) -> None:
+    number, text = struct.pack("<d", 2.0), struct.pack("<I", 1) + b"a"
+    whole, headers = binary(x=number, count=struct.pack("<q", 1), name=text)
+    for name, (body, length) in {
+        "bytes are missing": (whole[:-1], headers),
+        "bytes are left over": (whole + b"a", headers),
+        "half a number": binary(x=number, count=b"1234", name=text),
+        "half a text": binary(x=number, count=struct.pack("<q", 1), name=struct.pack("<I", 9) + b"a"),
+        "a text that is not UTF-8": binary(x=number, count=struct.pack("<q", 1), name=struct.pack("<I", 1) + b"\xff"),
+        "a length beyond the body": (whole, {"Inference-Header-Content-Length": "100000"}),
+        "a length that is no number": (whole, {"Inference-Header-Content-Length": "-1"}),
+    }.items():
+        with subtests.test(name=name):
+            assert scoring.post(f"/v2/models/{MODEL}/infer", body, **length).status_code == 400
 
 
 def test_mlflows_own_client_of_deployments_is_answered(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlstack import __version__
-from mlstack.scoring import formats
+from mlstack.scoring import formats, inference
 from mlstack.scoring.access import error
 from mlstack.scoring.answer import Answer, Subject
 from mlstack.scoring.batches import LateError, OverloadedError
@@ -45,7 +45,7 @@ MOST_SHADOWED = 1_000  # rows that wait for a challenger's shadow answer
 
 
 Decode = Callable[[Served, bytes], Awaitable[Sequence[Row]]]
-Encode = Callable[[Answer], bytes]
+Encode = Callable[[Answer], tuple[bytes, Mapping[str, str]]]
 
 
 class Scoring:
@@ -130,7 +130,7 @@ class Scoring:
         async def decode(served: Served, body: bytes) -> Sequence[Row]:
             return formats.rows_of(served.loaded.schema, content_type, body)
 
-        return await self._answered(request, decode, lambda answer: formats.answer_of(answer.predictions, answer.decided))
+        return await self._answered(request, decode, _as_json)
 
     async def entities(self, request: Request) -> Response:
         """Scores rows that have the keys of entities; the features that the version was trained with are looked up."""
@@ -143,22 +143,21 @@ class Scoring:
             times[:] = [entity.at.isoformat() for entity in looked_up]
             return served.loaded.schema.checked([{**row, **entity.features} for row, entity in zip(rows, looked_up, strict=True)])
 
-        return await self._answered(request, decode, lambda answer: formats.answer_of(answer.predictions, answer.decided))
+        return await self._answered(request, decode, _as_json)
 
     async def infer(self, request: Request) -> Response:
-        identifier = ""
+        queries: list[inference.Query] = []
 
         async def decode(served: Served, body: bytes) -> Sequence[Row]:
-            nonlocal identifier
-            rows, identifier = formats.v2_rows_of(served.loaded.schema, body)
-            return rows
+            queries.append(inference.query_of(served.loaded.schema, body, request.headers.get(inference.HEADER)))
+            return queries[-1].rows
 
-        def encode(answer: Answer) -> bytes:
+        def encode(answer: Answer) -> tuple[bytes, Mapping[str, str]]:
             version = answer.served.version
-            return formats.v2_answer_of(
+            return inference.answer_of(
+                queries[0],
                 version.model,
                 version.number,
-                identifier,
                 answer.predictions,
                 decided=answer.decided,
                 parameters=answer.parameters,
@@ -181,7 +180,8 @@ class Scoring:
             if answer is None:
                 answer = await self._scored(served, target.alias, await decode(served, body), subject)
             labels = {"model": answer.served.version.model, "version": answer.served.version.number}
-            response = Response(encode(answer), media_type="application/json", headers=answer.headers)
+            content, headers = encode(answer)
+            response = Response(content, headers={**headers, **answer.headers})
             await self._log.record(answer.decisions(self._deployments.get((target.model, answer.served.version.number))))
             self._metrics.rows.add(len(answer.rows), **labels)
             if challenger and answer.role == CHAMPION and self._records.traffic(target.model).mode == "shadow":
@@ -370,6 +370,10 @@ def _entity(request: Request) -> str | None:
     if entity is not None and len(entity) > LONGEST_ENTITY:
         raise HTTPException(400, f"X-Mlstack-Entity has more than {LONGEST_ENTITY} characters.")
     return entity
+
+
+def _as_json(answer: Answer) -> tuple[bytes, Mapping[str, str]]:
+    return formats.answer_of(answer.predictions, answer.decided), {"Content-Type": "application/json"}
 
 
 def _explained(problem: Exception) -> JSONResponse:
