@@ -187,6 +187,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("SCORING_PORT", _port),
         Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
         Variable("SCORING_MEMORY", _memory),
+        Variable("SCORING_RATE", _matches(r"[0-9]{1,6}", "a whole number of requests in a second, 0 for no limit")),
         Variable("SCORING_USERNAME", _account),
         _secret("SCORING_PASSWORD", 12),
         Variable("SERVING_DB_USER", _identifier),
@@ -604,6 +605,11 @@ def hosts(name: str) -> frozenset[tuple[str, int]]:
 def scoring_aliases() -> tuple[str, ...]:
     """The aliases whose model versions the scoring service serves, the most important first."""
     return tuple(read("SCORING_ALIASES")["SCORING_ALIASES"].split(","))
+
+
+def scoring_rate() -> int:
+    """How many requests in a second a client of the scoring service may send; 0 for no limit."""
+    return int(read("SCORING_RATE")["SCORING_RATE"])
 
 
 def decision_log() -> str:

@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -668,6 +669,19 @@ def is_up(scoring: Scoring) -> bool:
         return requests.get(f"{scoring.url}/ping", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+@pytest.mark.refusal
+def test_client_beyond_its_rate_waits_and_slows_no_other(scoring: Scoring) -> None:
+    set_values(scoring.stack.folder, SCORING_RATE="5")
+    scoring.stack.compose("up", "--detach", "--wait", "--no-build", "scoring")
+    wait_until(lambda: scoring.score(GOOD_ROW).status_code == 200)
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: scoring.score(GOOD_ROW), range(40)))
+    rejected = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert {answer.headers["Retry-After"] for answer in rejected} == {"1"}
+    assert scoring.manage("POST", "/invocations", records()).status_code == 200
 
 
 def test_removed_part_has_no_container_and_keeps_its_volume(scoring: Scoring) -> None:

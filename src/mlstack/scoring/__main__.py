@@ -19,6 +19,7 @@ from mlstack.scoring.catalogue import Catalogue
 from mlstack.scoring.decisions import DecisionLog, Mode
 from mlstack.scoring.features import Features
 from mlstack.scoring.metrics import Metrics
+from mlstack.scoring.rates import Rates
 from mlstack.scoring.records import Records
 from mlstack.scoring.registry import Registry
 from mlstack.scoring.store import Store
@@ -57,7 +58,8 @@ def main() -> None:
     scoring = Scoring(
         catalogue, decision_log, records, store, metrics, features=features, mlflow=mlflow, account=account.username
     )
-    app = Guard(scoring.application(), keys, Accounts(mlflow, account.username), access.hosts(settings.scoring_port()))
+    accounts, rates = Accounts(mlflow, account.username), Rates(settings.scoring_rate())
+    app = Guard(scoring.application(), keys, accounts, access.hosts(settings.scoring_port()), rates)
     uvicorn.run(
         app,
         host="0.0.0.0",  # noqa: S104 # in its container; the host publishes the port on 127.0.0.1

@@ -31,6 +31,7 @@ from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.postgres import connected
 from mlstack.scoring.accounts import Accounts, AccountsError
+from mlstack.scoring.rates import Rates
 
 FILE = Path("/models/keys.json")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -83,8 +84,8 @@ class Keys:
 class Guard:
     """Lets a request pass with a key. Checks come in the order of their cost; none reads the body."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, accounts: Accounts, hosts: Collection[str]) -> None:
-        self._app, self._keys, self._accounts, self._hosts = app, keys, accounts, frozenset(hosts)
+    def __init__(self, app: ASGIApp, keys: Keys, accounts: Accounts, hosts: Collection[str], rates: Rates) -> None:
+        self._app, self._keys, self._accounts, self._hosts, self._rates = app, keys, accounts, frozenset(hosts), rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -95,10 +96,8 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _problem(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        if headers.get("host", "").lower() not in self._hosts:
-            return error(403, "PERMISSION_DENIED", f"The service answers at {', '.join(sorted(self._hosts))} only.")
-        if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return error(403, "PERMISSION_DENIED", "Pages in a browser cannot use this service.")
+        if foreign := self._foreign(headers):
+            return foreign
         if scope["path"] in PUBLIC:
             return None
         name, secret = _login_of(headers.get("authorization", ""))
@@ -113,7 +112,21 @@ class Guard:
             answer = error(401, "UNAUTHENTICATED", "The request has no valid key: make key NAME=… generates one.")
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
+        if not self._rates.admits(client or name):
+            answer = error(
+                429, "RESOURCE_EXHAUSTED", "This client sends more requests in a second than SCORING_RATE in .env. Try again."
+            )
+            answer.headers["Retry-After"] = "1"
+            return answer
         scope.setdefault("state", {}).update(client=client or name, is_account=is_account)
+        return None
+
+    def _foreign(self, headers: Headers) -> JSONResponse | None:
+        """Denies other names of the service, and pages of a browser."""
+        if headers.get("host", "").lower() not in self._hosts:
+            return error(403, "PERMISSION_DENIED", f"The service answers at {', '.join(sorted(self._hosts))} only.")
+        if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return error(403, "PERMISSION_DENIED", "Pages in a browser cannot use this service.")
         return None
 
 
