@@ -88,6 +88,6 @@ def test_moved_stack_does_not_start_with_a_certificate_that_it_cannot_verify(mov
         done = moved.make("up")
     finally:
         moved.set(EXTERNAL_POSTGRES_CA=authority)
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert "is signed by no authority" in done.stderr
     assert re.search(r"Fix: .*EXTERNAL_POSTGRES_CA", " ".join(done.stderr.split()))
