@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from dotenv import dotenv_values
+
 from benchmarks.figures import DEFAULTS, MLSTACK, Better, Line, Values, percentile
 from benchmarks.lines import MIB, MS, Bench, Measurement, OfStack, at_least, no_more_than
 from benchmarks.stacks import PATIENCE, Client, Stack, make
@@ -170,8 +172,7 @@ def _expect(stack: Stack, rows: int) -> None:
 
 
 def _value(stack: Stack, name: str) -> str:
-    lines = (stack.folder / ".env").read_text(encoding="utf-8").splitlines()
-    return next(line.partition("=")[2] for line in lines if line.startswith(f"{name}="))
+    return str(dotenv_values(stack.folder / ".env", interpolate=False)[name])
 
 
 def _first_answer(server: Scorer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from mlstack.client import datasets
 from mlstack.client.datasets import Version
-from mlstack.client.feature_views import Entity, FeatureView, Source, SqlView, Totals, Values, View
+from mlstack.client.feature_views import Source, View
 from mlstack.client.scoring import call, stream
 from mlstack.errors import MlstackError
 
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = [
-    "Entity",
-    "FeatureView",
-    "SqlView",
-    "Totals",
-    "TrainingSet",
-    "Values",
-    "apply",
-    "backfill",
-    "ingest",
-    "lookup",
-    "training_set",
-]
 EVENTS = 500  # of one request
 ROWS = 20_000  # that are turned into text at once
 RECORD = b"mlstack.features"  # of the views, in the Parquet file of a training set
