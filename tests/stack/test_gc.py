@@ -69,6 +69,7 @@ class Life:
 
 @pytest.fixture(scope="module")
 def life(stack: Clone) -> Life:
+    stack.make("gc", YES="1").check_returncode()  # the images that this worker's earlier tests replaced
     return Life(*stack.in_container("jupyter", "python3", "-W", "ignore", "-c", LIFE).split()[-8:])
 
 
