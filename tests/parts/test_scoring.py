@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, pairwise, permutations, product
 from typing import Any
 
 import pytest
@@ -86,6 +86,28 @@ def test_lost_env_gets_the_part_back_from_its_containers(scoring: Scoring) -> No
 
 
 # ---- an alias that moves under load --------------------------------------------------------------
+
+
+# In Jupyter: histogram boosting with a categorical column, on which shap.TreeExplainer is wrong.
+BOOSTED = """
+import mlflow
+import numpy as np
+import pandas as pd
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+random = np.random.default_rng(3)
+frame = pd.DataFrame({
+    "kind": random.choice(list("abcdef"), 600), "number": random.normal(size=600), "other": random.normal(size=600)})
+target = frame.number * frame.kind.isin(["b", "e"]) + frame.kind.isin(["c", "e"])
+encoder = make_column_transformer((OrdinalEncoder(), ["kind"]), remainder="passthrough")
+model = make_pipeline(encoder, HistGradientBoostingRegressor(categorical_features=[0], random_state=0)).fit(frame, target)
+with mlflow.start_run():
+    logged = mlflow.sklearn.log_model(model, name="model", input_example=frame.head(2), registered_model_name="boosted")
+mlflow.MlflowClient().set_registered_model_alias("boosted", "champion", logged.registered_model_version)
+print(frame.head(2).to_json(orient="records"))
+"""
 
 
 @dataclass
@@ -194,6 +216,33 @@ def test_every_format_of_mlflow_is_answered(scoring: Scoring, subtests: pytest.S
             assert (answer.headers["X-Mlstack-Model"], answer.headers["X-Mlstack-Version"]) == (MODEL, "1")
     assert scoring.post("/invocations", {"dataframe_records": []}).json() == {"predictions": []}
     assert scoring.score({**GOOD_ROW, "x": None}).json() == {"predictions": [None]}
+
+
+def test_explanation_of_boosting_with_categories_is_exact(scoring: Scoring) -> None:
+    example = json.loads(scoring.stack.in_container("jupyter", "python3", "-W", "ignore", "-c", BOOSTED).splitlines()[-1])
+    wait_until(lambda: any(served["model"] == "boosted" for served in scoring.get("/models").json()["served"]))
+    path = "/endpoints/boosted/invocations"
+
+    def score(*rows: Mapping[str, Any]) -> list[float]:
+        predictions: list[float] = scoring.post(path, {"dataframe_records": rows}).json()["predictions"]
+        return predictions
+
+    row = {"kind": "e", "number": 1.5, "other": -0.3}
+    expected = dict.fromkeys(row, 0.0)
+    for order, other in product(permutations(row), example):  # Shapley values by their definition
+        mixed = [{**other, **{name: row[name] for name in order[:count]}} for count in range(len(row) + 1)]
+        for name, (before, after) in zip(order, pairwise(score(*mixed)), strict=True):
+            expected[name] += (after - before) / 6 / len(example)
+    answer = scoring.post(f"{path}?explain=true", {"dataframe_records": [row]}).json()
+    (explanation,) = answer["explanations"]
+    assert explanation["contributions"] == pytest.approx(expected, abs=1e-9)
+    assert explanation["base"] + sum(expected.values()) == pytest.approx(answer["predictions"][0], rel=1e-6)
+    assert explanation["contributions"]["kind"] > 0.1
+    assert scoring.post(f"{path}?explain=true", {"dataframe_records": [row] * 11}).status_code == 413
+    assert "explanations" not in scoring.post(path, {"dataframe_records": [row]}).json()
+    dropped = mlflow_call(scoring.stack, "DELETE", "registered-models/alias", name="boosted", alias="champion")
+    assert dropped.ok, dropped.text
+    wait_until(lambda: scoring.post("/invocations", records()).ok)  # one model is served again
 
 
 def test_inference_protocol_is_answered(scoring: Scoring) -> None:
