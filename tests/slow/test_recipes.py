@@ -1,20 +1,28 @@
-"""docs/recipes.md: every block is run in Jupyter's container as it stands."""
+"""docs/recipes.md: every block is run as it stands, in Jupyter's container or in one with Java and R."""
 
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from mlstack.host.compose import docker
 from tests.support.clone import ROOT, Clone
 
 # The first block below each heading.
 BLOCKS = {
     section.partition("\n")[0]: block[1]
     for section in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").split("\n## ")
-    if (block := re.search(r"```(?:python|sh)\n(.*?)```", section, re.DOTALL))
+    if (block := re.search(r"```(?:python|sh|java|r)\n(.*?)```", section, re.DOTALL))
 }
 PACKAGES = ("optuna", "opentelemetry-exporter-otlp-proto-http", "polars")
+# dpkg installs Java only where the folder of manual pages exists.
+LANGUAGES = """
+FROM debian:trixie-slim
+RUN mkdir -p /usr/share/man/man1 && apt-get update -qq && apt-get install -y -qq --no-install-recommends \\
+    openjdk-21-jdk-headless r-cran-httr2 r-cran-jsonlite >/dev/null
+"""
 MODEL = """
 import mlflow
 import numpy
@@ -101,3 +109,26 @@ datasets.put(frame, "of-polars")
 print(datasets.open("of-polars", engine="polars").equals(frame), len(datasets.open("of-polars")))
 """
     assert run(stack, program) == "True 1000"
+
+
+@pytest.mark.parametrize(
+    ("heading", "file", "interpreter"), [("Log from Java", "FirstRun.java", "java"), ("Log from R", "first_run.R", "Rscript")]
+)
+def test_other_language_logs_a_run(stack: Clone, heading: str, file: str, interpreter: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(BLOCKS[heading])
+    (tmp_path / "Dockerfile").write_text(LANGUAGES)
+    image = docker("build", "--quiet", str(tmp_path)).strip()
+    account = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    environment = {name: stack.values[name] for name in account} | {"MLFLOW_TRACKING_URI": stack.values["MLFLOW_TRACKING_URI"]}
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+    logged = docker(
+        "run", "--rm", "--network", "host", "--env-file", str(tmp_path / "env"), "--volume", f"{tmp_path}:/program:ro",
+        image, interpreter, f"/program/{file}",
+    ).split()[-1]  # fmt: skip
+    read = f"""
+import mlflow
+
+run = mlflow.get_run({logged!r})
+print([run.info.status, run.data.params, run.data.metrics])
+"""
+    assert run(stack, read) == "['FINISHED', {'rate': '0.1'}, {'loss': 0.5}]"
