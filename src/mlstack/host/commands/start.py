@@ -75,6 +75,8 @@ def check(stack: Stack) -> Stack:
         log.warning("%s", warning)
     if problems := preflight.check(stack, will_build=bool(_missing_images(stack))):
         raise ExceptionGroup("refused", problems)
+    for warning in preflight.left_behind(stack):
+        log.warning("%s", warning)
     folders.prepare(stack)
     return stack
 
