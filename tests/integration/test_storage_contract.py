@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import urllib3
-from docker.types import Mount
+from docker.types import DriverConfig, Mount
 from minio import Minio
 from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
@@ -445,7 +445,8 @@ def test_bucket_has_a_quota(store: Store) -> None:
 def test_full_disk_rejects_writes_and_keeps_what_is_stored(name: str, image: Clone) -> None:
     with Network(docker_network_kw={"labels": {"mlstack": image.name}}) as network:
         service = Service(image, "minio", network, 9000)
-        service._kwargs["mounts"] = [Mount("/data", "", type="tmpfs", tmpfs_size=256 * MIB, tmpfs_mode=0o1777)]
+        disk = DriverConfig("local", {"type": "tmpfs", "device": "tmpfs", "o": "size=256m,uid=60710,gid=60710"})
+        service._kwargs["mounts"] = [Mount("/data", None, driver_config=disk)]
         with service:
             store = bootstrapped(name, image, service)
             store.put("before", b"kept")
@@ -458,4 +459,14 @@ def test_full_disk_rejects_writes_and_keeps_what_is_stored(name: str, image: Clo
             wait_until(service.is_healthy)
             with pytest.raises(S3Error, match="NoSuchKey"):
                 store.get("during")
-            store.put("after", b"kept")
+            wait_until(lambda: accepts(store))
+
+
+def accepts(store: Store) -> bool:
+    """Whether a write succeeds. MinIO notices only after a moment that its disk has room again."""
+    try:
+        store.put("after", b"kept")
+    except S3Error as error:
+        assert error.code == "XMinioStorageFull"
+        return False
+    return store.get("after") == b"kept"
