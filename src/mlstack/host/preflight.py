@@ -140,8 +140,8 @@ def left_behind(stack: Stack) -> list[str]:
     if not others or f"{stack.name}_{stack.storage}" in volumes or settings.is_external_s3(stack.values):
         return []
     return [
-        f"STORAGE={stack.storage} has no volume yet, and {others[0]} has one: artifacts and data sets stay there until make"
-        f" restore brings a backup of them (docs/storage.md); STORAGE={others[0]} in .env shows them again"
+        f"STORAGE={stack.storage} has no volume yet, and {others[0]} has one: artifacts and data sets are there."
+        f" STORAGE={others[0]} in .env shows them again, and make storage TO={stack.storage} moves them (docs/storage.md)"
     ]
 
 

@@ -30,7 +30,7 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadlin
         raise MlstackError(
             "MINIO_BUCKET_QUOTA is set, and VersityGW has no quota.",
             "Nothing would limit what the buckets hold.",
-            "MINIO_BUCKET_QUOTA= in .env, or STORAGE=minio",
+            "MINIO_BUCKET_QUOTA= in .env, then make up",
         )
     client, admin = client_for(owner), Admin(owner)
     wait(client, owner, deadline)
