@@ -4,7 +4,7 @@ MLSTACK := .venv/bin/mlstack
 
 # Arguments of make reach a command as MLSTACK_<name> in the environment, so neither make nor a shell evaluates them as code.
 ARGUMENTS := ACTIVATE ARTIFACTS BACKUP FILE FROM JSON KEEP LINES MODEL NAME OLDER_THAN PART PREFIX QUICK REASON REPETITIONS REPORT RESULTS SEED \
-  SERVICE TESTS YES
+  SERVICE TESTS TO YES
 $(foreach name,$(ARGUMENTS),$(eval export MLSTACK_$(name) := $$(value $(name))))
 unexport $(ARGUMENTS)
 # Only YES=1, y or yes on make's own command line answers a question; an exported YES does not.
@@ -57,6 +57,9 @@ restore: ## Replace the stack's data with BACKUP=…, after asking; without BACK
 
 verify: ## Restore BACKUP=… (or the newest) into a temporary stack, and compare
 	@scripts/up.sh verify -- $${MLSTACK_BACKUP:+"$$MLSTACK_BACKUP"}
+
+storage: ## Copy all objects to the other store and use it, after asking (TO=versitygw or TO=minio)
+	@scripts/up.sh storage --to="$$MLSTACK_TO" $(CONFIRMED)
 
 upgrade: ## Back up, build newer images, migrate, start, check; roll back if that fails
 	@scripts/up.sh upgrade

@@ -1,6 +1,9 @@
-"""The S3 API of MinIO or an external store: clients, and the layout of the buckets."""
+"""The S3 API of MinIO, VersityGW or an external store: clients, versions, and the layout of the buckets."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -36,6 +39,23 @@ _FINAL = {
     ),
     **dict.fromkeys(_REJECTED, _KEYS),
 }
+
+# VersityGW's ids of versions are ULIDs: the time in milliseconds in ten digits, and sixteen random ones. MinIO's are UUIDs.
+_ULID_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ULID = re.compile(f"([0-7][{_ULID_DIGITS}]{{9}})[{_ULID_DIGITS}]{{16}}")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of an object, or a delete marker, as the bucket lists it. Size in bytes."""
+
+    name: str
+    id: str
+    etag: str
+    size: int
+    time: datetime
+    is_latest: bool
+    is_marker: bool
 
 
 @dataclass(frozen=True)
@@ -106,3 +126,28 @@ def client_with(keys: Keys, **connections: Any) -> Minio:
         region=keys.region if keys.is_external else None,
         http_client=pool,
     )
+
+
+def versions(client: Minio, bucket: str, prefix: str = "") -> Iterator[Version]:
+    """All versions and delete markers of all objects. Of one object the newest comes first, but a page has its markers last."""
+    for item in client.list_objects(bucket, prefix, recursive=True, include_version=True):
+        id_, listed = item.version_id or "null", item.last_modified or datetime.now(UTC)
+        yield Version(
+            item.object_name or "",
+            id_,
+            (item.etag or "").strip('"'),
+            item.size or 0,
+            _time_in(id_) or listed,
+            item.is_latest == "true",
+            item.is_delete_marker,
+        )
+
+
+def _time_in(version: str) -> datetime | None:
+    """The time in a ULID: VersityGW lists versions with whole seconds, which do not say what came before a backup."""
+    if not (ulid := _ULID.fullmatch(version)):
+        return None
+    milliseconds = 0
+    for digit in ulid[1]:
+        milliseconds = milliseconds * 32 + _ULID_DIGITS.index(digit)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -106,6 +106,8 @@ def _secret(name: str, length: int = 8) -> Variable:
 
 # The roles that the bootstrap makes.
 DATABASE_USERS = ("MLFLOW_DB_USER", "ACCOUNTS_DB_USER", "READER_DB_USER", "SERVING_DB_USER", "SCORING_DB_USER")
+# What can keep artifacts and data sets.
+STORES = (MINIO, VERSITYGW) = ("minio", "versitygw")
 
 VARIABLES: Mapping[str, Variable] = {
     variable.name: variable
@@ -132,6 +134,7 @@ VARIABLES: Mapping[str, Variable] = {
             "EXTERNAL_POSTGRES_TLS", _matches("verify-full|verify-ca|disable", "verify-full, verify-ca or disable"), optional=True
         ),
         Variable("EXTERNAL_POSTGRES_CA", _anything, optional=True),
+        Variable("STORAGE", _matches("|".join(STORES), " or ".join(STORES)), optional=True),
         _secret("MINIO_ROOT_USER", 3),
         _secret("MINIO_ROOT_PASSWORD"),
         Variable("MINIO_BUCKET", _bucket),
@@ -205,6 +208,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("LOG_LEVEL", _level),
         Variable("POSTGRES_IMAGE", _anything, optional=True),
         Variable("MINIO_IMAGE", _anything, optional=True),
+        Variable("VERSITYGW_IMAGE", _anything, optional=True),
         Variable("MLFLOW_IMAGE", _anything, optional=True),
         Variable("JUPYTER_IMAGE", _anything, optional=True),
         Variable("SCORING_IMAGE", _anything, optional=True),
@@ -553,6 +557,12 @@ def server_keys() -> Keys:
 def storage_port() -> int:
     """MinIO's port on the host."""
     return int(read("MINIO_PORT")["MINIO_PORT"])
+
+
+def storage(values: Mapping[str, str | None] | None = None) -> str:
+    """What keeps artifacts and data sets, unless an external store does: one of STORES."""
+    given = _given() if values is None else values
+    return given.get("STORAGE") or MINIO
 
 
 def bucket_quota() -> int:

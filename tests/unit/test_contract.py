@@ -130,7 +130,7 @@ GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name,
 OF_PARTS = ("SCORING_", "SERVING_", "DECISION_", "GATEWAY_")  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
 EXTERNAL = {name for name in VARIABLES if name.startswith("EXTERNAL_")}
-CHOICES = {"COMPOSE_PROFILES", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"} | EXTERNAL
+CHOICES = {"COMPOSE_PROFILES", "STORAGE", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"} | EXTERNAL
 ONE_SHOTS = {"bootstrap", "migration", "scoring-account", "scoring-database"}
 LONG_RUNNING = sorted(GIVEN_WITH_PARTS.keys() - ONE_SHOTS)
 CORE = sorted(GIVEN.keys() - ONE_SHOTS)
@@ -236,7 +236,7 @@ def test_service_gets_its_own_values_and_no_other(project: Path, config: dict[st
 
 @pytest.mark.docker
 def test_every_value_reaches_a_service(project: Path, config: dict[str, Any]) -> None:
-    assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY - CHOICES
+    assert variables_in(project, config) == set(VARIABLES) - HOST_ONLY - CHOICES - {"VERSITYGW_IMAGE"}
 
 
 @pytest.mark.docker
@@ -445,6 +445,31 @@ def test_gateway_has_a_way_out_only_with_a_host_that_env_names(project: Path, ho
     config = compose_config(project)
     assert config["services"]["gateway"]["networks"].keys() == networks
     assert ("gateway-outbound" in config["networks"]) == bool(hosts)
+
+
+@pytest.mark.docker
+def test_versitygw_takes_the_place_of_minio_and_leaves_its_volume(project: Path) -> None:
+    before = compose_config(project)
+    set_values(project, STORAGE="versitygw")
+    after = compose_config(project)
+    assert {name for name in before["services"] if before["services"][name] != after["services"][name]} == {
+        "minio",
+        "bootstrap",  # both use STORAGE
+        "mlflow",
+    }
+    old, new = before["services"]["minio"], after["services"]["minio"]
+    assert {key for key in old | new if old.get(key) != new.get(key)} == {
+        "build",
+        "command",
+        "environment",
+        "healthcheck",
+        "image",
+        "labels",
+        "volumes",
+    }
+    assert [mount["source"] for mount in new["volumes"]] == ["versitygw"]
+    assert Stack.of(project).image("minio") == new["image"] == f"{Stack.of(project).name}-versitygw"
+    assert "minio" in Stack.of(project).built
 
 
 @pytest.mark.docker

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.host import services
 from mlstack.host.stack import Stack
@@ -22,14 +23,14 @@ services:
 
 
 def test_shipped_services_say_what_the_commands_show() -> None:
-    listed = services.read(ROOT, {"COMPOSE_PROFILES": "*"})
+    listed, other = (services.read(ROOT, {"COMPOSE_PROFILES": "*", "STORAGE": storage}) for storage in settings.STORES)
     assert [
         service.name for service in listed.long_running if not service.title or bool(service.url) != bool(service.login)
     ] == []
     assert [service.name for service in listed.long_running if not service.url] == ["gateway", "gateway-jobs"]
     assert [volume.name for volume in listed.volumes if volume.loss == "its data"] == []
     declared = [file.get("volumes", {}) for file in services._files(ROOT)]
-    assert {volume.name for volume in listed.volumes} == {name for volumes in declared for name in volumes}
+    assert {volume.name for volume in (*listed.volumes, *other.volumes)} == {name for volumes in declared for name in volumes}
 
 
 def test_shipped_images_are_called_after_their_services_and_one_shots_have_that_of_mlflow(project: Path) -> None:

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import tenacity
 import urllib3
@@ -29,7 +29,8 @@ CONNECTIONS = 8
 BLOCK = 256 * 1024  # bytes; larger blocks do not fit the CPU's cache
 LONGEST_PAUSE = 10  # seconds between two attempts: a longer pause only delays the transfer after MinIO has restarted
 PASSING = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-FILE_CHANGED = b"XAmzContentSHA256Mismatch"
+FILE_CHANGED = (b"XAmzContentSHA256Mismatch", b"BadDigest")  # of MinIO and VersityGW
+CHECKSUM = "x-amz-checksum-sha256"
 BUCKET_IS_FULL = b"XMinioAdminBucketQuotaExceeded"
 # For the first call only: MinIO on the same host answers in milliseconds.
 SOON = urllib3.Timeout(connect=2, read=5)
@@ -172,9 +173,14 @@ def piece_sender(file: Path, start: int, size: int, advance: Advance) -> Transfe
         with file.open("rb") as source:
             source.seek(start)
             body = _blocks(source, size, ended, advance)
-            _check(connections.request("PUT", url, body=body, headers={"Content-Length": str(size)}))
+            _check(connections.request("PUT", url, body=body, headers={"Content-Length": str(size), **_checksum_in(url)}))
 
     return send_piece
+
+
+def _checksum_in(url: str) -> dict[str, str]:
+    """The header that a presigned URL names its checksum in, where the store does not read it from the URL."""
+    return {name: value for name, value in parse_qsl(urlsplit(url).query) if name == CHECKSUM}
 
 
 def rest_receiver(part: Path, size: int, advance: Advance) -> Transfer:
@@ -256,7 +262,7 @@ def _check(answer: urllib3.BaseHTTPResponse) -> None:
             "This artifact was not stored; existing ones are unchanged.",
             "delete runs or models and run make gc, or raise MINIO_BUCKET_QUOTA in .env and run make up",
         )
-    if code and code[1] == FILE_CHANGED:
+    if code and code[1] in FILE_CHANGED:
         raise ClientError(
             "a file changed while it was uploaded.",
             "MinIO accepts only the bytes whose checksum was announced; no version is visible.",

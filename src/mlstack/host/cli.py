@@ -40,6 +40,7 @@ Keep = Annotated[int | None, typer.Option("--keep", min=1, help="Remove all but 
 BackupName = Annotated[str | None, typer.Argument(help="A folder, or its name in BACKUP_DIR; latest is the newest.")]
 ServiceName = Annotated[str | None, typer.Argument(help="One of those that make status shows; all without it.")]
 PartName = Annotated[str, typer.Argument(help="An optional part of the stack, such as scoring.")]
+Store = Annotated[str, typer.Option("--to", help="minio or versitygw.")]
 Person = Annotated[str, typer.Option(help="The name of an account or of a program.")]
 Origin = Annotated[str | None, typer.Option("--from", help="A folder mlruns, a SQLite file, or the address of a server.")]
 Prefix = Annotated[str, typer.Option(help="Put before the names of experiments and registered models.")]
@@ -285,6 +286,30 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
         restoring.restore(prepared, checked)
     out.print(f"Restored the backup {checked.folder.name}: every table and every artifact equals its manifest.", soft_wrap=True)
     _show_counts(checked.manifest.counts)
+
+
+@app.command()
+def storage(to: Store, yes: Yes = False) -> None:
+    """Copy every version of artifacts and data sets to the other store, compare, and use that one, after asking."""
+    from mlstack.host.commands import storage as moving
+
+    with _alone("make storage") as stack:
+        moving.require_possible(stack, to)
+        present, target = f"{stack.name}_{stack.storage}", f"{stack.name}_{to}"
+        out.print(
+            f"make storage copies the volume {present} to {target}. MLflow is stopped meanwhile, and uploads fail.",
+            soft_wrap=True,
+        )
+        if moving.has_volume(stack, to):
+            out.print(f"[bold yellow]What the volume {target} holds from earlier is deleted.[/]", soft_wrap=True)
+        if not yes:
+            _confirm("Continue?", "MLflow would be stopped, and an earlier volume deleted.", f"make storage TO={to} YES=1")
+        moved = moving.move(stack, to)
+    _show_urls(moved)
+    out.print(
+        f"\nThe objects are in {to}. The volume {present} keeps what it held: docker volume rm {present} deletes it.",
+        soft_wrap=True,
+    )
 
 
 @app.command()

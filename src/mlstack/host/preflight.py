@@ -133,6 +133,18 @@ def check_s3(stack: Stack) -> MlstackError | None:
     return None
 
 
+def left_behind(stack: Stack) -> list[str]:
+    """A warning when STORAGE has changed and no object was moved: MLflow would find none of its artifacts."""
+    volumes = stack.engine.volumes(stack.name)
+    others = [store for store in settings.STORES if store != stack.storage and f"{stack.name}_{store}" in volumes]
+    if not others or f"{stack.name}_{stack.storage}" in volumes or settings.is_external_s3(stack.values):
+        return []
+    return [
+        f"STORAGE={stack.storage} has no volume yet, and {others[0]} has one: artifacts and data sets are there."
+        f" STORAGE={others[0]} in .env shows them again, and make storage TO={stack.storage} moves them (docs/storage.md)"
+    ]
+
+
 def check_ports(stack: Stack) -> list[MlstackError]:
     """Every port that is in use, with its holder."""
     ours = stack.engine.published_ports(stack.name)

@@ -16,12 +16,12 @@ import yaml
 from mlstack.errors import MlstackError
 
 FILE = "docker-compose.yml"
-# The innermost of ${NAME}, ${NAME:?message} and ${NAME:-default}.
-_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^{}]*))?\}")
+# The innermost of ${NAME}, ${NAME:?message}, ${NAME:-default} and ${NAME:+text}.
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([-?+])([^{}]*))?\}")
 _PORT = re.compile(r"\$\{(\w+)[^}]*\}:(\d+)")
 _LOSS = "mlstack.loss."
-# The block of compose/external.yml that a service takes: it has no container while the variable is set.
-_REPLACED = re.compile(r"\w+\$\{(\w+):\+-replaced\}")
+# The block that a service takes: it has no container while the variable is set.
+_REPLACED = re.compile(r"\$\{(\w+):\+-replaced\}$")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Service:
     login: str
     image: str
     image_variable: str
-    is_built: bool  # here, and called after the service
+    is_built: bool  # here, and called after the service or the store that STORAGE chooses
     user: str
     ports: tuple[Port, ...]
     volumes: tuple[Volume, ...]
@@ -131,7 +131,11 @@ def enabled(values: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _all(folder: Path, values: Mapping[str, str]) -> dict[str, Service]:
-    return {name: _service(name, text, values) for file in _files(folder) for name, text in file.get("services", {}).items()}
+    return {
+        name: _service(name, _extended(folder, text, values), values)
+        for file in _files(folder)
+        for name, text in file.get("services", {}).items()
+    }
 
 
 def _files(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -140,6 +144,15 @@ def _files(folder: Path) -> Iterator[Mapping[str, Any]]:
     yield main
     for included in main.get("include", ()):
         yield _loaded(folder / included["path"])
+
+
+def _extended(folder: Path, text: Mapping[str, Any], values: Mapping[str, str]) -> Mapping[str, Any]:
+    """A service with the block that it extends, if that says its image: STORAGE chooses it."""
+    if "image" in text or "extends" not in text:
+        return text
+    chosen = _filled(text["extends"]["service"], values)
+    block = _loaded(folder / text["extends"]["file"])["services"].get(chosen, {})
+    return {**block, **text}
 
 
 def _loaded(path: Path) -> Mapping[str, Any]:
@@ -159,7 +172,7 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
     labels = text.get("labels", {})
     image = text.get("image", "")
     variable = re.match(r"\$\{(\w+):-", image)
-    replaced = _REPLACED.fullmatch(text.get("extends", {}).get("service", ""))
+    replaced = _REPLACED.search(text.get("extends", {}).get("service", ""))
     is_external = bool(replaced and values.get(replaced[1]))
     ports = () if is_external else text.get("ports", ())
     mounts = text.get("volumes", ())
@@ -174,7 +187,7 @@ def _service(name: str, text: Mapping[str, Any], values: Mapping[str, str]) -> S
         login=labels.get("mlstack.login", ""),
         image=_filled(image, values),
         image_variable=variable[1] if variable else "",
-        is_built="build" in text and image.endswith(f"}}-{name}}}"),
+        is_built="build" in text and image.endswith((f"}}-{name}}}", f"}}-{values.get('STORAGE', name)}}}")),
         user=_filled(text.get("user", ""), values).partition(":")[0],
         ports=tuple(Port(variable, int(inside)) for port in ports for variable, inside in _PORT.findall(port)),
         volumes=tuple(Volume(volume, labels.get(f"{_LOSS}{volume}", "its data")) for volume in named),
@@ -186,7 +199,9 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
     """A text of the compose file with its variables substituted as compose does; a variable may be in another's default."""
 
     def value(match: re.Match[str]) -> str:
-        name, kind, default = match.groups()
-        return values.get(name) or (default if kind == "-" else "")
+        name, kind, other = match.groups()
+        if kind == "+":
+            return other if values.get(name) else ""
+        return values.get(name) or (other if kind == "-" else "")
 
     return _VARIABLE.sub(value, _VARIABLE.sub(value, text))

@@ -87,6 +87,11 @@ class Stack:
         """The folder of the log files. Raises SettingsError if LOG_DIR is missing."""
         return settings.log_dir(settings.read("LOG_DIR", values=self.values)["LOG_DIR"], self.folder)
 
+    @property
+    def storage(self) -> str:
+        """What keeps artifacts and data sets, unless an external store does: one of settings.STORES."""
+        return settings.storage(self.values)
+
     # Each login is one object, so that code can ask `login is stack.accounts`.
 
     @property

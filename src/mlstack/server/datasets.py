@@ -27,8 +27,8 @@ from mlstack import manifests, s3, settings
 from mlstack.manifests import File
 from mlstack.s3 import MANIFESTS, UPLOADS, manifest_of
 from mlstack.server import auth
-from mlstack.server.presigned_urls import AS_A_FILE, LIFETIME, PAGE, host_of_minio, signer_for_uploads
-from mlstack.server.signature import Signer
+from mlstack.server.presigned_urls import AS_A_FILE, LIFETIME, PAGE, host_of_minio
+from mlstack.server.signature import Signer, signer_for_uploads
 
 NOBODY = "anyone"  # puts data sets where accounts are off
 _MISSING = ("NoSuchKey", "NoSuchUpload", "404")
@@ -153,7 +153,7 @@ def upload(large: InFile) -> Upload:
 def write(wanted: Pieces, request: Request) -> list[str]:
     """A URL for each piece, in their order, which accepts its very bytes. Raises HTTPException 409 for a complete version."""
     bucket = _bucket()
-    signer = signer_for_uploads(host_of_minio(request), bucket)
+    signer = signer_for_uploads(settings.storage(), host_of_minio(request), settings.server_keys(), LIFETIME, bucket)
     with _explained():
         manifest = _writable(wanted)
     return [_url_to_write(signer, manifest, piece) for piece in wanted.pieces]
@@ -255,8 +255,10 @@ def _resolved(wanted: Named) -> Named:
 
 
 def _summaries(prefix: str) -> Iterator[Summary]:
-    """The complete versions whose manifests have keys with this prefix: MinIO lists them with their metadata."""
-    for item in _client().list_objects(_bucket(), prefix, recursive=True, include_user_meta=True):
+    """The complete versions whose manifests have keys with this prefix. MinIO lists them with their metadata."""
+    for listed in _client().list_objects(_bucket(), prefix, recursive=True, include_user_meta=True):
+        # VersityGW lists without.
+        item = listed if listed.metadata else _client().stat_object(_bucket(), listed.object_name or "")
         name, _, version = (item.object_name or "").removeprefix(MANIFESTS).removesuffix(".json").partition("/")
         known = {key.lower().removeprefix("x-amz-meta-"): unquote(value) for key, value in (item.metadata or {}).items()}
         yield Summary(name, version, int(known["files"]), int(known["size"]), known["created"], known["by"])

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from mlstack import s3, settings
 from mlstack.server import auth
-from mlstack.server.signature import Signer
+from mlstack.server.signature import Signer, signer_for_uploads
 from mlstack.server.upstream import authorizes_artifact, tracking_store, validate_path_is_safe
 
 # A URL is used within seconds, but one call returns a page of them, and the last of a thousand large files waits for the
@@ -30,16 +30,6 @@ PAGE = 1000  # URLs of one answer
 PROXY = "/api/2.0/mlflow-artifacts/artifacts"
 LOCATION = "mlflow-artifacts:/"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Headers that MinIO obeys in an upload, although no client of the stack sends them: they set an object's date, checksum, tags
-# and encoding. The policy of MLflow's user can name tags and denies them too; it cannot name the others.
-NOT_IN_UPLOADS = (
-    "content-encoding",
-    "x-amz-tagging",
-    "x-minio-source-etag",
-    "x-minio-source-mtime",
-    "x-minio-source-replication-request",
-    "x-minio-source-version-id",
-)
 # A browser saves what it reads through a URL and does not show it: a page would run as one of 127.0.0.1, like MLflow's.
 AS_A_FILE = {"response-content-disposition": "attachment", "response-content-type": "application/octet-stream"}
 
@@ -104,7 +94,7 @@ class LinksToRead(BaseModel):
 def write(files: ToWrite, request: Request, caller: auth.CallerOrNone) -> LinksToWrite:
     """A URL for each file. Raises HTTPException 401, 403, or 404 if only MLflow's own route can serve the client."""
     host, root = host_of_minio(request), _allowed(caller, files.root, "update")
-    signer = signer_for_uploads(host)
+    signer = signer_for_uploads(settings.storage(), host, settings.server_keys(), LIFETIME)
     return LinksToWrite(links=[signer.url(_key(root, name)) for name in files.names], probe=_probe(_reader(host), root))
 
 
@@ -185,15 +175,6 @@ def host_of_minio(request: Request) -> str:
     if host in ("localhost", "127.0.0.1", "mlflow.localhost"):
         return f"127.0.0.1:{settings.storage_port()}"
     raise HTTPException(404, f"MinIO cannot be reached from {host}.")
-
-
-def signer_for_uploads(host: str, bucket: str | None = None) -> Signer:
-    """Signs URLs to which a client may send content alone.
-
-    Other stores than MinIO reject headers that were not signed, and requests that lack a signed one.
-    """
-    keys = settings.server_keys()
-    return Signer("PUT", host, keys, LIFETIME, empty=() if keys.is_external else NOT_IN_UPLOADS, bucket=bucket)
 
 
 def _reader(host: str) -> Signer:

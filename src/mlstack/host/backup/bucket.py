@@ -20,6 +20,7 @@ from minio.commonconfig import CopySource
 from minio.deleteobjects import DeleteObject
 from minio.error import S3Error
 
+from mlstack import s3
 from mlstack.errors import MlstackError
 from mlstack.host.backup import log
 from mlstack.host.backup.data_services import CONNECTIONS
@@ -68,26 +69,23 @@ def identity(artifact: Artifact) -> Identity:
 
 def as_of(client: Minio, bucket: str, time: datetime) -> list[Version]:
     """The bucket at `time`: the newest version of each key up to then, unless that is a delete marker."""
-    newest: dict[str, Any] = {}
-    for item in client.list_objects(bucket, recursive=True, include_version=True):
-        if item.last_modified <= time and (
-            item.object_name not in newest or newest[item.object_name].last_modified < item.last_modified
-        ):
-            newest[item.object_name] = item
-    return [_version(item) for item in newest.values() if not item.is_delete_marker]
+    newest: dict[str, s3.Version] = {}
+    for item in s3.versions(client, bucket):
+        if item.time <= time and (item.name not in newest or newest[item.name].time < item.time):
+            newest[item.name] = item
+    return [_version(item) for item in newest.values() if not item.is_marker]
 
 
 def current(client: Minio, bucket: str) -> dict[str, Version]:
     """The current objects of the bucket, by key."""
-    items = client.list_objects(bucket, recursive=True, include_version=True)
-    return {item.object_name: _version(item) for item in items if item.is_latest == "true" and not item.is_delete_marker}
+    return {item.name: _version(item) for item in s3.versions(client, bucket) if item.is_latest and not item.is_marker}
 
 
 def ids(client: Minio, bucket: str) -> dict[str, list[str]]:
     """The ids of all versions and delete markers of each key."""
     by_key: dict[str, list[str]] = {}
-    for item in client.list_objects(bucket, recursive=True, include_version=True):
-        by_key.setdefault(item.object_name or "", []).append(item.version_id or "null")
+    for item in s3.versions(client, bucket):
+        by_key.setdefault(item.name, []).append(item.id)
     return by_key
 
 
@@ -258,20 +256,20 @@ def redate(client: Minio, bucket: str, clock: Callable[[], datetime]) -> None:
 
     Only a holder of a key of MinIO can create one. It would hide later uploads from clients, backups and restores.
     """
-    listed = list(client.list_objects(bucket, recursive=True, include_version=True))
+    listed = list(s3.versions(client, bucket))
     now = clock()  # that of Postgres, which MinIO shares; after the listing
-    ahead = [item for item in listed if item.last_modified > now]
+    ahead = [item for item in listed if item.time > now]
     if not ahead:
         return
-    named = ", ".join(f"{item.object_name} ({item.last_modified:%Y-%m-%d})" for item in ahead[:_SHOWN])
+    named = ", ".join(f"{item.name} ({item.time:%Y-%m-%d})" for item in ahead[:_SHOWN])
     log.warning("%d versions are dated in the future and get the date of now: %s", len(ahead), named)
-    for item in sorted(ahead, key=lambda item: item.last_modified):
+    for item in sorted(ahead, key=lambda item: item.time):
         # The new version first: if interrupted, there are two and none is lost.
-        if item.is_delete_marker:
-            client.remove_object(bucket, item.object_name)
+        if item.is_marker:
+            client.remove_object(bucket, item.name)
         else:
-            client.copy_object(bucket, item.object_name, CopySource(bucket, item.object_name, version_id=item.version_id))
-        client.remove_object(bucket, item.object_name, version_id=item.version_id)
+            client.copy_object(bucket, item.name, CopySource(bucket, item.name, version_id=item.id))
+        client.remove_object(bucket, item.name, version_id=item.id)
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item], stop: threading.Event) -> Iterator[Result]:
@@ -303,7 +301,5 @@ def _remove(client: Minio, bucket: str, doomed: list[DeleteObject]) -> None:
         )
 
 
-def _version(item: Any) -> Version:
-    return Version(
-        item.object_name, item.version_id or "null", (item.etag or "").strip('"'), item.size or 0, item.last_modified
-    )  # fmt: skip
+def _version(item: s3.Version) -> Version:
+    return Version(item.name, item.id, item.etag, item.size, item.time)

@@ -73,12 +73,19 @@ def try_data_services(stack: Stack) -> bool:
 
 def start_data_services(stack: Stack) -> None:
     """Starts Postgres and MinIO, without MLflow. Raises MlstackError when they do not become healthy."""
-    if not are_healthy(stack, *data_services(stack)) and not try_data_services(stack):
+    if not (are_healthy(stack, *data_services(stack)) and _has_its_store(stack)) and not try_data_services(stack):
         raise MlstackError(
             "Postgres or MinIO did not become healthy (docker compose says why, above).",
             "Nothing was changed.",
             "docker compose logs postgres minio",
         )
+
+
+def _has_its_store(stack: Stack) -> bool:
+    """Whether the running store is the one of STORAGE, which may have changed in `.env` since it started."""
+    if stack.services.by_name["minio"].is_external:
+        return True
+    return f"{stack.name}_{stack.storage}" in {mount.volume for mount in stack.containers["minio"].mounts}
 
 
 def stop_clients(stack: Stack) -> None:

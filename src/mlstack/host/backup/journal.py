@@ -11,6 +11,8 @@ from minio import Minio
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
+from mlstack import s3
+
 # By key: the ids of the versions and delete markers before the restore.
 Ids = Mapping[str, Sequence[str]]
 
@@ -68,10 +70,10 @@ class Journal:
             rows = cursor.fetchall()
         versions = [(key, version) for key, _, _, version in rows if version]
         unknown = {key: (set(before), deletes) for key, before, deletes, version in rows if not version}
-        for item in client.list_objects(bucket, recursive=True, include_version=True) if unknown else ():
-            before, deletes = unknown.get(item.object_name or "", (None, False))
-            if before is not None and item.version_id not in before and item.is_delete_marker == deletes:
-                versions.append((item.object_name or "", item.version_id or ""))
+        for item in s3.versions(client, bucket) if unknown else ():
+            before, deletes = unknown.get(item.name, (None, False))
+            if before is not None and item.id not in before and item.is_marker == deletes:
+                versions.append((item.name, item.id))
         return versions
 
     def _execute(self, statement: str, *values: object) -> None:

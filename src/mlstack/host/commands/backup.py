@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minio import Minio
 
-from mlstack import __version__
+from mlstack import __version__, settings
 from mlstack.errors import MlstackError
 from mlstack.host.backup import bucket, data_services, log, manifest, postgres, signature
 from mlstack.host.backup.bucket import Identity, Version
@@ -146,17 +146,19 @@ def _described(source: Stack, snapshot: postgres.Snapshot) -> _Description:
             "mlstack": __version__,
             "mlflow": postgres.mlflow_version(snapshot.connection),
             "postgres": postgres.server_version(snapshot.connection),
-            "minio": _minio_version(source),
+            source.storage: _storage_version(source),
         },
         owners=postgres.owners(snapshot.connection),
         tables=postgres.tables(source, snapshot.connection, snapshot.name),
     )
 
 
-def _minio_version(source: Stack) -> str | None:
+def _storage_version(source: Stack) -> str | None:
     """None for an external store, which does not say its version."""
     if source.keys.is_external:
         return None
+    if source.storage == settings.VERSITYGW:
+        return source.containers["minio"].version
     return source.compose.output("exec", "--no-TTY", "minio", "minio", "--version").split()[2]
 
 

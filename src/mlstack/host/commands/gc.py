@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from mlstack import postgres
+from mlstack import postgres, settings
 from mlstack.errors import MlstackError
 from mlstack.host.backup.data_services import data_services
 from mlstack.host.one_shot import in_one_shot
@@ -153,7 +153,7 @@ def _changed(stack: Stack, age: timedelta) -> dict[str, list[str]]:
     object in one file, `xl.meta`, which the kernel dates at each write.
     """
     keys = stack.tracking_keys
-    if keys.is_external:  # its dates are its own: no client chooses them
+    if keys.is_external or stack.storage == settings.VERSITYGW:  # its dates are its own: no client chooses them
         return {bucket: [] for bucket in keys.buckets}
     return {bucket: _changed_in(stack, bucket, age) for bucket in keys.buckets}
 

@@ -33,14 +33,22 @@ def losses(stack: Stack) -> list[Loss]:
     if not ours:
         return []
     sizes = engine.connect(COUNTING).volume_sizes()
-    volumes = services.read(stack.folder, {**stack.values, **stack.every_part}).volumes
-    cost = {f"{stack.name}_{volume.name}": volume.loss for volume in volumes}
+    of_stores = [services.read(stack.folder, {**stack.values, **stack.every_part, "STORAGE": store}) for store in settings.STORES]
+    cost = {f"{stack.name}_{volume.name}": volume.loss for listed in of_stores for volume in listed.volumes}
     return [Loss(volume, size(sizes.get(volume)), cost.get(volume, "its data")) for volume in ours]
+
+
+def _stores(stack: Stack) -> list[str]:
+    """The present store, and the other one if it has a volume."""
+    kept = stack.engine.volumes(stack.name)
+    return [store for store in settings.STORES if store == stack.storage or f"{stack.name}_{store}" in kept]
 
 
 def reset(stack: Stack) -> None:
     """Deletes containers, networks and volumes of this stack; images, `.env`, notebooks and logs are kept."""
-    if stack.compose.attached("down", "--volumes", "--remove-orphans", environment=stack.every_part):
+    down = ("down", "--volumes", "--remove-orphans")
+    # The volume of the other store is there after a change of STORAGE.
+    if any(stack.compose.attached(*down, environment={**stack.every_part, "STORAGE": store}) for store in _stores(stack)):
         raise MlstackError(
             "the stack could not be deleted whole.", "Some containers or volumes are left.", "see above, then make reset again"
         )

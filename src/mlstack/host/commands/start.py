@@ -75,6 +75,8 @@ def check(stack: Stack) -> Stack:
         log.warning("%s", warning)
     if problems := preflight.check(stack, will_build=bool(_missing_images(stack))):
         raise ExceptionGroup("refused", problems)
+    for warning in preflight.left_behind(stack):
+        log.warning("%s", warning)
     folders.prepare(stack)
     return stack
 
@@ -91,9 +93,7 @@ def build(stack: Stack) -> None:
         extra_packages.lock(stack, sources)
     missing = _missing_images(stack)
     if missing:
-        log.info(
-            "building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling MinIO", ", ".join(missing)
-        )
+        log.info("building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
     with create(stack.logs, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
         code = _run_build(stack, services, sources, transcript)
         lines = [line for line in _text(transcript).splitlines() if line.strip()]
@@ -124,7 +124,7 @@ def _run_build(stack: Stack, services: list[str], sources: Mapping[str, str], tr
     """Builds into a transcript, with a progress message now and then."""
     command = ("--progress", "plain", "build", *services)
     started = time.monotonic()
-    environment = {**sources, "MLSTACK_VERSION": __version__}
+    environment = {**sources, "MLSTACK_VERSION": __version__, "STORAGE": stack.storage}
     process = stack.compose.started(*command, environment=environment, stdout=transcript, stderr=subprocess.STDOUT)
     while True:
         try:

@@ -46,9 +46,9 @@ def throw_away(stack: Stack, bucket: str) -> Iterator[Stack]:
         variables = services.read(stack.folder, {}).ports
         ports = dict(zip(variables, map(str, preflight.free_ports(len(variables))), strict=True))
         buckets = {"MINIO_BUCKET": bucket, "DATASETS_BUCKET": stack.keys.datasets}
-        name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "LOG_DIR": str(place / "logs"), **buckets}
+        name = {"COMPOSE_PROJECT_NAME": f"{stack.name}-verify", "LOG_DIR": str(place / "logs"), "STORAGE": stack.storage}
         env_file.ensure(place)
-        env_file.change(place, **name, **ports, **images)
+        env_file.change(place, **name, **buckets, **ports, **images)
         other = Stack.of(place)
         folders.prepare(other)
         try:

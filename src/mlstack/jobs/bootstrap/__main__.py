@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mlstack import settings
 from mlstack.errors import MlstackError
-from mlstack.jobs.bootstrap import external, external_s3, log, minio, postgres, report
+from mlstack.jobs.bootstrap import external, external_s3, log, minio, postgres, report, versitygw
 from mlstack.postgres import DEADLINE, connected, turn
 from mlstack.settings import Keys, Login, Roles
 
@@ -18,6 +18,7 @@ def services(
     user_keys: Keys,
     console_keys: Keys,
     *,
+    storage: str = settings.MINIO,
     quota: int = 0,
     deadline: float = DEADLINE,
 ) -> None:
@@ -36,7 +37,8 @@ def services(
         if owner_keys.is_external:
             external_s3.bootstrap(owner_keys, quota=quota, deadline=deadline)
         else:
-            minio.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
+            store = versitygw if storage == settings.VERSITYGW else minio
+            store.bootstrap(owner_keys, user_keys, console_keys, quota=quota, deadline=deadline)
 
 
 def main(step: str) -> int:
@@ -48,6 +50,7 @@ def main(step: str) -> int:
                 settings.storage_owner(),
                 settings.tracking_keys(),
                 settings.console_keys(),
+                storage=settings.storage(),
                 quota=settings.bucket_quota(),
             )
         elif step == "rekey":

@@ -27,7 +27,7 @@ def bootstrap(owner: Keys, user: Keys, console: Keys, *, quota: int = 0, deadlin
     Raises MlstackError when MinIO does not answer within `deadline` seconds, or rejects the owner's keys.
     """
     client, admin = client_for(owner), _admin_for(owner)
-    _wait(client, owner, deadline)
+    wait(client, owner, deadline)
     policy = f"mlflow-{owner.bucket}"
     for bucket in owner.buckets:
         report(f"bucket {bucket}", ensure_bucket(client, bucket))
@@ -146,7 +146,7 @@ def ensure_quota(admin: MinioAdmin, bucket: str, size: int) -> Outcome:
 def ensure_policy(admin: MinioAdmin, name: str, document: dict[str, Any]) -> Outcome:
     """The policy is exactly this document."""
     current = json.loads(admin.policy_list()).get(name)
-    if current is not None and _normalised(current) == _normalised(document):
+    if current is not None and normalised(current) == normalised(document):
         return Outcome.ALREADY_THERE
     admin.policy_add(name, policy=document)
     return Outcome.CREATED if current is None else Outcome.CHANGED
@@ -195,7 +195,7 @@ def _accepts(user: Keys) -> bool:
     return True
 
 
-def _normalised(document: dict[str, Any]) -> list[str]:
+def normalised(document: dict[str, Any]) -> list[str]:
     """The statements sorted: MinIO returns lists in another order."""
 
     def ordered(value: Any) -> Any:
@@ -208,7 +208,9 @@ def _normalised(document: dict[str, Any]) -> list[str]:
     return sorted(json.dumps(ordered(statement), sort_keys=True) for statement in document["Statement"])
 
 
-def _wait(client: Minio, owner: Keys, deadline: float) -> None:
+def wait(client: Minio, owner: Keys, deadline: float) -> None:
+    """Waits for the first answer. Raises MlstackError when there is none, or the owner's keys are rejected."""
+
     def is_transient(error: BaseException) -> bool:
         return not (isinstance(error, S3Error) and error.code in _DENIED)
 

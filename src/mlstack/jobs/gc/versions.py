@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 
+from mlstack import s3
 from mlstack.errors import MlstackError
 from mlstack.s3 import DOCTOR, Folder
 
@@ -37,13 +38,12 @@ def histories(client: Minio, bucket: str, prefix: str = "") -> Iterator[list[Ver
     """
     pending: dict[str, list[Version]] = {}
     last: deque[str] = deque(maxlen=PAGE)
-    for item in client.list_objects(bucket, prefix, recursive=True, include_version=True):
-        name, created = item.object_name or "", item.last_modified or datetime.now(UTC)
-        version = Version(name, item.version_id or "null", item.size or 0, item.is_delete_marker, created, None)
-        versions = pending.setdefault(name, [])
+    for item in s3.versions(client, bucket, prefix):
+        version = Version(item.name, item.id, item.size, item.is_marker, item.time, None)
+        versions = pending.setdefault(item.name, [])
         # The newest first, so that sorting keeps the order of versions of the same millisecond.
-        versions.insert(0 if item.is_latest == "true" else len(versions), version)
-        last.append(name)
+        versions.insert(0 if item.is_latest else len(versions), version)
+        last.append(item.name)
         if len(pending) > MANY:
             first = min(last)
             for complete in sorted(key for key in pending if key < first):
