@@ -107,11 +107,11 @@ def _tell(study: "optuna.Study", reference: Any, trial: "optuna.Trial", child: s
         study.tell(trial, ray.get(reference))
     except (WorkerCrashedError, NodeDiedError, OutOfMemoryError):
         log.warning("trial %d (run %s) lost its worker %d times", trial.number, child, ATTEMPTS + 1)
-        mlflow.MlflowClient().set_terminated(child, "FAILED")
     except RayTaskError as error:
         log.warning("trial %d (run %s) failed: %s", trial.number, child, error.cause)
     else:
         return
+    mlflow.MlflowClient().set_terminated(child, "FAILED")  # the task itself may have failed to
     study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
