@@ -1,4 +1,4 @@
-"""The optional part `ray`: tasks on two workers, and who is let in."""
+"""The optional part `ray`: tasks on two workers, who is let in, and searches that lose a process and a worker."""
 
 import io
 import json
@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from tests.support import searches
 from tests.support.clone import Clone
+from tests.support.searches import Search, containers
+from tests.support.service import wait_until
 
 HEAD = "http://ray-head.mlstack.internal:8265"
 
@@ -57,6 +61,25 @@ print(json.dumps([requests.get("{HEAD}" + path, headers=header, timeout=30).stat
 """
 CONNECT = "from mlstack import tune; tune.connect()"
 
+# A trial that logs a model, and whose process is killed the first time.
+KILLED = """
+import mlflow, optuna
+from mlstack import tune
+
+def objective(params):
+    import os, signal
+    from sklearn.linear_model import Ridge
+    is_repeated = "begun" in mlflow.active_run().data.metrics
+    mlflow.log_metric("begun", 1)
+    mlflow.sklearn.log_model(Ridge().fit([[0.0], [1.0]], [0.0, 1.0]), name="model", pip_requirements=["scikit-learn"])
+    if not is_repeated:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return params["alpha"]
+
+mlflow.set_experiment("searches")
+tune.search("killed", objective, dict(alpha=optuna.distributions.FloatDistribution(0.1, 10)), trials=2)
+"""
+
 
 @pytest.fixture(scope="module")
 def ray(stack: Clone) -> Iterator[Clone]:
@@ -67,12 +90,15 @@ def ray(stack: Clone) -> Iterator[Clone]:
     yield stack
 
 
+@pytest.fixture
+def client(ray: Clone, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, ray.values[name])
+    return MlflowClient(ray.values["MLFLOW_TRACKING_URI"])
+
+
 def python(stack: Clone, program: str, *arguments: str, **environment: str) -> str:
     return stack.in_container("jupyter", "python3", "-c", program, *arguments, **environment)
-
-
-def containers(stack: Clone, service: str) -> list[str]:
-    return stack.compose("ps", "--quiet", service).split()
 
 
 def test_tasks_run_on_both_workers_at_the_same_time(ray: Clone) -> None:
@@ -130,3 +156,38 @@ def test_no_process_shows_rays_token(ray: Clone) -> None:
         logs = "grep -rlFf /dev/shm/secrets/RAY_AUTH_TOKEN /tmp/ray; true"
         assert ray.in_container(service, "bash", "-c", logs).strip() == ""
         assert token not in ray.compose("logs", "--no-color", service)
+
+
+def assert_trials_are_complete(search: Search, count: int) -> None:
+    """All FINISHED, in as many runs, each with its result and one model that can be loaded."""
+    assert search.statuses == ["FINISHED"] * count
+    for run in search.trials:
+        assert "objective" in run.data.metrics
+        (model,) = search.models(run)
+        assert model.status == "READY"
+
+
+def test_trial_whose_process_was_killed_is_repeated_in_the_same_run(ray: Clone, client: MlflowClient) -> None:
+    python(ray, KILLED)
+    assert_trials_are_complete(Search(client, "killed"), 2)
+
+
+def test_search_survives_a_killed_worker(ray: Clone, client: MlflowClient) -> None:
+    search = Search(client, "worker")
+    searches.close_gate(client)
+    with searches.started(ray, "worker", 4) as running:
+        wait_until(lambda: search.begun == 2, seconds=240)
+        searches.kill(ray, containers(ray, "ray-worker")[0])
+        searches.open_gate(client)
+        printed, _ = running.communicate(timeout=400)
+    assert "ended 4" in printed, printed
+    assert_trials_are_complete(search, 4)
+
+
+def test_number_of_workers_is_kept_by_make_up_and_compose(ray: Clone) -> None:
+    ray.set(RAY_WORKERS="1")
+    started = ray.make("up")
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert len(containers(ray, "ray-worker")) == 1
+    ray.compose("up", "--detach", "--wait", "--no-build")
+    assert len(containers(ray, "ray-worker")) == 1

@@ -91,7 +91,9 @@ def _run_trial(objective: Objective, run_id: str, params: Mapping[str, Any]) -> 
         return float(run.data.metrics[RESULT])
     for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
         client.delete_logged_model(model.model_id)
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id) as active:
+        if active.outputs:  # deleted models stay among them: MLflow would log metrics to these too, which its server denies
+            active.outputs.model_outputs.clear()
         value = float(objective(params))
         mlflow.log_metric(RESULT, value)
     return value
