@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.support import searches
+from tests.support import notebooks, searches
 from tests.support.clone import Clone
 from tests.support.searches import Search, containers
 from tests.support.service import wait_until
@@ -156,6 +156,10 @@ def test_no_process_shows_rays_token(ray: Clone) -> None:
         logs = "grep -rlFf /dev/shm/secrets/RAY_AUTH_TOKEN /tmp/ray; true"
         assert ray.in_container(service, "bash", "-c", logs).strip() == ""
         assert token not in ray.compose("logs", "--no-color", service)
+
+
+def test_notebook_of_many_workers_runs(ray: Clone) -> None:
+    notebooks.run(ray, "07_many_workers.ipynb")
 
 
 def assert_trials_are_complete(search: Search, count: int) -> None:
