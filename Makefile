@@ -90,7 +90,7 @@ test: ## Style, types, unit, integration and stack tests, on temporary stacks
 test-parts: ## The optional parts, on temporary stacks (10 minutes)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" scripts/test.sh tests/parts
 
-test-faults: ## Inject every fault while a client works (25 minutes; REPORT=1 writes docs/reliability.md)
+test-faults: ## Inject every fault while a client works (20 minutes; REPORT=1 writes docs/reliability.md and docs/scoring.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" scripts/test-faults.sh
 
 test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored, every kind of model (40 minutes; REPORT=1 writes docs/models.md)

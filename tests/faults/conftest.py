@@ -1,26 +1,25 @@
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.faults import report
 from tests.faults.experiment import Row
 from tests.faults.stack import Stack
-from tests.support.clone import Clone
+from tests.support.clone import ROOT, Clone
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--report", type=Path, help="the page whose table is written from this run")
+    parser.addoption("--report", action="store_true", help="write the tables of the docs from this run")
 
 
 @pytest.fixture(scope="session")
 def rows(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
-    """What the faults did, in their order. Written where --report says, at the end."""
+    """What the faults did, in their order. --report writes it at the end."""
     rows: list[Row] = []
     yield rows
-    if page := request.config.getoption("--report"):
-        report.write(page, rows)
+    if request.config.getoption("--report"):
+        report.write(ROOT / "docs/reliability.md", rows)
 
 
 @pytest.fixture(scope="module")

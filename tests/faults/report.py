@@ -1,5 +1,6 @@
-"""The table of docs/reliability.md, generated from a run."""
+"""The tables of docs/reliability.md and docs/scoring.md, generated from a run."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.faults.experiment import Row
@@ -19,15 +20,20 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def write(path: Path, rows: list[Row]) -> None:
     """Puts the rows between the page's marks; faults that were not run keep theirs. Raises ValueError without marks."""
+    put(path, HEAD, [cells(row) for row in rows], [fault.name for fault in MATRIX])
+
+
+def put(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]], order: Iterable[str]) -> None:
+    """The same for any table whose first column names the fault. Raises ValueError without marks."""
     text = path.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, mark, tail = rest.partition(END)
+    above, _, rest = text.partition(BEGIN)
+    _, mark, below = rest.partition(END)
     if not mark:
         raise ValueError(f"{path} has no {BEGIN} … {END}")
-    shown = {line[0]: line for line in (*rows_of(path), *map(cells, rows))}
-    lines = [HEAD, ["---"] * len(HEAD), *(shown[fault.name] for fault in MATRIX if fault.name in shown)]
+    shown = {row[0]: row for row in (*rows_of(path), *rows)}
+    lines = [head, ["---"] * len(head), *(shown[fault] for fault in order if fault in shown)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    path.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    path.write_text(f"{above}{BEGIN}\n{table}\n{END}{below}", encoding="utf-8")
 
 
 def rows_of(path: Path) -> list[list[str]]:

@@ -24,6 +24,7 @@ class Stack:
 
     clone: Clone
     engine: str = ""  # the container whose engine runs it
+    services: tuple[str, ...] = SERVICES
 
     def docker(self, *arguments: str, stdin: str | None = None) -> str:
         inside = ["docker", "exec", "--interactive", "--workdir", str(self.clone.folder), self.engine] if self.engine else []
@@ -62,7 +63,7 @@ class Stack:
     def is_healthy(self) -> bool:
         """Every long-running service is up and healthy."""
         states = self.compose("ps", "--all", "--format", "{{.Service}} {{.State}} {{.Health}}").split("\n")
-        return {f"{service} running healthy" for service in SERVICES} <= set(states)
+        return {f"{service} running healthy" for service in self.services} <= set(states)
 
     def audit(self, ledger: Ledger) -> dict[str, Any]:
         """What Postgres and MinIO hold of the client's run; its objects are deleted afterwards."""

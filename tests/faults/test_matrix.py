@@ -4,49 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import experiment, faults
+from tests.faults import experiment, faults, small
 from tests.faults.engine import engine_for
 from tests.faults.experiment import Result, Row
 from tests.faults.faults import Fault
 from tests.faults.stack import Stack
 from tests.support.clone import Clone
 
-# Small volumes in memory, half of which the data of the faults fill. Docker counts their content as memory of the service that
-# wrote it.
-SMALL = """
-services:
-  postgres: { mem_limit: 2g, memswap_limit: 2g }
-  minio: { mem_limit: 7g, memswap_limit: 7g }
-  mlflow: { mem_limit: 3g, memswap_limit: 3g }
-volumes:
-  postgres: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=1536m,uid=999,gid=999,mode=1777" } }
-  minio: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=5g,uid=60710,gid=60710" } }
-  spool: { driver_opts: { type: tmpfs, device: tmpfs, o: "size=256m,uid=60711,gid=60711,mode=1777" } }
-"""
-
 
 @pytest.fixture(scope="class")
 def small_stack(clone: Clone) -> Iterator[Stack]:
-    """The same with disks that can be filled. It replaces the other stack: they share a name and ports."""
-    override = clone.folder / "docker-compose.override.yml"
-    clone.erase()
-    override.write_text(SMALL)
-    stack = Stack(clone)
-    filled = [fault.inject.volume for fault in faults.OF_DISKS]
-    try:
-        done = clone.make("up")
-        assert done.returncode == 0, done.stdout + done.stderr
-        for volume in filled:
-            stack.docker(
-                "run", "--detach", "--init", "--name", faults.holder(stack, volume), "--user", "0", "--network", "none",
-                "--volume", f"{clone.name}_{volume}:/held", "--entrypoint", "sleep", clone.image("postgres"), "infinity",
-            )  # fmt: skip
+    """The same with disks that can be filled."""
+    with small.started(clone) as stack:
         yield stack
-    finally:
-        for volume in filled:
-            stack.docker("rm", "--force", faults.holder(stack, volume))
-        clone.erase()
-        override.unlink()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import requests
 
+from mlstack.errors import MlstackError
 from mlstack.host.compose import docker
+from mlstack.host.doctor import Subject
+from mlstack.host.doctor import gateway as gateway_checks
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from mlstack.settings import Login
 from tests.stack.conftest import rows
@@ -247,6 +251,34 @@ def test_gc_deletes_traces_that_are_older_than_the_retention(gateway: Gateway, r
     assert "traces older than TRACE_RETENTION" in done.stdout, done.stdout + done.stderr
     remaining = {row[0] for row in rows(role, "SELECT request_id FROM trace_info")}
     assert (old in remaining, young in remaining) == (False, True)
+
+
+def test_doctor_finds_the_part_healthy_and_reports_a_job_that_nobody_takes(gateway: Gateway, role: Login) -> None:
+    results = doctor(gateway)
+    assert {name: result["state"] for name, result in results.items()} == dict.fromkeys(
+        ("MLflow forwards requests to it", "jobs are taken"), "ok"
+    )
+    subject = Subject(Stack.of(gateway.stack.folder))
+    gateway.stack.compose("stop", "gateway", "gateway-jobs")
+    try:
+        with connected(role) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO jobs (id, creation_time, job_name, params, status, retry_count, last_update_time)"
+                " VALUES ('waiting', 0, 'nothing', '{}', 0, 0, 0)"
+            )
+        with pytest.raises(MlstackError, match="1 jobs have waited for more than 5 minutes"):
+            gateway_checks.jobs.examine(subject)
+        with pytest.raises(MlstackError, match=r"MLflow answers [45][0-9][0-9] for the AI gateway"):
+            gateway_checks.forwards.examine(subject)
+    finally:
+        with connected(role) as connection, connection.cursor() as cursor:
+            cursor.execute("DELETE FROM jobs WHERE id = 'waiting'")
+        gateway.stack.compose("up", "--detach", "--wait", "--no-build")
+
+
+def doctor(gateway: Gateway) -> dict[str, dict[str, str]]:
+    results: list[dict[str, str]] = json.loads(gateway.stack.make("doctor", JSON="1").stdout)["checks"]
+    return {result["name"]: result for result in results if result["reach"] == "gateway"}
 
 
 def test_removed_part_leaves_mlflow_as_it_was(gateway: Gateway) -> None:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, pairwise, permutations, product
 from typing import Any
-from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -19,12 +18,11 @@ from mlflow.deployments import get_deploy_client
 
 from mlstack.host import recovery
 from mlstack.host.stack import Stack
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import Clone
 from tests.support.projects import set_values
+from tests.support.scoring import GOOD_ROW, JSON, MODEL, Scoring, mlflow_call, with_key
 from tests.support.service import wait_until
 
-PROGRAM = (ROOT / "tests/support/scoring_program.py").read_text()
-MODEL = "flights"
 # Kinds of versions that fail, and what the service says of each.
 BROKEN = {
     "crash": "it crashes while it is loaded",
@@ -66,71 +64,10 @@ try:
 except MlstackError as error:
     assert "404" in error.wrong
 """
-JSON = {"Content-Type": "application/json"}
-GOOD_ROW = {"x": 2.0, "count": 1, "name": "a"}
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """The running part, with a key, and the model versions that were registered."""
-
-    stack: Clone
-    key: str = field(repr=False)
-    versions: Mapping[str, str]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.stack.values['SCORING_PORT']}"
-
-    def get(self, path: str) -> requests.Response:
-        return requests.get(self.url + path, headers=self.login, timeout=60)
-
-    def manage(self, method: str, path: str, body: Any = None) -> requests.Response:
-        """A request with the notebooks' account, which may do more than a key."""
-        account = self.stack.values["MLFLOW_TRACKING_USERNAME"], self.stack.values["MLFLOW_TRACKING_PASSWORD"]
-        return requests.request(method, self.url + path, json=body, auth=account, timeout=60)
-
-    def decisions(self, **filters: str) -> list[dict[str, Any]]:
-        answer = self.manage("GET", f"/decisions?{urlencode(filters)}")
-        assert answer.ok, answer.text
-        rows: list[dict[str, Any]] = answer.json()["decisions"]
-        return rows
-
-    def metric(self, name: str, **labels: str) -> float:
-        described = ",".join(f'{label}="{value}"' for label, value in labels.items())
-        values = re.findall(rf"^{name}{{{described}}} (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        return float(values[0]) if values else 0.0
-
-    def post(self, path: str, body: Any, **headers: str) -> requests.Response:
-        data = body if isinstance(body, str | bytes) else json.dumps(body)
-        return requests.post(self.url + path, data, headers={**self.login, **JSON, **headers}, timeout=60)
-
-    def score(self, *rows: Mapping[str, Any]) -> requests.Response:
-        return self.post("/invocations", {"dataframe_records": rows})
-
-    @property
-    def login(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
-
-    def set_alias(self, version: str, alias: str = "champion") -> None:
-        answer = mlflow_call(self.stack, "POST", "registered-models/alias", name=MODEL, alias=alias, version=version)
-        assert answer.ok, answer.text
-
-    def served(self, alias: str = "champion") -> list[str]:
-        return [served["version"] for served in self.get("/models").json()["served"] if served["alias"] == alias]
-
-    def rejected(self) -> dict[str, str]:
-        return {rejected["version"]: rejected["reason"] for rejected in self.get("/models").json()["rejected"]}
-
-
-def mlflow_call(stack: Clone, method: str, path: str, account: str = "MLFLOW_TRACKING", **body: str) -> requests.Response:
-    login = stack.values[f"{account}_USERNAME"], stack.values[f"{account}_PASSWORD"]
-    url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}/api/2.0/mlflow/{path}"
-    return requests.request(method, url, json=body or None, auth=login, timeout=60)
 
 
 @pytest.fixture(scope="module")
-def scoring(stack: Clone) -> Iterator[Scoring]:
+def scoring(stack: Clone) -> Scoring:
     before = (stack.folder / ".env").read_text()
     assert "scoring" not in stack.compose("ps", "--services")
     added = stack.make("add", PART="scoring")
@@ -138,15 +75,7 @@ def scoring(stack: Clone) -> Iterator[Scoring]:
     assert f"http://127.0.0.1:{stack.values['SCORING_PORT']}" in added.stdout
     changed = [line for line in (stack.folder / ".env").read_text().splitlines() if line not in before.splitlines()]
     assert changed == ["COMPOSE_PROFILES=scoring"]
-    generated = stack.make("key", NAME="tests")
-    key = re.search(r"mls_\S+", generated.stdout)
-    assert key, generated.stderr
-    stack.in_container("jupyter", "python3", "-c", PROGRAM, MODEL, *KINDS)
-    versions = json.loads(stack.in_container("jupyter", "cat", "/tmp/versions.json"))  # noqa: S108
-    scoring = Scoring(stack, key[0], versions)
-    scoring.set_alias("1")
-    wait_until(lambda: scoring.served() == ["1"])
-    yield scoring
+    return with_key(stack, *KINDS)
 
 
 def test_lost_env_gets_the_part_back_from_its_containers(scoring: Scoring) -> None:
@@ -157,6 +86,28 @@ def test_lost_env_gets_the_part_back_from_its_containers(scoring: Scoring) -> No
 
 
 # ---- an alias that moves under load --------------------------------------------------------------
+
+
+# In Jupyter: histogram boosting with a categorical column, on which shap.TreeExplainer is wrong.
+BOOSTED = """
+import mlflow
+import numpy as np
+import pandas as pd
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+random = np.random.default_rng(3)
+frame = pd.DataFrame({
+    "kind": random.choice(list("abcdef"), 600), "number": random.normal(size=600), "other": random.normal(size=600)})
+target = frame.number * frame.kind.isin(["b", "e"]) + frame.kind.isin(["c", "e"])
+encoder = make_column_transformer((OrdinalEncoder(), ["kind"]), remainder="passthrough")
+model = make_pipeline(encoder, HistGradientBoostingRegressor(categorical_features=[0], random_state=0)).fit(frame, target)
+with mlflow.start_run():
+    logged = mlflow.sklearn.log_model(model, name="model", input_example=frame.head(2), registered_model_name="boosted")
+mlflow.MlflowClient().set_registered_model_alias("boosted", "champion", logged.registered_model_version)
+print(frame.head(2).to_json(orient="records"))
+"""
 
 
 @dataclass
@@ -265,6 +216,33 @@ def test_every_format_of_mlflow_is_answered(scoring: Scoring, subtests: pytest.S
             assert (answer.headers["X-Mlstack-Model"], answer.headers["X-Mlstack-Version"]) == (MODEL, "1")
     assert scoring.post("/invocations", {"dataframe_records": []}).json() == {"predictions": []}
     assert scoring.score({**GOOD_ROW, "x": None}).json() == {"predictions": [None]}
+
+
+def test_explanation_of_boosting_with_categories_is_exact(scoring: Scoring) -> None:
+    example = json.loads(scoring.stack.in_container("jupyter", "python3", "-W", "ignore", "-c", BOOSTED).splitlines()[-1])
+    wait_until(lambda: any(served["model"] == "boosted" for served in scoring.get("/models").json()["served"]))
+    path = "/endpoints/boosted/invocations"
+
+    def score(*rows: Mapping[str, Any]) -> list[float]:
+        predictions: list[float] = scoring.post(path, {"dataframe_records": rows}).json()["predictions"]
+        return predictions
+
+    row = {"kind": "e", "number": 1.5, "other": -0.3}
+    expected = dict.fromkeys(row, 0.0)
+    for order, other in product(permutations(row), example):  # Shapley values by their definition
+        mixed = [{**other, **{name: row[name] for name in order[:count]}} for count in range(len(row) + 1)]
+        for name, (before, after) in zip(order, pairwise(score(*mixed)), strict=True):
+            expected[name] += (after - before) / 6 / len(example)
+    answer = scoring.post(f"{path}?explain=true", {"dataframe_records": [row]}).json()
+    (explanation,) = answer["explanations"]
+    assert explanation["contributions"] == pytest.approx(expected, abs=1e-9)
+    assert explanation["base"] + sum(expected.values()) == pytest.approx(answer["predictions"][0], rel=1e-6)
+    assert explanation["contributions"]["kind"] > 0.1
+    assert scoring.post(f"{path}?explain=true", {"dataframe_records": [row] * 11}).status_code == 413
+    assert "explanations" not in scoring.post(path, {"dataframe_records": [row]}).json()
+    dropped = mlflow_call(scoring.stack, "DELETE", "registered-models/alias", name="boosted", alias="champion")
+    assert dropped.ok, dropped.text
+    wait_until(lambda: scoring.post("/invocations", records()).ok)  # one model is served again
 
 
 def test_inference_protocol_is_answered(scoring: Scoring) -> None:

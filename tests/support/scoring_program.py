@@ -19,6 +19,7 @@ class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
 
     def __init__(self, kind: str, factor: float) -> None:
         self.kind, self.factor = kind, factor
+        self.leaked: list[bytes] = []
 
     def load_context(self, context: Any) -> None:
         import os
@@ -40,6 +41,8 @@ class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
             import a_package_that_is_missing  # type: ignore[import-not-found] # noqa: F401
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[float]:
+        if self.kind == "leak":
+            self.leaked.append(b"\1" * (16 << 20))
         if (model_input["x"] == -1).any():
             raise ValueError("secret-of-the-model")
         return [float(value) * self.factor for value in model_input["x"]]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import faults, report
+from tests.faults import faults, report, scoring
 from tests.faults.experiment import Row
 from tests.support.projects import ROOT
 
@@ -26,6 +26,15 @@ def test_table_shows_no_loss_and_work_during_each_fault() -> None:
         assert cells["lost"] == "0", row
         assert all(int(cells[name]) > 0 for name in ("points / s before", "points stored", "artifacts", "registry writes")), row
         assert float(cells["recovery, s"]) > 0, row
+
+
+def test_table_of_scoring_shows_no_loss_and_answers_during_each_fault() -> None:
+    rows = report.rows_of(ROOT / "docs/scoring.md")
+    assert [row[0] for row in rows] == [fault.name for fault in scoring.MATRIX]
+    for row in rows:
+        cells = dict(zip(scoring.HEAD, row, strict=True))
+        assert (cells["wrong"], cells["not in the log"], cells["twice or differently in the log"]) == ("0", "0", "0"), row
+        assert int(cells["answers"]) > 0, row
 
 
 def test_mlflow_on_the_host_uses_the_tracking_store_that_reports_losses() -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from mlstack.scoring.catalogue import CHAMPION, Served
 from mlstack.scoring.decisions import Decisions
+from mlstack.scoring.explain import Explanation, Unexplained
 from mlstack.scoring.schema import Row
 
 
@@ -32,6 +33,7 @@ class Answer:
     decided: Sequence[str] | None = None
     policy_version: int | None = None
     is_logged: bool = True
+    explanations: Sequence[Explanation | Unexplained] | None = None
 
     @property
     def headers(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -26,6 +27,7 @@ from mlstack.scoring.bodies import whole_body
 from mlstack.scoring.catalogue import CHAMPION, INTERVAL, Catalogue, Champion, Served, restart_if_failed
 from mlstack.scoring.decisions import DecisionLog, LogError, Mode, new_request
 from mlstack.scoring.deployments import Deployments, seen
+from mlstack.scoring.explain import MOST_EXPLAINED, explain
 from mlstack.scoring.features import Features
 from mlstack.scoring.history import History
 from mlstack.scoring.metrics import CONTENT_TYPE, Metrics
@@ -180,7 +182,7 @@ class Scoring:
             if answer is None:
                 answer = await self._scored(served, target.alias, await decode(served, body), subject)
             labels = {"model": answer.served.version.model, "version": answer.served.version.number}
-            content, headers = encode(answer)
+            content, headers = encode(await self._with_explanations(request, answer))
             response = Response(content, headers={**headers, **answer.headers})
             await self._log.record(answer.decisions(self._deployments.get((target.model, answer.served.version.number))))
             self._metrics.rows.add(len(answer.rows), **labels)
@@ -193,6 +195,16 @@ class Scoring:
         self._metrics.requests.add(1, **labels, status=str(response.status_code))
         self._metrics.seconds.add(time.perf_counter() - started, **labels)
         return response
+
+    async def _with_explanations(self, request: Request, answer: Answer) -> Answer:
+        """The answer with an explanation of each row, if the request has ?explain=true. Raises TooManyRowsError."""
+        if request.query_params.get("explain") != "true":
+            return answer
+        if len(answer.rows) > MOST_EXPLAINED:
+            raise formats.TooManyRowsError(f"an explained request has more than {MOST_EXPLAINED} rows")
+        example, predict = answer.served.loaded.example, answer.served.batches.answers
+        rows = zip(answer.rows, answer.predictions, strict=True)
+        return replace(answer, explanations=[await explain(row, predicted, example, predict) for row, predicted in rows])
 
     async def _scored(self, served: Served, role: str, rows: Sequence[Row], subject: Subject) -> Answer:
         """What a version answers, and what the model's policy decides on it."""
@@ -373,7 +385,8 @@ def _entity(request: Request) -> str | None:
 
 
 def _as_json(answer: Answer) -> tuple[bytes, Mapping[str, str]]:
-    return formats.answer_of(answer.predictions, answer.decided), {"Content-Type": "application/json"}
+    explained = None if answer.explanations is None else [explanation.as_json() for explanation in answer.explanations]
+    return formats.answer_of(answer.predictions, answer.decided, explained), {"Content-Type": "application/json"}
 
 
 def _explained(problem: Exception) -> JSONResponse:

@@ -56,10 +56,13 @@ def entities_of(body: bytes) -> list[dict[str, Any]]:
     return entities
 
 
-def answer_of(predictions: Sequence[Any], decided: Sequence[str] | None = None) -> bytes:
-    """MLflow's answer, with what a policy decided. A NaN is null, since JSON has none."""
-    decisions = {} if decided is None else {"decisions": decided}
-    return to_json({"predictions": predictions, **decisions}, inf_nan_mode="null", bytes_mode="base64")
+def answer_of(
+    predictions: Sequence[Any], decided: Sequence[str] | None = None, explanations: Sequence[Any] | None = None
+) -> bytes:
+    """MLflow's answer, with what a policy decided and the explanations, if any. A NaN is null, since JSON has none."""
+    added = {"decisions": decided, "explanations": explanations}
+    present = {name: values for name, values in added.items() if values is not None}
+    return to_json({"predictions": predictions, **present}, inf_nan_mode="null", bytes_mode="base64")
 
 
 def limited(schema: Schema, rows: Any) -> list[Row]:
