@@ -174,18 +174,21 @@ def _children(parent: Run) -> Iterator[Run]:
 @contextmanager
 def _ended(parent: Run, waiting: Mapping[Any, tuple["optuna.Trial", str]]) -> Iterator[None]:
     """The search's run is active inside. Whatever ends it early, no trial stays RUNNING. Raises MlstackError if Ray was lost."""
+    import grpc
     import ray
 
     try:
         with mlflow.start_run(run_id=parent.info.run_id, nested=True):
             yield
     except BaseException as error:
-        is_lost = isinstance(error, (ConnectionError, ray.exceptions.RaySystemError))
-        if not is_lost:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
-        for _, child in waiting.values():
-            mlflow.MlflowClient().set_terminated(child, "KILLED")
+        is_lost = isinstance(error, (ConnectionError, grpc.RpcError, ray.exceptions.RaySystemError))
+        try:
+            if not is_lost:
+                for reference in waiting:
+                    ray.cancel(reference, force=True)
+        finally:
+            for _, child in waiting.values():
+                mlflow.MlflowClient().set_terminated(child, "KILLED")
         if is_lost:
             ray.shutdown()  # this connection does not return: the next call makes another
             raise MlstackError(
