@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 scripts/venv.sh check
 PATH=$PWD/.venv/bin:$PATH
-readonly SHELL_FILES=(scripts/*.sh docker/postgres/entrypoint.sh docker/take-secrets docker/python/{install,mlflow-server,on-empty-tmp,with-logins} .ci/run)
+readonly SHELL_FILES=(scripts/*.sh docker/postgres/entrypoint.sh docker/take-secrets docker/python/{install,mlflow-server,on-empty-tmp,ray-node,with-logins} .ci/run)
 readonly ACTIONLINT=github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
 
 step "Python: style, types, import contracts"

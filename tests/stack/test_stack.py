@@ -57,8 +57,9 @@ def test_plain_docker_compose_starts_the_same_stack(stack: Clone) -> None:
     assert started(stack) == before
 
 
-# The sixth needs the part scoring: tests/parts/test_features.py runs it.
-NOTEBOOKS = sorted({path.name for path in Path(ROOT, "examples").glob("*.ipynb")} - {"06_features_and_scoring.ipynb"})
+# These need a part that is on: tests/parts/test_features.py and tests/parts/test_ray.py run them.
+OF_PARTS = {"06_features_and_scoring.ipynb", "07_many_workers.ipynb"}
+NOTEBOOKS = sorted({path.name for path in Path(ROOT, "examples").glob("*.ipynb")} - OF_PARTS)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -125,12 +125,17 @@ PARTS = {
             "GATEWAY_JOBS_MEMORY",
         },
     },
+    "ray": {
+        "ray-head": {"HOST_UID", "HOST_GID", "JUPYTER_IMAGE", "RAY_TOKEN"},
+        "ray-worker": NOTEBOOK_ACCOUNT
+        | {"HOST_UID", "HOST_GID", "JUPYTER_IMAGE", "RAY_TOKEN", "RAY_WORKERS", "RAY_WORKER_CPUS", "RAY_WORKER_MEMORY"},
+    },
 }
 GIVEN_WITH_PARTS = GIVEN | {name: given for services in PARTS.values() for name, given in services.items()}
-OF_PARTS = ("SCORING_", "SERVING_", "DECISION_", "GATEWAY_")  # how the names of their variables begin
+OF_PARTS = ("SCORING_", "SERVING_", "DECISION_", "GATEWAY_", "RAY_")  # how the names of their variables begin
 # They select a part, or a block of a file in compose/, and are no values themselves.
 EXTERNAL = {name for name in VARIABLES if name.startswith("EXTERNAL_")}
-CHOICES = {"COMPOSE_PROFILES", "STORAGE", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU"} | EXTERNAL
+CHOICES = {"COMPOSE_PROFILES", "STORAGE", "MLFLOW_OUTBOUND", "JUPYTER_OUTBOUND", "JUPYTER_GPU", "RAY_NOTEBOOKS"} | EXTERNAL
 ONE_SHOTS = {"bootstrap", "migration", "scoring-account", "scoring-database"}
 LONG_RUNNING = sorted(GIVEN_WITH_PARTS.keys() - ONE_SHOTS)
 CORE = sorted(GIVEN.keys() - ONE_SHOTS)
@@ -140,7 +145,8 @@ CORE = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with every part on, and a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY", "GATEWAY_JOBS_MEMORY")
+    workers = ("RAY_WORKERS", "RAY_WORKER_CPUS", "RAY_WORKER_MEMORY")
+    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY", "GATEWAY_JOBS_MEMORY", *workers)
     numbers = {name: str(51000 + number) for number, name in enumerate(numeric)}
     set_values(project, **(marks | numbers | {"COMPOSE_PROFILES": ",".join(PARTS)}))
     return compose_config(project)
@@ -252,9 +258,10 @@ def test_generated_secret_is_only_in_the_services_that_use_it(project: Path, sub
         "MINIO_CONSOLE_PASSWORD": {"bootstrap"},
         "MLFLOW_ADMIN_PASSWORD": {"migration"},
         "JUPYTER_TOKEN": {"jupyter"},
-        "MLFLOW_TRACKING_PASSWORD": {"jupyter", "migration"},
+        "MLFLOW_TRACKING_PASSWORD": {"jupyter", "migration", "ray-worker"},
         "SCORING_PASSWORD": {"scoring", "scoring-account"},
         "GATEWAY_JOB_TOKEN": {"gateway", "gateway-jobs"},
+        "RAY_TOKEN": {"ray-head", "ray-worker"},
         "MLFLOW_CRYPTO_KEK_PASSPHRASE": {"mlflow", "gateway"},
         "SERVING_DB_PASSWORD": {"scoring-database"},
         "SCORING_DB_PASSWORD": {"scoring", "scoring-database"},
@@ -420,7 +427,14 @@ def test_jupyter_shares_no_network_with_postgres_and_one_with_minio_alone(config
     networks = {name: set(service["networks"]) for name, service in config["services"].items()}
     assert networks["jupyter"] & networks["postgres"] == set()
     assert networks["jupyter"] & networks["minio"] == {"transfers"}
-    assert {name for name, joined in networks.items() if "transfers" in joined} == {"jupyter", "minio", "scoring"}
+    assert {name for name, joined in networks.items() if "transfers" in joined} == {
+        "jupyter",
+        "minio",
+        "scoring",
+        "ray-head",
+        "ray-worker",
+    }
+    assert networks["ray-head"] == networks["ray-worker"] == {"work", "transfers"}
     assert networks["gateway"] == {"data", "gateway-outbound"}
     assert networks["gateway-jobs"] == {"data"}
     assert networks["scoring"] & networks["minio"] == {"data", "transfers"}

@@ -52,10 +52,10 @@ def test_checks_of_a_project_that_can_start_pass(ready: Path) -> None:
 
 def test_every_defined_check_runs_and_has_a_unique_name() -> None:
     defined = sum(text.count("@check(") for text in (path.read_text() for path in DOCTOR.glob("*.py")))
-    with_parts = checks(services.read(ROOT, {"COMPOSE_PROFILES": "scoring,gateway"}))
+    with_parts = checks(services.read(ROOT, {"COMPOSE_PROFILES": "scoring,gateway,ray"}))
     assert len({(item.examine.__module__, item.examine.__qualname__) for item in with_parts}) == defined + 1  # that of a service
     assert len({item.name for item in with_parts}) == len(with_parts)
-    assert {item.reach for item in with_parts} - {item.reach for item in CHECKS} == {"scoring", "gateway"}
+    assert {item.reach for item in with_parts} - {item.reach for item in CHECKS} == {"scoring", "gateway", "ray"}
 
 
 def test_check_runs_after_the_checks_it_needs() -> None:

@@ -27,7 +27,12 @@ def test_shipped_services_say_what_the_commands_show() -> None:
     assert [
         service.name for service in listed.long_running if not service.title or bool(service.url) != bool(service.login)
     ] == []
-    assert [service.name for service in listed.long_running if not service.url] == ["gateway", "gateway-jobs"]
+    assert [service.name for service in listed.long_running if not service.url] == [
+        "gateway",
+        "gateway-jobs",
+        "ray-head",
+        "ray-worker",
+    ]
     assert [volume.name for volume in listed.volumes if volume.loss == "its data"] == []
     declared = [file.get("volumes", {}) for file in services._files(ROOT)]
     assert {volume.name for volume in (*listed.volumes, *other.volumes)} == {name for volumes in declared for name in volumes}

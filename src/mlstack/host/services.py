@@ -87,8 +87,12 @@ class Services:
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
-        """Every named volume."""
-        return tuple(volume for service in self.by_name.values() for volume in service.volumes)
+        """Every named volume, once: the first service that has it says what is lost with it."""
+        by_name: dict[str, Volume] = {}
+        for service in self.by_name.values():
+            for volume in service.volumes:
+                by_name.setdefault(volume.name, volume)
+        return tuple(by_name.values())
 
     @property
     def with_image(self) -> tuple[Service, ...]:

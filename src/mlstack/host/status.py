@@ -103,7 +103,7 @@ def status(stack: Stack) -> Status:
     settings.read("COMPOSE_PROJECT_NAME", "POSTGRES_DB", *stack.services.ports, values=stack.values)
     backup = last_backup(stack)
     try:
-        containers = list(stack.containers.values())
+        containers = stack.engine.containers(stack.name)
     except MlstackError as error:
         unknown = tuple(Service(service.name, "unknown", "", is_healthy=False) for service in stack.services.long_running)
         return Status(stack.name, error.wrong, unknown, (), None, None, backup)
@@ -143,7 +143,7 @@ def last_backup(stack: Stack) -> Backup | None:
 def _questions(stack: Stack, containers: Sequence[Container]) -> dict[str, Callable[[], Any]]:
     running = {container.service: container for container in containers if container.is_running}
     questions: dict[str, Callable[[], Any]] = {
-        f"memory {service}": partial(memory, stack.engine, container) for service, container in running.items()
+        f"memory {container.name}": partial(memory, stack.engine, container) for container in containers if container.is_running
     }
     for container in containers:
         for mount in container.mounts:
@@ -269,7 +269,7 @@ def _service(
         health=container.health if container.is_running else "",
         is_healthy=container.is_healthy and (container.is_running or not is_long_running),
         uptime=uptime,
-        memory=answers.get(f"memory {container.service}"),
+        memory=answers.get(f"memory {container.name}"),
         memory_limit=container.memory_limit,
         version=(quoted(versions.get(container.service) or "") or None) if is_long_running else None,
         url=described.origin or None if described and container.is_running else None,

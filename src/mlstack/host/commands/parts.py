@@ -23,7 +23,7 @@ def remove(stack: Stack, part: str) -> Stack:
         raise MlstackError(
             f"{part} could not be stopped.", "It is still switched on.", "what docker compose says above, then make remove again"
         )
-    return _with_parts(stack, [name for name in services.enabled(stack.values) if name != part])
+    return start.prepare_env(_with_parts(stack, [name for name in services.enabled(stack.values) if name != part]))
 
 
 def _require_known(stack: Stack, part: str) -> None:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from mlstack import __version__, settings
 from mlstack.errors import MlstackError, quoted, quoted_lines
-from mlstack.host import env_file, examples, extra_packages, folders, networks, preflight, recovery
+from mlstack.host import env_file, examples, extra_packages, folders, networks, preflight, recovery, services
 from mlstack.host.backup import data_services, swap
 from mlstack.host.engine import Container
 from mlstack.host.stack import Stack
@@ -47,9 +47,19 @@ def prepare_env(stack: Stack) -> Stack:
         )
     if changes.made_private:
         log.warning(".env could be read by others: now by you alone (0600)")
-    stack = stack.reread()
+    stack = _with_notebooks(stack.reread())
     examples.offer(stack)
     return stack
+
+
+def _with_notebooks(stack: Stack) -> Stack:
+    """The stack with RAY_NOTEBOOKS as the part `ray` is: compose cannot look for a name in COMPOSE_PROFILES."""
+    wanted = "on" if {"ray", "*"} & {*services.enabled(stack.values)} else "off"
+    if stack.values.get("RAY_NOTEBOOKS") == wanted:
+        return stack
+    env_file.change(stack.folder, RAY_NOTEBOOKS=wanted)
+    log.info("set RAY_NOTEBOOKS=%s in .env: the next start replaces Jupyter, which ends its kernels", wanted)
+    return stack.reread()
 
 
 def up(stack: Stack) -> Stack:
@@ -83,19 +93,19 @@ def check(stack: Stack) -> Stack:
 
 def build(stack: Stack) -> None:
     """Builds the images that `.env` does not name. Raises MlstackError with the build's last lines."""
-    services = stack.built
-    if not services:
+    built = stack.built
+    if not built:
         return
     sources = _sources()
-    if "minio" in services:
+    if "minio" in built:
         _refuse_unchecked_modules(sources)
-    if "jupyter" in services:
+    if "jupyter" in built:
         extra_packages.lock(stack, sources)
     missing = _missing_images(stack)
     if missing:
         log.info("building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
     with create(stack.logs, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
-        code = _run_build(stack, services, sources, transcript)
+        code = _run_build(stack, built, sources, transcript)
         lines = [line for line in _text(transcript).splitlines() if line.strip()]
     if code:
         log.error("the build said:\n%s", quoted_lines(lines[-SHOWN_LINES:]))
@@ -199,7 +209,9 @@ def start(stack: Stack) -> None:
         return
     # A container that was only created waits for an unhealthy one.
     unhealthy = [
-        container for container in stack.containers.values() if not container.is_healthy and container.state != "created"
+        container
+        for container in stack.engine.containers(stack.name)
+        if not container.is_healthy and container.state != "created"
     ]
     for container in unhealthy:
         log.error("%s: %s\n%s", container.service, container.description, quoted_lines(_last_words(stack, container)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from mlstack.host.doctor import environment, gateway, jupyter, machine, minio, mlflow, postgres, scoring, stack, tidying
+from mlstack.host.doctor import environment, gateway, jupyter, machine, minio, mlflow, postgres, ray, scoring, stack, tidying
 from mlstack.host.doctor.check import Check, CheckWarning, Result, State, registered, run
 from mlstack.host.doctor.context import Limits, Subject
 from mlstack.host.services import Services
@@ -11,7 +11,7 @@ from mlstack.host.stack import Stack
 __all__ = ["Check", "CheckWarning", "Limits", "Result", "State", "Subject", "checks", "diagnose", "examine"]
 
 _CHECKS = registered(
-    *(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, scoring, gateway, tidying))
+    *(module.REACH for module in (machine, environment, stack, postgres, minio, mlflow, jupyter, scoring, gateway, ray, tidying))
 )
 _SERVICES = _CHECKS.index(stack.running) + 1
 
@@ -19,7 +19,7 @@ _SERVICES = _CHECKS.index(stack.running) + 1
 def checks(services: Services) -> tuple[Check, ...]:
     """Every check, in the order in which they run: the checks of services follow the first check of the containers."""
     of_services = (stack.service(name) for name, item in services.by_name.items() if item.is_long_running or item.is_external)
-    off = {part.REACH for part in (scoring, gateway) if part.SERVICE not in services.by_name}
+    off = {part.REACH for part in (scoring, gateway, ray) if part.SERVICE not in services.by_name}
     following = (item for item in _CHECKS[_SERVICES:] if item.reach not in off)
     return (*_CHECKS[:_SERVICES], *of_services, *following)
 
