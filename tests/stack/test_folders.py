@@ -14,7 +14,7 @@ from tests.support.clone import Clone
 UNKNOWN_TO_CONTAINERS = {"BACKUP_DIR", "BACKUP_KEY", "LOG_DIR", "CA_BUNDLE"} | {
     name
     for name in settings.VARIABLES
-    if name.startswith(("SCORING_", "SERVING_", "DECISION_", "GATEWAY_"))  # the parts are off
+    if name.startswith(("SCORING_", "SERVING_", "DECISION_", "GATEWAY_", "RAY_"))  # the parts are off
 }
 
 
