@@ -1,4 +1,4 @@
-"""Every fault, while clients of the part `scoring` are answered. Slow: `make test-faults PART=scoring`. REPORT=1 writes docs/scoring.md."""
+"""Every fault while clients of the part `scoring` are answered: `make test-faults PART=scoring` (REPORT=1: docs/scoring.md)."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -119,20 +119,8 @@ def _beside(stack: Stack, storage: str) -> Iterator[Minio]:
     """The other store, with an empty volume, in a container that no service uses. What it holds is kept only at the end."""
     container, port, environment = f"{stack.name}-storage", preflight.free_ports(1)[0], {"STORAGE": storage}
     _remove(stack, container, storage)  # what an interrupted or earlier move left
-    stack.compose.output(
-        *(
-            "run",
-            "--detach",
-            "--no-deps",
-            "--name",
-            container,
-            "--publish",
-            f"127.0.0.1:{port}:9000",
-            "minio",
-            *_COMMANDS[storage],
-        ),
-        environment=environment,
-    )
+    options = ("--detach", "--no-deps", "--name", container, "--publish", f"127.0.0.1:{port}:9000")
+    stack.compose.output("run", *options, "minio", *_COMMANDS[storage], environment=environment)
     keys = replace(stack.keys, endpoint=f"127.0.0.1:{port}")
     try:
         _wait(keys)
