@@ -173,8 +173,9 @@ def main(
     lines: Annotated[str, typer.Option(help=f"Only these, by commas: {', '.join(NAMES)}")] = "",
     results: Annotated[Path, typer.Option(help="The folder for the table as JSON, the pictures and the clients' log.")] = HERE
     / "results",
-    page: Annotated[
-        Path | None, typer.Option("--report", help="The page whose generated block and pictures are written again.")
+    docs: Annotated[
+        Path | None,
+        typer.Option("--report", help="The folder of the pages whose generated blocks are written again."),
     ] = None,
 ) -> None:
     size = QUICK if quick else Size()
@@ -194,10 +195,13 @@ def main(
         (results / f"{name}.png").write_bytes(picture)
     report.show(Console(), figures)
     err.print(f"Everything is in {results}/; it took {facts['seconds'] / 60:.1f} minutes.")
-    if page:
-        report.write_page(page, report.markdown(facts, figures, points))
+    if docs and (of_scoring := [figure for figure in figures if figure.line.key.startswith(scoring.PREFIX)]):
+        report.write_page(docs / "scoring.md", report.measured(facts, of_scoring))
+        figures = [figure for figure in figures if figure not in of_scoring]
+    if docs and names != ["scoring"]:
+        report.write_page(docs / "performance.md", report.markdown(facts, figures, points))
         for name, picture in pictures.items():
-            (page.parent / "images" / f"{name}.png").write_bytes(picture)
+            (docs / "images" / f"{name}.png").write_bytes(picture)
 
 
 def explained() -> int:

@@ -52,14 +52,22 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
     console.print(table)
 
 
-def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence[Point]) -> str:
-    """The block of the page: date and host, the table, the pictures, growth, the images."""
+def measured(record: dict[str, Any], figures: Sequence[Figure]) -> str:
+    """A block of a page: date and host, and the table."""
     where, size = record["machine"], record["size"]
-    parts = [
+    parts = (
         f"Measured on {record['when'][:10]} with {where['cores']} cores ({where['processor']}), {where['memory']:.0f} GiB, "
         f"Linux {where['kernel']}, Docker {where['docker']}, MLflow {record['mlflow']}. "
         f"Medians of {size['repetitions']} repetitions, in brackets the smallest and the largest.",
         "\n".join(f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *map(cells, figures))),
+    )
+    return "\n\n".join(parts)
+
+
+def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence[Point]) -> str:
+    """The block of docs/performance.md: what was measured, the pictures, growth, the images."""
+    parts = [
+        measured(record, figures),
         "![How many times better than the defaults](images/performance.png)",
     ]
     if points:

@@ -22,6 +22,7 @@ from tests.support.projects import set_values
 from tests.support.service import wait_until
 
 MODEL = "benchmark-scoring"
+PREFIX = "score_"  # of the keys of all lines below, which have a page of their own
 NANOSECONDS = 1e9
 MANY = 16  # clients
 SAME = 1e-9  # between predictions in the notebook and the service's

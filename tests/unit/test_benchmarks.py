@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import growth, report
+from benchmarks import growth, report, scoring
 from benchmarks.figures import DEFAULTS, MLSTACK, RAW, Against, Better, Figure, Goal, Line, number, percentile
 from benchmarks.lines import IN_CLIENTS, OF_MACHINE, QUICK, Size
 from tests.support.clone import ROOT
@@ -84,9 +84,16 @@ def test_report_leaves_a_page_without_marks_unchanged(tmp_path: Path) -> None:
     assert page.read_text() == "mine\n"
 
 
-def test_performance_page_has_the_marks() -> None:
-    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    assert text.index(report.BEGIN) < text.index(report.END)
+@pytest.mark.parametrize("page", ["performance.md", "scoring.md"])
+def test_page_has_the_marks(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert report.END in text.partition(report.BEGIN)[2]
+
+
+def test_lines_of_scoring_are_told_by_their_prefix() -> None:
+    lines = [line for group in scoring.measurements(bench.Bench(bench.QUICK, {}, {}, ""), {}) for line in group.lines]
+    assert all(line.key.startswith(scoring.PREFIX) for line in lines)
+    assert not any(line.key.startswith(scoring.PREFIX) for group in (*IN_CLIENTS, *OF_MACHINE) for line in group.lines)
 
 
 def test_names_of_lines_are_unique() -> None:
