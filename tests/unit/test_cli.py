@@ -171,6 +171,14 @@ def test_command_in_a_folder_without_env_says_so_and_what_writes_one(commands: C
     assert {command.split()[0] for command in NEED_ENV} | {"add", "doctor", "env", "up", "verify"} == set(get_group(app).commands)
 
 
+@pytest.mark.docker
+@pytest.mark.parametrize("arguments", [("logs",), ("logs", "mlflow")])
+def test_logs_without_a_container_say_so(commands: Commands, arguments: tuple[str, ...]) -> None:
+    code, out, err = commands.run(*arguments)
+    assert (code, out) == (1, "")
+    assert_three_lines(err, "there is no container.")
+
+
 # ---- what commands say -------------------------------------------------------------------------
 
 

@@ -441,7 +441,10 @@ def logs(service: ServiceName = None) -> None:
     """Follow the logs of all services, or of one."""
     from mlstack.host.compose import followed_logs
 
-    _check(followed_logs(_own_stack().compose, service, typer.echo), "the logs could not be read.")
+    stack = _own_stack()
+    _check(followed_logs(stack.compose, service, typer.echo), "the logs could not be read.")
+    if not any(service in (None, name) for name in stack.containers):
+        raise MlstackError("there is no container.", "Docker keeps the logs with the containers.", "make up starts the stack")
 
 
 @app.command()
