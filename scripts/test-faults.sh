@@ -7,4 +7,6 @@ cd "$(dirname "$0")/.."
 scripts/engine.sh
 scripts/base-image.sh
 scripts/venv.sh check
-exec .venv/bin/pytest --verbose --timeout 1500 "tests/faults/test_${PART:-matrix}.py" ${REPORT:+--report} "$@"
+tests=(tests/faults/test_comparison.py tests/faults/test_matrix.py)
+[ -z "${PART:-}" ] || tests=("tests/faults/test_$PART.py")
+exec .venv/bin/pytest --verbose --timeout 1500 "${tests[@]}" ${REPORT:+--report} "$@"

@@ -24,6 +24,33 @@ PROGRAM = (ROOT / "tests/support/judge_program.py").read_text()
 SERVER = ROOT / "tests/support/model_server.py"
 PROVIDER_KEY = "sk-a-key-of-the-provider"
 PORT, WEBHOOK_PORT = 8000, 9999
+# In a notebook, as docs/gateway.md says.
+PROMPT = """
+import mlflow
+from mlflow.genai.optimize import MetaPromptOptimizer
+prompt = mlflow.genai.register_prompt(name="assistant", template="Answer: {{question}}")
+better = mlflow.genai.optimize_prompts(
+    predict_fn=lambda question: prompt.format(question=question),
+    train_data=None,
+    prompt_uris=[prompt.uri],
+    optimizer=MetaPromptOptimizer(reflection_model="gateway:/stub"),
+)
+print(better.optimized_prompts[0].template)
+"""
+# MLflow judges traces that began more than five minutes ago, and looks for them every minute.
+AUTOMATIC = """
+import mlflow, time
+from mlflow.genai.judges import make_judge
+from mlflow.genai.scorers import ScorerSamplingConfig
+mlflow.set_experiment("automatic")
+span = mlflow.start_span_no_context("answer", inputs="a question", start_time_ns=time.time_ns() - 600 * 10**9)
+span.set_outputs("an answer")
+span.end()
+mlflow.flush_trace_async_logging()
+judge = make_judge(name="automatic", instructions="Is {{ outputs }} helpful?", model="gateway:/stub", feedback_value_type=str)
+judge.register().start(sampling_config=ScorerSamplingConfig(sample_rate=1))
+print(span.trace_id)
+"""
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -133,6 +160,24 @@ def test_judges_that_the_page_starts_run_as_jobs(gateway: Gateway) -> None:
     run = gateway.call("GET", f"/api/2.0/mlflow/runs/get?run_id={evaluated['result']['run_id']}").json()["run"]
     assert run["info"]["status"] == "FINISHED"
     assert len(gateway.received()) - before == 4
+
+
+def test_issues_that_the_page_looks_for_are_looked_for_by_a_job(gateway: Gateway) -> None:
+    traces = {"experiment_id": gateway.notebook["experiment"], "trace_ids": gateway.notebook["traces"]}
+    job = gateway.job("issues/invoke", **traces, categories=["correctness"], provider="gateway", endpoint_name="stub")
+    assert (job["status"], job["result"]["total_traces_analyzed"]) == ("SUCCEEDED", 2), job
+
+
+def test_notebook_improves_a_prompt_through_the_gateway(gateway: Gateway) -> None:
+    assert (
+        gateway.stack.in_container("jupyter", "python3", "-c", PROMPT).splitlines()[-1] == "Answer in one sentence: {{question}}"
+    )
+
+
+def test_traces_are_evaluated_automatically(gateway: Gateway, role: Login) -> None:
+    trace = gateway.stack.in_container("jupyter", "python3", "-c", AUTOMATIC).splitlines()[-1]
+    judged = f"SELECT name, value FROM assessments WHERE trace_id = '{trace}'"  # noqa: S608 # an id that MLflow made
+    wait_until(lambda: rows(role, judged) == [("automatic", '"yes"')], seconds=240)
 
 
 @pytest.mark.refusal

@@ -18,6 +18,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlstack.host import recovery
 from mlstack.host.stack import Stack
+from tests.support import readme
 from tests.support.clone import Clone
 from tests.support.projects import set_values
 from tests.support.scoring import GOOD_ROW, JSON, MODEL, Scoring, mlflow_call, with_key
@@ -660,6 +661,11 @@ def test_client_beyond_its_rate_waits_and_slows_no_other(scoring: Scoring) -> No
     assert {answer.status_code for answer in answers} == {200, 429}
     assert {answer.headers["Retry-After"] for answer in rejected} == {"1"}
     assert scoring.manage("POST", "/invocations", records()).status_code == 200
+
+
+def test_every_command_of_the_readme_works_as_written(scoring: Scoring) -> None:
+    for command in readme.of_parts():
+        readme.at_a_terminal(scoring.stack, command)
 
 
 def test_removed_part_has_no_container_and_keeps_its_volume(scoring: Scoring) -> None:

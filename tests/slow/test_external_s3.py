@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -9,8 +10,9 @@ import requests
 from mlstack.host.stack import Stack
 from tests.support.certificates import Authority
 from tests.support.clone import Clone
+from tests.support.external_postgres import external_postgres
 from tests.support.external_s3 import ExternalS3, external_s3
-from tests.support.moved import command, content
+from tests.support.moved import command, content, move
 from tests.support.work import admin, fill
 
 
@@ -71,6 +73,17 @@ def test_backup_gc_rotate_verify_and_upgrade_work_on_a_moved_stack(moved: Clone)
     command(moved, "rotate", YES="1")
     assert "Upgraded" in command(moved, "upgrade").stdout
     assert content(moved)[1:] == before[1:]
+
+
+def test_postgres_is_moved_too_and_comes_back_alone(moved: Clone, tmp_path: Path) -> None:
+    with external_postgres(moved.image("postgres"), tmp_path, Authority("another provider's authority")) as server:
+        move(moved, server, seed=2)
+        assert not {"postgres", "minio"} & set(Stack.of(moved.folder).containers)
+        before = content(moved)
+        assert "is good" in command(moved, "verify").stdout
+        moved.set(EXTERNAL_POSTGRES="")
+        command(moved, "restore", BACKUP="latest", YES="1")
+        assert content(moved) == before
 
 
 def test_stack_moves_back_to_its_own_minio(moved: Clone) -> None:

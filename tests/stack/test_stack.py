@@ -1,10 +1,7 @@
 """The shipped stack as a user meets it: a clean clone, `make up`, notebooks, restarts, mistakes. The order matters."""
 
 import json
-import os
-import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +14,7 @@ from mlstack.host.compose import docker
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
-from tests.support import notebooks
+from tests.support import notebooks, readme
 from tests.support import transfers as exchanged
 from tests.support.clone import ROOT, Clone, users_environment
 
@@ -119,6 +116,36 @@ def test_artifacts_are_equal_directly_and_through_mlflow_in_notebooks_and_on_the
     exchanged.assert_equal(exchanged.here(stack.values["MLFLOW_TRACKING_URI"], *exchanged.account(stack)), through_urls=True)
 
 
+REJECTED = """
+import mlflow
+client = mlflow.MlflowClient()
+run = mlflow.start_run()
+client.delete_run(run.info.run_id)
+calls = [client.log_metric(run.info.run_id, "a", step, step=step, synchronous=False) for step in range(20)]
+raised = 0
+for call in calls:
+    try:
+        call.wait()
+    except mlflow.MlflowException:
+        raised += 1
+print("raised", raised)
+for end in (mlflow.flush_async_logging, mlflow.flush_async_logging):
+    try:
+        end()
+        print("fine")
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_rejected_batch_raises_in_each_of_its_calls_and_in_flush(stack: Clone) -> None:
+    """A deleted run takes no metrics; twenty calls leave as one batch."""
+    output = stack.in_container("jupyter", "python3", "-c", REJECTED)
+    assert "raised 20" in output
+    assert "not every metric that was logged is stored: 20 of run" in output
+    assert "\nfine\n" in output  # a loss is reported once
+
+
 def test_files_that_a_notebook_writes_belong_to_the_host_user(stack: Clone) -> None:
     stack.in_container("jupyter", "touch", "notebooks/mine.txt", "/logs/mine.log")
     for path in (stack.folder / "notebooks/mine.txt", stack.folder / "logs/jupyter/mine.log"):
@@ -217,11 +244,12 @@ def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> N
 
 def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
     """In the README's order, at a terminal. `make test` is this run itself: make only prints what it would do."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (stack.folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    commands = "".join(blocks).splitlines()
+    commands = readme.commands()
     assert commands[:2] == ["make up", "make test"]
     for command in commands:
-        shown = at_a_terminal(stack, command + (" --dry-run" if command == "make test" else ""))
+        if command in readme.of_parts():  # tests/parts/test_scoring.py runs these
+            continue
+        shown = readme.at_a_terminal(stack, command + (" --dry-run" if command == "make test" else ""))
         if command == "make up":
             assert f"?token={stack.values['JUPYTER_TOKEN']}" in shown  # one click logs in; not in a file
     assert commands[-1] == "make reset"
@@ -248,37 +276,3 @@ def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
         assert done.returncode == 0, done.stderr
     finally:
         docker("volume", "rm", foreign)
-
-
-def at_a_terminal(stack: Clone, command: str) -> str:
-    """The output of a command at a terminal that answers yes; `make logs` is stopped once it has shown something."""
-    master, slave = pty.openpty()
-    with os.fdopen(master, "rb", buffering=0) as terminal:
-        process = subprocess.Popen(
-            command.split(),
-            cwd=stack.folder,
-            env=users_environment() | {"TERM": "dumb"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        os.write(master, b"y\ny\n")  # make reset asks twice
-        shown, stopped = b"", False
-        while True:
-            try:
-                chunk = terminal.read(4096)
-            except OSError:  # Linux' error for a terminal whose other end is closed
-                chunk = b""
-            if not chunk:
-                break
-            shown += chunk
-            if command.startswith("make logs") and b"Uvicorn running" in shown and not stopped:
-                os.killpg(process.pid, signal.SIGINT)
-                stopped = True
-    code = process.wait(timeout=300)
-    text = shown.decode(errors="replace")
-    assert command.startswith("make logs") or code == 0, f"{command}: {code}\n{text}"
-    assert "Traceback" not in text
-    return text

@@ -1,4 +1,5 @@
-"""A model server as OpenAI's API has it, for the tests of the gateway: it answers each chat as a judge that says yes.
+"""A model server as OpenAI's API has it, for the tests of the gateway: it answers each chat as a judge that says yes,
+and one that wants a better prompt with an improved one.
 
 Run in a container of its own. GET / lists the requests so far: path, header Authorization, and whether a webhook was sent.
 """
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 received: list[dict[str, object]] = []
 VERDICT = json.dumps({"result": "yes", "rationale": "the stub says so"})
+IMPROVED = json.dumps({"assistant": "Answer in one sentence: {{question}}"})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -18,7 +20,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         received.append({"path": self.path, "key": self.headers.get("Authorization", ""), "model": body.get("model")})
-        message = {"role": "assistant", "content": VERDICT}
+        wants_prompt = "expert prompt engineer" in json.dumps(body["messages"])
+        message = {"role": "assistant", "content": IMPROVED if wants_prompt else VERDICT}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         base = {"id": "1", "created": 1, "model": "stub", "usage": usage}

@@ -35,9 +35,9 @@ def command(clone: Clone, *targets: str, **options: str) -> subprocess.Completed
     return done
 
 
-def move(clone: Clone, server: ExternalPostgres) -> None:
+def move(clone: Clone, server: ExternalPostgres, seed: int = 1) -> None:
     """Fills the stack and moves it; afterwards it holds what it held before."""
-    fill(clone, runs=6, points=300, megabytes=1, models=1)
+    fill(clone, runs=6, points=300, megabytes=1, models=1, seed=seed)
     expected = content(clone)
     command(clone, "backup")
     login = server.administrator

@@ -1,4 +1,4 @@
-"""The arithmetic and the table of the benchmark; tests/stack/test_bench.py runs it."""
+"""The arithmetic and the table of the benchmark; tests/slow/test_bench.py runs it."""
 
 from pathlib import Path
 

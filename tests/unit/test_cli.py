@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 
 from mlstack import __version__
+from mlstack.host.cli import app
 from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.settings import VARIABLES, of_project
@@ -148,6 +150,33 @@ def test_mlstack_without_a_command_lists_the_commands(commands: Commands) -> Non
     code, out, err = commands.run()
     assert (code, err) == (2, "")
     assert all(f" {command} " in out for command in ("env", "up", "down", "reset", "status", "doctor", "gc", "logs", "urls"))
+
+
+# The others write an .env first, or, as doctor, report that it is missing.
+NEED_ENV = (
+    "backup", "down", "gc", "import --from=mlruns", "key --name=shop", "key-remove --name=shop", "logs", "policy --model=delays",
+    "remove scoring", "reset", "restore", "rotate", "status", "storage --to=minio", "upgrade", "urls", "user --name=ada",
+    "user-remove --name=ada",
+)  # fmt: skip
+
+
+@pytest.mark.docker
+def test_command_in_a_folder_without_env_says_so_and_what_writes_one(commands: Commands) -> None:
+    (commands.project / ".env").unlink()
+    commands.environment["COMPOSE_PROJECT_NAME"] = NAME
+    for command in NEED_ENV:
+        code, out, err = commands.run(*command.split())
+        assert (code, out) == (1, ""), command
+        assert_three_lines(err, "there is no .env here.")
+    assert {command.split()[0] for command in NEED_ENV} | {"add", "doctor", "env", "up", "verify"} == set(get_group(app).commands)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("arguments", [("logs",), ("logs", "mlflow")])
+def test_logs_without_a_container_say_so(commands: Commands, arguments: tuple[str, ...]) -> None:
+    code, out, err = commands.run(*arguments)
+    assert (code, out) == (1, "")
+    assert_three_lines(err, "there is no container.")
 
 
 # ---- what commands say -------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def env() -> None:
     from mlstack.host import preflight
     from mlstack.host.commands import start
 
-    with _alone("make env") as stack:
+    with _alone("make env", needs_env=False) as stack:
         _refuse(preflight.check_env(start.prepare_env(stack)))
 
 
@@ -75,7 +75,7 @@ def up() -> None:
     """Build what is missing, start everything, wait until it is healthy."""
     from mlstack.host.commands import start
 
-    with _alone("make up") as stack:
+    with _alone("make up", needs_env=False) as stack:
         started = start.up(stack)
     _show_urls(started)
     out.print("\nNext: open JupyterLab and run 01_first_run.ipynb. [dim]make help[/] lists every command.")
@@ -103,7 +103,7 @@ def add(part: PartName) -> None:
     """Switch an optional part on: build it, start it, wait until it is healthy."""
     from mlstack.host.commands import parts
 
-    with _alone("make add") as stack:
+    with _alone("make add", needs_env=False) as stack:
         started = parts.add(stack, part)
     _show_urls(started)
 
@@ -264,7 +264,7 @@ def restore(backup: BackupName = None, yes: Yes = False) -> None:
     if not backup:
         _show_backups(_own_stack())
         return
-    with _alone("make restore") as stack:
+    with _alone("make restore", needs_env=False) as stack:
         prepared, checked = _checked_backup(stack, backup)
         restoring.require_bucket(prepared, checked)
         if not restoring.is_authentic(prepared, checked):
@@ -318,7 +318,7 @@ def verify(backup: BackupName = None) -> None:
     from mlstack.host.commands import restore as restoring
     from mlstack.host.commands import verify as verifying
 
-    with _alone("make verify") as stack:
+    with _alone("make verify", needs_env=False) as stack:
         prepared, checked = _checked_backup(stack, backup)
         if not restoring.is_authentic(prepared, checked):
             err.print(
@@ -367,7 +367,9 @@ def doctor(as_json: Json = False) -> None:
 
     results: list[Result] = []
     with err.status("looking") as progress:
-        for result in examine(Subject(_own_stack()), lambda check: progress.update(f"{check.reach}: {check.name}")):
+        for result in examine(
+            Subject(_own_stack(needs_env=False)), lambda check: progress.update(f"{check.reach}: {check.name}")
+        ):
             line = doctor.line(result)
             if line and not as_json:
                 if result.reach not in {previous.reach for previous in results}:
@@ -439,7 +441,10 @@ def logs(service: ServiceName = None) -> None:
     """Follow the logs of all services, or of one."""
     from mlstack.host.compose import followed_logs
 
-    _check(followed_logs(_own_stack().compose, service, typer.echo), "the logs could not be read.")
+    stack = _own_stack()
+    _check(followed_logs(stack.compose, service, typer.echo), "the logs could not be read.")
+    if not any(service in (None, name) for name in stack.containers):
+        raise MlstackError("there is no container.", "Docker keeps the logs with the containers.", "make up starts the stack")
 
 
 @app.command()
@@ -492,23 +497,29 @@ def _check(exit_code: int, wrong: str) -> None:
         raise MlstackError(wrong, "docker compose says why, above.", "scripts/engine.sh check")
 
 
-def _own_stack(patience: float | None = None) -> "Stack":
+def _own_stack(patience: float | None = None, *, needs_env: bool = True) -> "Stack":
     """The stack of this folder, for every command. Raises MlstackError when its containers belong to another folder."""
     from mlstack.host import ownership
     from mlstack.host.stack import PATIENCE, Stack
 
     stack = Stack.of(settings.PROJECT, patience=patience or PATIENCE)
     ownership.require_own(stack)
+    if needs_env and stack.env is None:
+        raise MlstackError(
+            "there is no .env here.",
+            "It says which stack belongs to this folder; volumes of the usual name may be another folder's.",
+            "make up starts a stack, make env writes .env alone (if it was lost: with what the containers were given)",
+        )
     return stack
 
 
 @contextmanager
-def _alone(command: str) -> Iterator["Stack"]:
+def _alone(command: str, *, needs_env: bool = True) -> Iterator["Stack"]:
     """The stack of this folder, for a command that changes it. Its `.env` is read while no other command writes it."""
     from mlstack.host.lock import held
 
     with held(settings.PROJECT, command):
-        yield _own_stack()
+        yield _own_stack(needs_env=needs_env)
 
 
 def _confirm(question: str, why: str, forced: str, declined: str = "Nothing was changed.") -> None:

@@ -30,5 +30,7 @@ def call(
         return sender.request(method, url, body=body, headers={**login, **(headers or {})}, timeout=timeout, retries=False)
     except urllib3.exceptions.HTTPError as error:
         raise MlstackError(
-            f"{service} does not answer at {url}: {type(error).__name__}.", why, f"make logs SERVICE={service.lower()}"
+            f"{service} does not answer at {url}: {type(error).__name__}.",
+            why,
+            f"make up, if it is stopped; make logs SERVICE={service.lower()} says more",
         ) from error

@@ -21,13 +21,7 @@ class Loss:
 
 
 def losses(stack: Stack) -> list[Loss]:
-    """What a reset would delete, with Docker's sizes. Raises MlstackError without an `.env`."""
-    if stack.env is None:
-        raise MlstackError(
-            "there is no .env here.",
-            "It says which stack belongs to this folder; volumes of the usual name may be another folder's.",
-            "make env writes one (if it was lost: with what the containers were given)",
-        )
+    """What a reset would delete, with Docker's sizes."""
     settings.read("COMPOSE_PROJECT_NAME", values=stack.values)
     ours = stack.engine.volumes(stack.name)
     if not ours:

@@ -1,6 +1,7 @@
 """`make bench` in its smallest form, beside the running stack: it measures something, whatever the values."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from benchmarks import __main__ as bench
 from benchmarks.stacks import beside
 from mlstack.host.compose import docker
 from tests.support.clone import Clone
+
+
+@pytest.fixture(scope="module")
+def stack(clone: Clone) -> Iterator[Clone]:
+    with clone.started():
+        yield clone
 
 
 def test_bench_writes_a_table_and_pictures(stack: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
