@@ -96,7 +96,7 @@ test-parts: ## The optional parts, on temporary stacks (20 minutes)
 test-faults: ## Inject every fault while a client works (20 minutes; PART=scoring for that part; REPORT=1 writes docs/reliability.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" PART="$$MLSTACK_PART" scripts/test-faults.sh
 
-test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored, every kind of model (40 minutes; REPORT=1 writes docs/models.md)
+test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored, every kind of model, Ray (50 minutes; REPORT=1 writes docs/models.md, docs/scale.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" .venv/bin/pytest --timeout 3000 tests/slow
 
 test-conformance: ## Compare with genuine MLflow: answers, rows, clients (8 minutes; SEED=n for other malformed calls; REPORT=1 writes docs/conformance.md)

@@ -96,14 +96,13 @@ def markdown(record: dict[str, Any], figures: Sequence[Figure], points: Sequence
     return "\n\n".join(parts)
 
 
-def write_page(path: Path, block: str) -> None:
+def write_page(path: Path, block: str, begin: str = BEGIN) -> None:
     """Puts the block between the page's marks. Raises ValueError without marks."""
-    text = path.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
+    head, mark, rest = path.read_text(encoding="utf-8").partition(begin)
     _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN} … {END}")
-    path.write_text(f"{head}{BEGIN}\n{block}\n{END}{tail}", encoding="utf-8")
+    if not mark or not end:
+        raise ValueError(f"{path} has no {begin} … {END}")
+    path.write_text(f"{head}{begin}\n{block}\n{END}{tail}", encoding="utf-8")
 
 
 def draw(shipped: Stack, figures: Sequence[Figure], points: Sequence[Point]) -> dict[str, bytes]:

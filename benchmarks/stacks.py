@@ -156,15 +156,19 @@ class Stack:
             time.sleep(0.02)
 
     def memory(self) -> dict[str, float]:
-        """The memory of each running service from `docker stats`: bytes, without the file cache that can be evicted."""
+        """The memory of each running service from `docker stats`, in bytes."""
         engine = connect()
         sizes = {}
         for container in engine.containers(self.name):
             if container.is_running:
-                stats = engine.api.stats(container.id, stream=False)["memory_stats"]
-                cache = stats["stats"].get("inactive_file", stats["stats"].get("total_inactive_file", 0))
-                sizes[container.service] = stats["usage"] - cache
+                sizes[container.service] = used_memory(engine.api.stats(container.id, stream=False)["memory_stats"])
         return sizes
+
+
+def used_memory(stats: Mapping[str, Any]) -> int:
+    """Bytes of a container's memory, without the file cache that can be evicted."""
+    used: int = stats["usage"] - stats["stats"].get("inactive_file", stats["stats"].get("total_inactive_file", 0))
+    return used
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def test_page_has_the_marks(page: str) -> None:
     assert report.END in text.partition(report.BEGIN)[2]
 
 
-def test_lines_of_scoring_are_told_by_their_prefix() -> None:
+def test_lines_of_scoring_have_its_prefix() -> None:
     lines = [line for group in scoring.measurements(bench.Bench(bench.QUICK, {}, {}, ""), {}) for line in group.lines]
     assert all(line.key.startswith(scoring.PREFIX) for line in lines)
     assert not any(line.key.startswith(scoring.PREFIX) for group in (*IN_CLIENTS, *OF_MACHINE) for line in group.lines)

@@ -38,11 +38,17 @@ _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 def connect() -> None:
     """Connects to the stack's Ray, unless this process is connected. Raises MlstackError within SECONDS if it is not let in."""
+    import grpc
     import ray
 
-    if not ray.is_initialized():
-        _require_access()
+    if ray.is_initialized():
+        return
+    _require_access()
+    ray.shutdown()  # a connection that was lost while nothing used it: ray.init() would refuse another
+    try:
         ray.init(log_to_driver=False)
+    except (ConnectionError, grpc.RpcError) as error:
+        raise MlstackError(f"Ray accepts no connection: {error}", _WHY, "make logs SERVICE=ray-head; make doctor") from error
 
 
 def search(  # what a search is
@@ -140,10 +146,9 @@ def _restored(study: "optuna.Study", parent: Run, space: "Mapping[str, optuna.di
     """Adds the FINISHED trials of earlier calls to the study, and ends those that an interrupted call left RUNNING."""
     import optuna
 
+    _end_running(parent)
     for run in _children(parent):
-        if run.info.status not in _ENDED:
-            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
-        elif run.info.status == "FINISHED" and RESULT in run.data.metrics:
+        if run.info.status == "FINISHED" and RESULT in run.data.metrics:
             params = json.loads(run.data.tags[PARAMETERS])
             try:
                 restored = optuna.trial.create_trial(params=params, distributions=dict(space), value=run.data.metrics[RESULT])
@@ -154,6 +159,13 @@ def _restored(study: "optuna.Study", parent: Run, space: "Mapping[str, optuna.di
                     "give the search another name, or delete its run in MLflow",
                 ) from error
             study.add_trial(restored)
+
+
+def _end_running(parent: Run) -> None:
+    """Ends its trials that run, also one whose task Ray never got."""
+    for run in _children(parent):
+        if run.info.status not in _ENDED:
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 
 def _children(parent: Run) -> Iterator[Run]:
@@ -187,8 +199,7 @@ def _ended(parent: Run, waiting: Mapping[Any, tuple["optuna.Trial", str]]) -> It
                 for reference in waiting:
                     ray.cancel(reference, force=True)
         finally:
-            for _, child in waiting.values():
-                mlflow.MlflowClient().set_terminated(child, "KILLED")
+            _end_running(parent)
         if is_lost:
             ray.shutdown()  # this connection does not return: the next call makes another
             raise MlstackError(
