@@ -131,8 +131,8 @@ class Guard:
 
 
 def error(status: int, code: str, message: str, **details: object) -> JSONResponse:
-    """An error in MLflow's format."""
-    return JSONResponse({"error_code": code, "message": message, **details}, status)
+    """An error in MLflow's format; clients of the V2 protocol read its text in the field `error`."""
+    return JSONResponse({"error_code": code, "message": message, "error": message, **details}, status)
 
 
 def hosts(port: int) -> Collection[str]:

@@ -85,7 +85,9 @@ class Scoring:
                 Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}/versions/{version}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}", self.model),
+                Route("/v2/models/{name}/versions/{version}", self.model),
                 Route("/v2/models/{name}/ready", self.is_ready),
+                Route("/v2/models/{name}/versions/{version}/ready", self.is_ready),
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.ping),
                 Route("/v2/health/ready", self.ping),
@@ -322,10 +324,10 @@ class Scoring:
         return JSONResponse({"served": served, "rejected": rejected})
 
     async def server(self, _: Request) -> Response:
-        return JSONResponse({"name": "mlstack-scoring", "version": __version__, "extensions": []})
+        return JSONResponse({"name": "mlstack-scoring", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def model(self, request: Request) -> Response:
-        _, served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"], request.path_params.get("version"))
         inputs = [
             {"name": column.name, "datatype": _V2_TYPES[column.type], "shape": [-1]}
             for column in served.loaded.schema.columns.values()
@@ -334,7 +336,7 @@ class Scoring:
         return JSONResponse({**described, "outputs": []})
 
     async def is_ready(self, request: Request) -> Response:
-        _, served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"], request.path_params.get("version"))
         return JSONResponse({"name": served.version.model, "ready": True})
 
     async def openapi(self, _: Request) -> Response:
