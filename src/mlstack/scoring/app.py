@@ -35,7 +35,7 @@ from mlstack.scoring.model import same
 from mlstack.scoring.policies import Policies
 from mlstack.scoring.policy import Case, Policy, PolicyError
 from mlstack.scoring.records import Records
-from mlstack.scoring.registry import Target
+from mlstack.scoring.registry import RegistryError, Target
 from mlstack.scoring.schema import InputError, Row
 from mlstack.scoring.store import Store, StoreError
 
@@ -278,10 +278,12 @@ class Scoring:
             champions = self._catalogue.champions
             if champions != known:
                 try:
-                    self._deployments = await self._store.run(partial(seen, champions, self._account))
+                    look = partial(seen, champions, self._account, self._catalogue.is_champion)
+                    self._deployments = await self._store.run(look)
                     known = champions
-                except (StoreError, psycopg2.Error) as error:
-                    log.debug("the deployments are not known: %s", error)  # records.py says that Postgres does not answer
+                except (StoreError, RegistryError, psycopg2.Error) as error:
+                    # Others say that Postgres or MLflow does not answer: records.py and catalogue.py.
+                    log.debug("the deployments are not known: %s", error)
             await asyncio.sleep(INTERVAL)
 
     def _find(self, name: str | None, version: str | None = None) -> tuple[Target, Served]:
