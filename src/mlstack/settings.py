@@ -191,6 +191,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
         Variable("SCORING_MEMORY", _memory),
         Variable("SCORING_RATE", _matches(r"[0-9]{1,6}", "a whole number of requests in a second, 0 for no limit")),
+        Variable("SCORING_REPLICAS", _matches(r"[1-4]", "a number from 1 to 4, or empty"), optional=True),
         Variable("SCORING_USERNAME", _account),
         _secret("SCORING_PASSWORD", 12),
         Variable("SERVING_DB_USER", _identifier),

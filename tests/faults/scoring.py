@@ -17,6 +17,7 @@ from mlstack import settings
 from mlstack.postgres import connected
 from tests.faults import faults
 from tests.faults.stack import PATIENCE, Stack
+from tests.support.clone import Clone
 from tests.support.scoring import GOOD_ROW, JSON, Scoring
 from tests.support.service import wait_until
 
@@ -194,27 +195,27 @@ def run(stack: Stack, scoring: Scoring, fault: Fault, entity: str) -> Row:
         recovery = time.monotonic() - ended
     unexpected = {outcome: text for outcome, text in clients.last_failure.items() if outcome not in fault.excused}
     assert not unexpected, unexpected
-    logged = _logged(stack, entity)
+    in_log = logged(stack.clone, entity)
     return Row(
         fault=fault.name,
         answered=len(clients.answers),
         failed=clients.failed,
         wrong=sum(not answer.is_right for answer in clients.answers),
-        lost=sum(answer.decision not in logged for answer in clients.answers),
-        doubled=sum(logged.get(answer.decision, [answer.score]) != [answer.score] for answer in clients.answers),
-        unanswered=len(logged.keys() - {answer.decision for answer in clients.answers}),
+        lost=sum(answer.decision not in in_log for answer in clients.answers),
+        doubled=sum(in_log.get(answer.decision, [answer.score]) != [answer.score] for answer in clients.answers),
+        unanswered=len(in_log.keys() - {answer.decision for answer in clients.answers}),
         slowest=round(max(answer.seconds for answer in clients.answers), 1),
         recovery=round(recovery, 1),
     )
 
 
-def _logged(stack: Stack, entity: str) -> dict[str, list[float]]:
+def logged(clone: Clone, entity: str) -> dict[str, list[float]]:
     """The scores of each decision in the log."""
-    values = stack.clone.values
+    values = clone.values
     login = replace(settings.serving_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
-    logged: dict[str, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     with connected(login, 30) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT request::text, score FROM serving.decisions WHERE entity = %s", (entity,))
         for decision, score in cursor.fetchall():
-            logged.setdefault(decision, []).append(score)
-    return logged
+            scores.setdefault(decision, []).append(score)
+    return scores

@@ -1,15 +1,19 @@
 """The optional part `scoring`: follows an alias under load, rejects what is malformed, and answers while MLflow is down."""
 
+import gzip
 import json
 import random
 import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import cycle, pairwise, permutations, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ from mlflow.deployments import get_deploy_client
 from mlstack.host import recovery
 from mlstack.host.stack import Stack
 from tests.support import readme
-from tests.support.clone import Clone
+from tests.support.clone import ROOT, Clone
 from tests.support.projects import set_values
 from tests.support.scoring import GOOD_ROW, JSON, MODEL, Scoring, mlflow_call, with_key
 from tests.support.service import wait_until
@@ -291,6 +295,16 @@ def test_binary_tensor_that_is_cut_off_is_rejected(scoring: Scoring, subtests: p
             assert scoring.post(f"/v2/models/{MODEL}/infer", body, **length).status_code == 400
 
 
+def test_nvidias_client_of_the_inference_protocol_is_answered(scoring: Scoring, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
+    python, lock = tmp_path / "bin/python", ROOT / "requirements/triton.txt"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", lock], check=True)
+    address = scoring.url.removeprefix("http://")
+    command = [python, ROOT / "tests/support/triton_program.py", address, scoring.key, MODEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_mlflows_own_client_of_deployments_is_answered(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "anybody")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", scoring.key)
@@ -399,6 +413,10 @@ def test_large_body_is_rejected_before_it_is_read(scoring: Scoring) -> None:
         except requests.ConnectionError:
             continue  # the service closed the connection while the rest was sent
         assert answer.status_code == 413
+    packed = gzip.compress(b" " * (17 << 20))
+    sent = (("gzip", packed), ("gzip", packed[:-9]), ("gzip", packed[:99]), ("gzip", b"{}"), ("br", b"{}"))
+    answers = [scoring.post("/invocations", data, **{"Content-Encoding": encoding}) for encoding, data in sent]
+    assert [answer.status_code for answer in answers] == [413, 413, 400, 400, 415]
     assert scoring.score(GOOD_ROW).ok
 
 

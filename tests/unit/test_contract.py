@@ -99,7 +99,8 @@ PARTS = {
         "scoring": SCORING_ACCOUNT
         | SCORING_ROLE
         | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_RATE", "SCORING_IMAGE", "POSTGRES_DB", "DECISION_LOG"}
-        | {"LOG_LEVEL"},
+        | {"SCORING_REPLICAS", "LOG_LEVEL"},
+        "scoring-proxy": {"SCORING_PORT", "SCORING_REPLICAS", "SCORING_IMAGE"},
     },
     "gateway": {
         "gateway": MLFLOW_LOGIN
@@ -145,8 +146,8 @@ CORE = sorted(GIVEN.keys() - ONE_SHOTS)
 def config(project: Path) -> dict[str, Any]:
     """The compose file with every part on, and a different value for every variable."""
     marks = {name: f"mark{number}mark" for number, name in enumerate(VARIABLES) if name not in CHOICES}
-    workers = ("RAY_WORKERS", "RAY_WORKER_CPUS", "RAY_WORKER_MEMORY")
-    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY", "GATEWAY_JOBS_MEMORY", *workers)
+    counts = ("SCORING_REPLICAS", "RAY_WORKERS", "RAY_WORKER_CPUS", "RAY_WORKER_MEMORY")
+    numeric = (*PORTS, "HOST_UID", "HOST_GID", "JUPYTER_MEMORY", "SCORING_MEMORY", "GATEWAY_JOBS_MEMORY", *counts)
     numbers = {name: str(51000 + number) for number, name in enumerate(numeric)}
     set_values(project, **(marks | numbers | {"COMPOSE_PROFILES": ",".join(PARTS)}))
     return compose_config(project)
@@ -201,7 +202,7 @@ def test_compose_file_requires_every_variable_that_is_not_optional(subtests: pyt
 
 def test_variable_of_a_part_has_the_default_of_env_example_in_its_file() -> None:
     """compose reads the file also while the part is off, and an older .env lacks the variable."""
-    text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "")
+    text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "").replace("scale: ${SCORING_REPLICAS:-1}", "")  # empty is one
     uses = re.findall(rf"(?<!\$)\$\{{((?:{'|'.join(OF_PARTS)})\w+):-([^}}]*)\}}", text)
     assert {name for name, _ in uses} == {name for name in VARIABLES if name.startswith(OF_PARTS)} - {"SCORING_IMAGE"}
     assert {name: default for name, default in uses if default != str(DEFAULTS[name]).replace(GENERATED, "")} == {}

@@ -10,7 +10,7 @@ import uvicorn
 
 from mlstack import settings
 from mlstack.logger import STREAM_FORMAT
-from mlstack.scoring import access, feature_store
+from mlstack.scoring import access, feature_store, files
 from mlstack.scoring.access import Guard, Keys
 from mlstack.scoring.accounts import Accounts
 from mlstack.scoring.app import Scoring
@@ -46,9 +46,10 @@ def main() -> None:
     aliases = settings.scoring_aliases()
 
     def catalogue() -> Catalogue:
-        return Catalogue(Registry(aliases), Cache(FOLDER), trials, metrics)
+        return Catalogue(Registry(aliases), Cache(folder), trials, metrics)
 
     os.umask(0o077)
+    folder = files.own_folder(FOLDER)
     login = settings.scoring_login()
     decision_log = DecisionLog(Mode(settings.decision_log()), Store(login, "log"), metrics)
     keys, mlflow = Keys(), settings.of_shell("MLFLOW_TRACKING_URI")

@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.postgres import connected
+from mlstack.scoring import files
 from mlstack.scoring.accounts import Accounts, AccountsError
 from mlstack.scoring.rates import Rates
 
@@ -72,13 +73,7 @@ class Keys:
         """Writes the hash of each client's key."""
         if digests == self.digests():
             return
-        beside = self._path.with_suffix(".part")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(digests, file)
-            file.flush()
-            os.fsync(descriptor)
-        beside.replace(self._path)
+        files.write(self._path, json.dumps(digests))
 
 
 class Guard:
@@ -131,8 +126,8 @@ class Guard:
 
 
 def error(status: int, code: str, message: str, **details: object) -> JSONResponse:
-    """An error in MLflow's format."""
-    return JSONResponse({"error_code": code, "message": message, **details}, status)
+    """An error in MLflow's format; clients of the V2 protocol read its text in the field `error`."""
+    return JSONResponse({"error_code": code, "message": message, "error": message, **details}, status)
 
 
 def hosts(port: int) -> Collection[str]:

@@ -35,7 +35,7 @@ from mlstack.scoring.model import same
 from mlstack.scoring.policies import Policies
 from mlstack.scoring.policy import Case, Policy, PolicyError
 from mlstack.scoring.records import Records
-from mlstack.scoring.registry import Target
+from mlstack.scoring.registry import RegistryError, Target
 from mlstack.scoring.schema import InputError, Row
 from mlstack.scoring.store import Store, StoreError
 
@@ -85,7 +85,9 @@ class Scoring:
                 Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}/versions/{version}/infer", self.infer, methods=["POST"]),
                 Route("/v2/models/{name}", self.model),
+                Route("/v2/models/{name}/versions/{version}", self.model),
                 Route("/v2/models/{name}/ready", self.is_ready),
+                Route("/v2/models/{name}/versions/{version}/ready", self.is_ready),
                 Route("/v2", self.server),
                 Route("/v2/health/live", self.ping),
                 Route("/v2/health/ready", self.ping),
@@ -276,10 +278,12 @@ class Scoring:
             champions = self._catalogue.champions
             if champions != known:
                 try:
-                    self._deployments = await self._store.run(partial(seen, champions, self._account))
+                    look = partial(seen, champions, self._account, self._catalogue.is_champion)
+                    self._deployments = await self._store.run(look)
                     known = champions
-                except (StoreError, psycopg2.Error) as error:
-                    log.debug("the deployments are not known: %s", error)  # records.py says that Postgres does not answer
+                except (StoreError, RegistryError, psycopg2.Error) as error:
+                    # Others say that Postgres or MLflow does not answer: records.py and catalogue.py.
+                    log.debug("the deployments are not known: %s", error)
             await asyncio.sleep(INTERVAL)
 
     def _find(self, name: str | None, version: str | None = None) -> tuple[Target, Served]:
@@ -322,10 +326,10 @@ class Scoring:
         return JSONResponse({"served": served, "rejected": rejected})
 
     async def server(self, _: Request) -> Response:
-        return JSONResponse({"name": "mlstack-scoring", "version": __version__, "extensions": []})
+        return JSONResponse({"name": "mlstack-scoring", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def model(self, request: Request) -> Response:
-        _, served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"], request.path_params.get("version"))
         inputs = [
             {"name": column.name, "datatype": _V2_TYPES[column.type], "shape": [-1]}
             for column in served.loaded.schema.columns.values()
@@ -334,7 +338,7 @@ class Scoring:
         return JSONResponse({**described, "outputs": []})
 
     async def is_ready(self, request: Request) -> Response:
-        _, served = self._find(request.path_params["name"])
+        _, served = self._find(request.path_params["name"], request.path_params.get("version"))
         return JSONResponse({"name": served.version.model, "ready": True})
 
     async def openapi(self, _: Request) -> Response:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -12,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mlstack.scoring import files
 from mlstack.scoring.registry import Target, Version
 
 
@@ -51,7 +51,7 @@ class Cache:
     def keep(self, served: Mapping[Target, Version], *others: Version) -> None:
         """Remembers what is served, and removes the files of every version that is neither served nor one of the others."""
         entries = [{"target": asdict(target), "version": asdict(version)} for target, version in served.items()]
-        self._write(self._served, entries)
+        files.write(self._served, json.dumps(entries))
         kept, coming = ({self.folder(version).name for version in versions} for versions in (served.values(), others))
         for folder in self._versions.iterdir():
             name, _, part = folder.name.partition(".")
@@ -61,22 +61,15 @@ class Cache:
     @contextmanager
     def loading(self, version: Version) -> Iterator[None]:
         """While a version is loaded into the service. If that ends the service, the note of it stays."""
-        self._write(self._loading, [*self._read(self._loading), asdict(version)])
+        files.write(self._loading, json.dumps([*self._read(self._loading), asdict(version)]))
         try:
             yield
         finally:
-            self._write(self._loading, [entry for entry in self._read(self._loading) if entry != asdict(version)])
+            others = [entry for entry in self._read(self._loading) if entry != asdict(version)]
+            files.write(self._loading, json.dumps(others))
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         if not path.exists():
             return []
         entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return entries
-
-    def _write(self, path: Path, entries: object) -> None:
-        beside = path.with_suffix(".part")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(entries, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)

@@ -88,6 +88,10 @@ class Catalogue:
             if target.alias == CHAMPION
         }
 
+    def is_champion(self, model: str, version: str) -> bool:
+        """Whether MLflow names a version as the champion now. Blocks; raises RegistryError."""
+        return self._registry.names(Target(model, CHAMPION), version)
+
     def find(self, model: str | None, alias: str = "", version: str | None = None) -> tuple[Target, Served] | None:
         """What answers for a model, or for the only one: the most important alias that is served, a challenger only by name."""
         models = {target.model for target in self._served}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import requests
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
@@ -28,6 +28,8 @@ from mlstack.scoring.store import Store
 
 MODES = ("off", "shadow", "canary")
 SECONDS = 10
+_MOVED = "the alias was moved in MLflow"
+_NONE = UUID(int=0)
 
 
 class Deployments:
@@ -125,7 +127,7 @@ def _previous(model: str, current: str | None, cursor: Cursor) -> str | None:
 def _record(row: tuple[str | None, ...], move: Callable[[], None], cursor: Cursor) -> None:
     cursor.execute(
         "INSERT INTO serving.deployments (id, model, alias, version, previous, set_by, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
         row,
     )
     move()
@@ -135,19 +137,25 @@ def _set_traffic(row: tuple[str, str, float, str, str], cursor: Cursor) -> None:
     cursor.execute("INSERT INTO serving.traffic (model, mode, weight, set_by, reason) VALUES (%s, %s, %s, %s, %s)", row)
 
 
-def seen(champions: Mapping[str, Champion], account: str, cursor: Cursor) -> dict[tuple[str, str], UUID]:
-    """The deployment of each champion, by model and version, recorded here if its alias was moved in MLflow itself."""
+def seen(
+    champions: Mapping[str, Champion], account: str, is_named: Callable[[str, str], bool], cursor: Cursor
+) -> dict[tuple[str, str], UUID]:
+    """The deployment of each champion, by model and version, recorded here if its alias was moved in MLflow itself.
+
+    `is_named` asks MLflow whether the alias names a version now: another replica may have recorded a later move. Replicas that
+    record the same move give it the same id, so that it is stored once.
+    """
     deployments = {}
     for model, champion in champions.items():
         cursor.execute(
             "SELECT id, version FROM serving.deployments WHERE model = %s AND alias = %s ORDER BY at DESC", (model, CHAMPION)
         )
         rows = cursor.fetchall()
-        if champion.is_named and (not rows or rows[0][1] != champion.version):
-            previous = rows[0][1] if rows else None
-            row = (str(new_request()), model, CHAMPION, champion.version, previous, account, "the alias was moved in MLflow")
-            _record(row, lambda: None, cursor)
-            rows = [(row[0], champion.version), *rows]
+        newest, previous = rows[0] if rows else (_NONE, None)
+        if champion.is_named and previous != champion.version and is_named(model, champion.version):
+            recorded = str(uuid5(UUID(str(newest)), f"{model}\0{champion.version}"))
+            _record((recorded, model, CHAMPION, champion.version, previous, account, _MOVED), lambda: None, cursor)
+            rows = [(recorded, champion.version), *rows]
         identifier = next((identifier for identifier, version in rows if version == champion.version), None)
         if identifier is not None:
             deployments[model, champion.version] = UUID(str(identifier))

@@ -87,11 +87,13 @@ class History:
 
 
 async def answered(store: Store, work: Callable[[Cursor], T]) -> T:
-    """The result of work in Postgres. Raises HTTPException: 503 if Postgres is unavailable, 400 if it rejects a value."""
+    """The result of work in Postgres. Raises HTTPException: 503 without Postgres, 409 if it has a value, 400 if it rejects it."""
     try:
         return await store.run(work)
     except StoreError:
         raise HTTPException(503, "Postgres does not answer. Try again.") from None
+    except psycopg2.errors.UniqueViolation:
+        raise HTTPException(409, "Another request stored the same at the same time. Try again.") from None
     except (psycopg2.DataError, psycopg2.IntegrityError) as error:
         raise HTTPException(400, f"A value cannot be stored: {type(error).__name__}.") from None
 

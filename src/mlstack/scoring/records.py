@@ -13,6 +13,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
+from mlstack.scoring import files
 from mlstack.scoring.access import Keys, keys_in
 from mlstack.scoring.policy import Policy, PolicyError
 from mlstack.scoring.store import Store, StoreError
@@ -77,10 +78,8 @@ class Records:
         self._keys.replace(keys)
         if policies != self._definitions or traffic != self._traffic:
             self._take(policies, traffic)
-            beside = self._path.with_suffix(".part")
             kept = {"policies": policies, "traffic": {model: asdict(share) for model, share in traffic.items()}}
-            beside.write_text(json.dumps(kept), encoding="utf-8")
-            beside.replace(self._path)
+            files.write(self._path, json.dumps(kept))
 
     def _take(self, definitions: list[list[Any]], traffic: Mapping[str, Traffic]) -> None:
         policies = dict(self._policies)

@@ -69,6 +69,14 @@ class Registry:
             self._known[key] = Version(name, number, created)
         return self._known[key]
 
+    def names(self, target: Target, number: str) -> bool:
+        """Whether an alias names this version now. Raises RegistryError."""
+        try:
+            named = self._client.get_registered_model(target.model).aliases.get(target.alias)
+        except MlflowException as error:
+            raise RegistryError(f"MLflow's registry cannot be read: {error.message}") from error
+        return str(named) == number
+
     def note(self, version: Version, reason: str | None) -> None:
         """Says on a model version why it is not served; None empties an earlier note. Raises RegistryError."""
         try:
