@@ -562,7 +562,7 @@ def test_doctor_reports_what_it_cannot_remove(stack: Clone) -> None:
 @pytest.mark.parametrize(
     ("check", "limits", "cause"),
     [
-        (database_checks.connections, Limits(connection_share=0), r"\d+ of Postgres' 280 connections are in use"),
+        (database_checks.connections, Limits(connection_share=0), r"\d+ of Postgres' 320 connections are in use"),
         (stack_checks.memory, Limits(memory_share=0), r"close to the memory limit: .*jupyter \d+%"),
         (minio.clock, Limits(clock_skew=-1), r"the clock of MinIO is \d+ s off"),
     ],
