@@ -33,6 +33,7 @@ from benchmarks.lines import (
 )
 from benchmarks.stacks import HERE, booted
 from mlstack.errors import MlstackError
+from tests.support.pages import write_block
 
 ROOT = HERE.parent
 NAMES = [
@@ -196,10 +197,10 @@ def main(
     report.show(Console(), figures)
     err.print(f"Everything is in {results}/; it took {facts['seconds'] / 60:.1f} minutes.")
     if docs and (of_scoring := [figure for figure in figures if figure.line.key.startswith(scoring.PREFIX)]):
-        report.write_page(docs / "scoring.md", report.measured(facts, of_scoring))
+        write_block(docs / "scoring.md", report.BEGIN, report.measured(facts, of_scoring))
         figures = [figure for figure in figures if figure not in of_scoring]
     if docs and names != ["scoring"]:
-        report.write_page(docs / "performance.md", report.markdown(facts, figures, points))
+        write_block(docs / "performance.md", report.BEGIN, report.markdown(facts, figures, points))
         for name, picture in pictures.items():
             (docs / "images" / f"{name}.png").write_bytes(picture)
 

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 
 import requests
 
-from mlstack import settings
+from mlstack.host import stack as host
 from mlstack.postgres import connected
 from tests.faults import faults
 from tests.faults.stack import PATIENCE, Stack
@@ -211,10 +211,8 @@ def run(stack: Stack, scoring: Scoring, fault: Fault, entity: str) -> Row:
 
 def logged(clone: Clone, entity: str) -> dict[str, list[float]]:
     """The scores of each decision in the log."""
-    values = clone.values
-    login = replace(settings.serving_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
     scores: dict[str, list[float]] = {}
-    with connected(login, 30) as connection, connection.cursor() as cursor:
+    with connected(host.Stack.of(clone.folder).serving, 30) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT request::text, score FROM serving.decisions WHERE entity = %s", (entity,))
         for decision, score in cursor.fetchall():
             scores.setdefault(decision, []).append(score)

@@ -1,12 +1,11 @@
 """Three replicas of the scoring service behind a proxy: what they answer and record is exact while one of them is killed."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
-from mlstack import settings
 from mlstack.host.compose import docker
+from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.faults.scoring import AGAIN, NO_ANSWER, logged, working
 from tests.support.clone import Clone
@@ -41,9 +40,7 @@ def is_served(scoring: Scoring, version: str) -> bool:
 
 def deployments(scoring: Scoring) -> list[str]:
     """The versions of the model's deployments, the oldest first."""
-    values = scoring.stack.values
-    login = replace(settings.serving_login(values), host="127.0.0.1", port=int(values["POSTGRES_PORT"]))
-    with connected(login, 30) as connection, connection.cursor() as cursor:
+    with connected(Stack.of(scoring.stack.folder).serving, 30) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT version FROM serving.deployments WHERE model = %s ORDER BY at", (MODEL,))
         return [version for (version,) in cursor.fetchall()]
 

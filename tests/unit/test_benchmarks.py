@@ -9,6 +9,7 @@ from benchmarks import growth, report, scoring
 from benchmarks.figures import DEFAULTS, MLSTACK, RAW, Against, Better, Figure, Goal, Line, number, percentile
 from benchmarks.lines import IN_CLIENTS, OF_MACHINE, QUICK, Size
 from tests.support.clone import ROOT
+from tests.support.pages import END, write_block
 
 RATE = Line("rate", "calls", "calls/s", Better.MORE, (Goal(Against.DEFAULTS, 5), Goal(Against.RAW, 0.9)))
 TIME = Line("time", "a call", "ms", Better.LESS, (Goal(Against.DEFAULTS, 5), Goal(Against.VALUE, 20)))
@@ -71,23 +72,23 @@ def test_slope_is_the_exponent_of_growth() -> None:
 
 def test_report_writes_between_the_marks_only(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_page(page, "new")
-    assert page.read_text() == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{END}\nafter\n")
+    write_block(page, report.BEGIN, "new")
+    assert page.read_text() == f"before\n{report.BEGIN}\nnew\n{END}\nafter\n"
 
 
 def test_report_leaves_a_page_without_marks_unchanged(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("mine\n")
     with pytest.raises(ValueError, match="begin"):
-        report.write_page(page, "new")
+        write_block(page, report.BEGIN, "new")
     assert page.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("page", ["performance.md", "scoring.md"])
 def test_page_has_the_marks(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert report.END in text.partition(report.BEGIN)[2]
+    assert END in text.partition(report.BEGIN)[2]
 
 
 def test_lines_of_scoring_have_its_prefix() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.conformance import fuzz, report, sequences
 from tests.conformance.deliberate import EVERY, quoted
 from tests.conformance.servers import Call, differences, normal
+from tests.support.pages import END
 from tests.support.projects import ROOT
 
 PAGE = ROOT / "docs/conformance.md"
@@ -25,7 +26,7 @@ def test_names_of_deliberate_differences_are_unique() -> None:
 
 def test_report_replaces_only_the_generated_part(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{report.BEGIN}\n<former content>\n{report.END}\nbelow\n")
+    page.write_text(f"above\n{report.BEGIN}\n<former content>\n{END}\nbelow\n")
     report.write(page, 7, Counter({"odd calls": 1200}), Counter({"odd calls": 3}))
     text = page.read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n") and "<former content>" not in text

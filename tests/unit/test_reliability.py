@@ -7,6 +7,7 @@ import pytest
 
 from tests.faults import faults, report, scoring
 from tests.faults.experiment import Row
+from tests.support.pages import END
 from tests.support.projects import ROOT
 
 PAGE = ROOT / "docs/reliability.md"
@@ -45,7 +46,7 @@ def test_mlflow_on_the_host_uses_the_tracking_store_that_reports_losses() -> Non
 
 def test_report_replaces_the_rows_of_its_faults_and_keeps_the_others(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    page.write_text(f"above\n{report.BEGIN}\nold\n{END}\nbelow\n")
     report.write(page, [ROW])
     report.write(page, [replace(ROW, fault=faults.NETWORK.name)])
     report.write(page, [replace(ROW, points=7)])

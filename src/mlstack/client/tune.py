@@ -8,7 +8,7 @@ search that was interrupted leaves no run RUNNING; the same call continues it, w
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +146,9 @@ def _restored(study: "optuna.Study", parent: Run, space: "Mapping[str, optuna.di
     """Adds the FINISHED trials of earlier calls to the study, and ends those that an interrupted call left RUNNING."""
     import optuna
 
-    _end_running(parent)
-    for run in _children(parent):
+    children = list(_children(parent))
+    _end_running(children)
+    for run in children:
         if run.info.status == "FINISHED" and RESULT in run.data.metrics:
             params = json.loads(run.data.tags[PARAMETERS])
             try:
@@ -161,9 +162,9 @@ def _restored(study: "optuna.Study", parent: Run, space: "Mapping[str, optuna.di
             study.add_trial(restored)
 
 
-def _end_running(parent: Run) -> None:
-    """Ends its trials that run, also one whose task Ray never got."""
-    for run in _children(parent):
+def _end_running(trials: Iterable[Run]) -> None:
+    """Ends those that run, also one whose task Ray never got."""
+    for run in trials:
         if run.info.status not in _ENDED:
             mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
@@ -199,7 +200,7 @@ def _ended(parent: Run, waiting: Mapping[Any, tuple["optuna.Trial", str]]) -> It
                 for reference in waiting:
                     ray.cancel(reference, force=True)
         finally:
-            _end_running(parent)
+            _end_running(_children(parent))
         if is_lost:
             ray.shutdown()  # this connection does not return: the next call makes another
             raise MlstackError(

@@ -44,12 +44,12 @@ def main() -> None:
     settings.publish({"MLFLOW_TRACKING_USERNAME": account.username, "MLFLOW_TRACKING_PASSWORD": account.password})
     metrics = Metrics()
     aliases = settings.scoring_aliases()
+    os.umask(0o077)
+    folder = files.own_folder(FOLDER)
 
     def catalogue() -> Catalogue:
         return Catalogue(Registry(aliases), Cache(folder), trials, metrics)
 
-    os.umask(0o077)
-    folder = files.own_folder(FOLDER)
     login = settings.scoring_login()
     decision_log = DecisionLog(Mode(settings.decision_log()), Store(login, "log"), metrics)
     keys, mlflow = Keys(), settings.of_shell("MLFLOW_TRACKING_URI")

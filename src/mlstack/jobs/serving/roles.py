@@ -7,8 +7,8 @@ from mlstack.jobs.bootstrap import Outcome
 from mlstack.postgres import SERVING_SCHEMAS
 
 # Connections and session settings of the role that owns the schemas and of the service's, which models share: 13 for each of four
-# replicas (SCORING_REPLICAS), and some for the doctor. With those of the
-# other roles they stay below max_connections (jobs/bootstrap/postgres.py).
+# replicas (SCORING_REPLICAS), and some for the doctor. With those of the other roles they stay below max_connections
+# (jobs/bootstrap/postgres.py).
 LIMITS = (
     (10, {"search_path": "pg_catalog", "idle_in_transaction_session_timeout": "10min"}),
     (60, {"search_path": "pg_catalog", "statement_timeout": "1min", "idle_in_transaction_session_timeout": "1min"}),
