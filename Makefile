@@ -118,4 +118,4 @@ lock: ## Update the hash-locked requirements (needs uv)
 	@scripts/lock.sh
 
 help: ## Print this list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -f scripts/help.awk $(MAKEFILE_LIST)

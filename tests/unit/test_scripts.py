@@ -235,6 +235,10 @@ def test_help_explains_every_target() -> None:
     assert sorted(explained) == sorted(TARGETS)
 
 
+def test_help_fits_a_terminal_of_80_columns() -> None:
+    assert [line for line in make("help").splitlines() if len(line) > 80] == []
+
+
 def test_make_has_the_commands_of_the_contract() -> None:
     assert {"up", "test", "help", "env", "down", "reset", "status", "logs", "urls"} <= set(TARGETS)
 

@@ -30,9 +30,19 @@ def _user_of(stack: Stack) -> str | None:
     return next(overlapping, None)
 
 
+def missing(stack: Stack) -> set[str]:
+    """Networks that the services of this stack use and Docker does not have."""
+    return _used(stack) - {network.name for network in stack.engine.networks()}
+
+
 def remove_unused(stack: Stack) -> None:
-    """Removes networks of this stack that docker-compose.yml no longer has, as after an upgrade or a changed *_OUTBOUND."""
-    in_use = {network["name"] for network in config(stack.compose)["networks"].values()}
+    """Removes networks of this stack that no service uses, as after an upgrade or a changed *_OUTBOUND."""
+    used = _used(stack)
     for network in stack.engine.networks():
-        if network.project == stack.name and network.name not in in_use and stack.engine.remove_network(network):
+        if network.project == stack.name and network.name not in used and stack.engine.remove_network(network):
             log.info("removed the network %s, which nothing uses any more", network.name)
+
+
+def _used(stack: Stack) -> set[str]:
+    parsed = config(stack.compose)
+    return {parsed["networks"][name]["name"] for service in parsed["services"].values() for name in service.get("networks", {})}

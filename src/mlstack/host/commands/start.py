@@ -103,7 +103,7 @@ def build(stack: Stack) -> None:
         extra_packages.lock(stack, sources)
     missing = _missing_images(stack)
     if missing:
-        log.info("building the images of %s: about 5 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
+        log.info("building the images of %s: about 8 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
     with create(stack.logs, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
         code = _run_build(stack, built, sources, transcript)
         lines = [line for line in _text(transcript).splitlines() if line.strip()]
@@ -207,6 +207,12 @@ def start(stack: Stack) -> None:
     if stack.compose.attached("up", "--detach", "--wait", "--no-build", "--remove-orphans", environment=outside) == 0:
         networks.remove_unused(stack)
         return
+    if missing := networks.missing(stack):
+        raise MlstackError(
+            f"Docker did not create the network {min(missing)}: it says why, above.",
+            "Services use each other through it. Docker has addresses for about 30 networks, of all projects together.",
+            "if it has none left, docker network prune or make down in another stack's folder; then make up",
+        )
     # A container that was only created waits for an unhealthy one.
     unhealthy = [
         container
