@@ -103,7 +103,7 @@ def build(stack: Stack) -> None:
         extra_packages.lock(stack, sources)
     missing = _missing_images(stack)
     if missing:
-        log.info("building the images of %s: about 8 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
+        log.info("building the images of %s: about 7 minutes on 2 cores the first time, mostly compiling", ", ".join(missing))
     with create(stack.logs, "build_%Y%m%d_%H%M%S.txt", datetime.now().astimezone()) as transcript:
         code = _run_build(stack, built, sources, transcript)
         lines = [line for line in _text(transcript).splitlines() if line.strip()]
