@@ -21,6 +21,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.backup.bucket import in_parallel
 from mlstack.host.importing import server
 from mlstack.host.importing.rows import SHOWN, Compared
+from mlstack.manifests import etag_of
 
 PART = 64 * 1024 * 1024  # bytes; a larger file is uploaded in parts
 _LOCAL = ("", "file", "mlflow-artifacts")
@@ -226,18 +227,6 @@ class Transfer:
             size = os.fstat(content.fileno()).st_size
             written = self._client.put_object(self._bucket, key, content, size, part_size=PART, num_parallel_uploads=2)
         return key, expected, (written.etag or "").strip('"')
-
-
-def etag_of(path: Path, part: int) -> str:
-    """What S3 answers for a file that is uploaded in parts of this size: a checksum of its content."""
-    digests = []
-    with path.open("rb") as file:
-        while chunk := file.read(part):
-            digests.append(hashlib.md5(chunk, usedforsecurity=False))
-    if len(digests) > 1:
-        joined = hashlib.md5(b"".join(digest.digest() for digest in digests), usedforsecurity=False)
-        return f"{joined.hexdigest()}-{len(digests)}"
-    return digests[0].hexdigest() if digests else hashlib.md5(b"", usedforsecurity=False).hexdigest()
 
 
 def _key(location: str) -> str:
