@@ -5,6 +5,7 @@ Only files below the roots of the source are read, whatever its rows say: a fold
 
 import hashlib
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -30,6 +31,7 @@ _FOLDERS = (
     "SELECT run_uuid, artifact_uri FROM runs UNION ALL SELECT model_id, artifact_location FROM logged_models"
     " UNION ALL SELECT request_id, value FROM trace_tags WHERE key = 'mlflow.artifactLocation'"
 )
+_RUN = re.compile(r"[0-9a-f]{32}")
 _SHORTEST, _LONGEST = 2, 4  # parts of a path that end in <experiment>/models/<id>/artifacts or in <id>/artifacts
 
 
@@ -214,6 +216,9 @@ class Transfer:
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        if _RUN.fullmatch(file.owner) and not file.name.isascii():
+            # MLflow 2 answers its client with such a name in a header, which its own web server rejects; not so its page.
+            return server.download_from_page(self._url or "", file.owner, file.name, Path(folder))
         try:
             return Path(get_artifact_repository(file.uri, tracking_uri=self._url).download_artifacts(file.name, folder))
         except MlflowException as error:
