@@ -126,7 +126,8 @@ def assert_imported(stack: Clone, origin: str, prefix: str, expected: str, **acc
         assert done.returncode == 0, done.stdout + done.stderr
     before = json.loads(re.sub(r'"(-?)inf"', rf'"\g<1>{LARGEST[1:]}', expected))  # a file store alone keeps infinity
     after = of_stack(stack, prefix)
-    assert after["models"] == before["models"]
+    for kind in ("models", "prompts"):
+        assert after[kind] == before[kind]
     assert after["experiments"].keys() == before["experiments"].keys()
     for name, experiment in before["experiments"].items():
         assert {key: after["experiments"][name][key] for key in experiment} == experiment, name

@@ -253,14 +253,20 @@ def _insert_model(database: sqlite3.Connection, model: "LoggedModel") -> None:
 
 def _read_registry(client: "MlflowClient", database: sqlite3.Connection, announce: Callable[[str], None]) -> None:
     announce("reading the model registry")
-    for model in _pages(client.search_registered_models, filter_string=None, max_results=PAGE):
+    # A search without this filter leaves prompts out, which are registered models too.
+    kinds = (None, "tags.`mlflow.prompt.is_prompt` = 'true'")
+    models = [model for kind in kinds for model in _pages(client.search_registered_models, filter_string=kind, max_results=PAGE)]
+    versions = [
+        version for kind in kinds for version in _pages(client.search_model_versions, filter_string=kind, max_results=PAGE)
+    ]
+    for model in models:
         times = {"creation_time": model.creation_timestamp, "last_updated_time": model.last_updated_timestamp}
         _insert(database, "registered_models", {"name": model.name, "description": model.description, **times})
         for key, value in model.tags.items():
             _insert(database, "registered_model_tags", {"name": model.name, "key": key, "value": value})
         for alias, version in model.aliases.items():
             _insert(database, "registered_model_aliases", {"name": model.name, "alias": alias, "version": int(version)})
-    for version in _pages(client.search_model_versions, max_results=PAGE):
+    for version in versions:
         shared = {"name": version.name, "version": int(version.version)}
         row = {
             **shared,
