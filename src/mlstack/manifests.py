@@ -9,6 +9,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 PART = 32 * 1024 * 1024  # bytes; a larger file is uploaded in parts of this size, and an interrupted upload lacks only the rest
 MOST_PARTS = 10_000  # S3's limit
@@ -44,6 +45,18 @@ def digest_of(files: Sequence[File]) -> str:
     """The digest of a version with these files."""
     listed = [astuple(file) for file in sorted(files, key=lambda file: file.path)]
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()[:DIGEST]
+
+
+def etag_of(path: Path, part: int = PART) -> str:
+    """What S3 answers for a file that is uploaded in parts of this size: a checksum of its content."""
+    digests = []
+    with path.open("rb") as file:
+        while chunk := file.read(part):
+            digests.append(hashlib.md5(chunk, usedforsecurity=False))
+    if len(digests) > 1:
+        joined = hashlib.md5(b"".join(digest.digest() for digest in digests), usedforsecurity=False)
+        return f"{joined.hexdigest()}-{len(digests)}"
+    return digests[0].hexdigest() if digests else hashlib.md5(b"", usedforsecurity=False).hexdigest()
 
 
 def is_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The S3 API of MinIO, VersityGW or an external store: clients, versions, and the layout of the buckets."""
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ DOCTOR = ".doctor/"
 # In the bucket for data sets, a version's files are in <name>/<version>/. A complete version has its manifest in the first of
 # these folders; an upload in progress has it in the second.
 MANIFESTS, UPLOADS = ".manifests/", ".uploads/"
+PAGE = 1000  # entries of one page of a listing
+MANY = 10 * PAGE
 
 
 # Errors of an external store that waiting does not change: what is wrong, and how to fix it.
@@ -141,6 +144,29 @@ def versions(client: Minio, bucket: str, prefix: str = "") -> Iterator[Version]:
             item.is_latest == "true",
             item.is_delete_marker,
         )
+
+
+def histories(client: Minio, bucket: str, prefix: str = "") -> Iterator[list[Version]]:
+    """The versions and delete markers of each object, newest first.
+
+    A page of the listing has its versions first and its delete markers after them. Names before the last page are complete.
+    """
+    pending: dict[str, list[Version]] = {}
+    last: deque[str] = deque(maxlen=PAGE)
+    for version in versions(client, bucket, prefix):
+        pending.setdefault(version.name, []).append(version)
+        last.append(version.name)
+        if len(pending) > MANY:
+            first = min(last)
+            for complete in sorted(key for key in pending if key < first):
+                yield _in_order(pending.pop(complete))
+    for name in sorted(pending):
+        yield _in_order(pending[name])
+
+
+def _in_order(history: list[Version]) -> list[Version]:
+    """The newest first. Versions of the same millisecond stay as they are listed."""
+    return sorted(history, key=lambda version: (version.is_latest, version.time), reverse=True)
 
 
 def _time_in(version: str) -> datetime | None:

@@ -17,7 +17,7 @@ from mlstack.settings import Account, Keys
 from tests.support.clone import Clone
 from tests.support.service import Service
 
-ROUTES = ("begin", "upload", "links-to-write", "assemble", "finish", "list", "manifest", "links-to-read", "delete")
+ROUTES = ("begin", "check", "upload", "links-to-write", "assemble", "finish", "list", "manifest", "links-to-read", "delete")
 CONTENT, OTHER = b"the content", b"other bytes"
 
 
@@ -244,6 +244,7 @@ def test_complete_version_is_immutable(server: Server, colleague: Server, owner_
         assert caller.ask("links-to-write", **version, pieces=[{"file": 0}]).status_code == 409
         assert caller.ask("upload", **version, file=0).status_code == 409
         assert caller.ask("assemble", **version, file=0, upload="x").status_code == 409
+        assert caller.answer("check", **version, file=0) == {"is_damaged": False}
     assert server.send("PUT", url, OTHER).status_code in (400, 403)  # a URL from before the version was complete
     assert server.answer("manifest", **version) == before
     (reading,) = server.answer("links-to-read", **version, files=[0])

@@ -18,6 +18,12 @@ import pandas as pd
 from mlstack import datasets
 print(datasets.put(pd.DataFrame({"n": [1, 2, 3]}), "damaged").digest)
 """
+LARGE = f"""
+from pathlib import Path
+from mlstack import datasets
+Path("/tmp/large.bin").write_bytes(bytes({PART}) + b"x")
+print(datasets.put("/tmp/large.bin", "repaired").digest)
+"""
 READ = """
 import sys
 from mlstack import datasets
@@ -67,7 +73,8 @@ def test_changed_bytes_and_changed_manifests_are_rejected(jupyter: Service, owne
     content = client.get_object(bucket, key).data
     put(owner_keys, key, content[:-1] + b"x")
     assert "arrived with other bytes than were put" in jupyter.run("python3", "-W", "ignore", "-c", READ)
-    put(owner_keys, key, content)
+    assert jupyter.run("python3", "-W", "ignore", "-c", DAMAGED).split()[-1] == digest  # put sends the file again
+    assert client.get_object(bucket, key).data == content
     known = {
         name: value
         for name, value in (client.stat_object(bucket, manifest).metadata or {}).items()
@@ -76,6 +83,18 @@ def test_changed_bytes_and_changed_manifests_are_rejected(jupyter: Service, owne
     text = client.get_object(bucket, manifest).data.replace(b'"size": ', b'"size": 1')
     put(owner_keys, manifest, text, known)
     assert "does not have its digest" in jupyter.run("python3", "-W", "ignore", "-c", READ)
+
+
+@pytest.mark.parametrize("change", ["damaged", "deleted"])
+def test_put_repairs_a_large_file_of_a_complete_version(jupyter: Service, owner_keys: Keys, change: str) -> None:
+    digest = jupyter.run("python3", "-W", "ignore", "-c", LARGE).split()[-1]
+    client, key = client_for(owner_keys), f"repaired/{digest}/large.bin"
+    if change == "damaged":
+        put(owner_keys, key, bytes(PART) + b"y")  # of equal size
+    else:
+        client.remove_object(owner_keys.datasets, key)
+    assert jupyter.run("python3", "-W", "ignore", "-c", LARGE).split()[-1] == digest
+    assert client.get_object(owner_keys.datasets, key).data == bytes(PART) + b"x"
 
 
 def put(keys: Keys, key: str, content: bytes, metadata: dict[str, Any] | None = None) -> None:

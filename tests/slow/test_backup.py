@@ -25,8 +25,8 @@ from mlstack.host.compose import docker
 from mlstack.host.lock import held
 from mlstack.host.stack import Stack
 from mlstack.postgres import connected
-from tests.stack.test_stack import at_a_terminal
 from tests.support.clone import Clone
+from tests.support.readme import at_a_terminal
 from tests.support.service import wait_until
 from tests.support.work import admin, everything, fill, finished, started
 

@@ -71,8 +71,7 @@ def test_verify_and_upgrade_work_on_a_moved_stack(moved: Clone) -> None:
 def test_stack_moves_back_to_its_own_postgres(moved: Clone) -> None:
     before = content(moved)
     command(moved, "backup")
-    moved.set(EXTERNAL_POSTGRES="")
-    command(moved, "up")  # its volume has the passwords from before make rotate
+    moved.set(EXTERNAL_POSTGRES="")  # the volume has the passwords from before make rotate
     command(moved, "restore", BACKUP="latest", YES="1")
     assert "postgres" in Stack.of(moved.folder).containers
     assert content(moved) == before

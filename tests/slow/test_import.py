@@ -4,6 +4,8 @@ import json
 import os
 import re
 import secrets
+import signal
+import stat
 import subprocess
 import sys
 import time
@@ -64,6 +66,20 @@ def server(stack: Clone, *options: str) -> Iterator[tuple[str, str]]:
         docker("rm", "--force", name)
 
 
+@contextmanager
+def old_server(old_python: Path, folder: Path) -> Iterator[str]:
+    """The address of a server of MLflow 2.22 with its accounts off, which keeps its files in `folder`/artifacts."""
+    (port,) = free_ports(1)
+    options = ("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/rows.db", "--artifacts-destination", "artifacts")
+    command = [old_python.with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), *options]
+    with subprocess.Popen(command, cwd=folder, env=users_environment(), start_new_session=True) as process:
+        try:
+            wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
 def answers(url: str) -> bool:
     try:
         return requests.get(url, timeout=60).ok
@@ -110,7 +126,8 @@ def assert_imported(stack: Clone, origin: str, prefix: str, expected: str, **acc
         assert done.returncode == 0, done.stdout + done.stderr
     before = json.loads(re.sub(r'"(-?)inf"', rf'"\g<1>{LARGEST[1:]}', expected))  # a file store alone keeps infinity
     after = of_stack(stack, prefix)
-    assert after["models"] == before["models"]
+    for kind in ("models", "prompts"):
+        assert after[kind] == before[kind]
     assert after["experiments"].keys() == before["experiments"].keys()
     for name, experiment in before["experiments"].items():
         assert {key: after["experiments"][name][key] for key in experiment} == experiment, name
@@ -134,6 +151,26 @@ def test_sqlite_file_of_mlflow_3_is_the_same_in_the_stack(stack: Clone, source: 
     content = (source / "mlflow.db").read_bytes()
     assert_imported(stack, str(source / "mlflow.db"), "file/", run("read"))
     assert (source / "mlflow.db").read_bytes() == content
+
+
+def test_server_of_mlflow_2_is_the_same_in_the_stack_and_what_it_does_not_give_is_named(
+    stack: Clone, old_python: Path, source: Path
+) -> None:
+    with old_server(old_python, source) as url:
+        environment = users_environment() | {"MLFLOW_TRACKING_URI": url, "ARTIFACTS": str(source / "artifacts")}
+        program(old_python, environment, "fill", folder=source)
+        assert_imported(stack, url, "old/", program(old_python, environment, "read", folder=source))
+        (lost,) = (source / "artifacts").rglob("ümlaut 日本.json")
+        lost.unlink()
+        os.mknod(lost, stat.S_IFSOCK)  # is listed, and cannot be read
+        trace = {"experiment_id": "0", "timestamp_ms": 1}
+        assert requests.post(f"{url}/api/2.0/mlflow/traces", json=trace, timeout=60).ok
+        done = stack.make("import", FROM=url, PREFIX="lost/", YES="1")
+        assert done.returncode != 0
+        printed = " ".join((done.stdout + done.stderr).split())
+        assert "Default: 1 traces, which a server of MLflow 2 does not give to later clients" in printed
+        assert re.search(r"files/deep/ümlaut 日本.json cannot be read: 500", printed), printed
+        assert of_stack(stack, "lost/")["experiments"]["wine"]["runs"]
 
 
 @pytest.mark.parametrize("accounts", [False, True])

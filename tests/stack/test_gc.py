@@ -12,6 +12,7 @@ from io import BytesIO
 
 import pytest
 
+from mlstack import s3
 from mlstack.errors import MlstackError
 from mlstack.host.commands import gc
 from mlstack.host.compose import docker
@@ -301,7 +302,7 @@ def test_histories_are_complete_across_the_pages_of_a_listing(
         client.remove_object(keys.bucket, name)  # a version and a delete marker
     for name in names[1::3]:
         put(keys, name, b"again")  # two versions
-    monkeypatch.setattr(versions, "MANY", 10)
+    monkeypatch.setattr(s3, "MANY", 10)
     histories = list(versions.histories(client_for(owner_keys), owner_keys.bucket, folder))
     assert [history[0].name for history in histories] == names
     assert [len(history) for history in histories] == [2, 2, 1] * 300

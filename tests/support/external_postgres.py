@@ -2,10 +2,13 @@
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import psutil
 
 from mlstack.host.compose import DOCKER, docker
 from mlstack.host.preflight import free_ports
@@ -38,8 +41,9 @@ class ExternalPostgres:
 
 
 def address() -> str:
-    """An address of the host that containers reach too."""
-    return docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").strip()
+    """An address of the host that containers reach too. An engine's first start lists no gateway of its bridge."""
+    bridge = docker("network", "inspect", "bridge", "--format", '{{index .Options "com.docker.network.bridge.name"}}').strip()
+    return next(item.address for item in psutil.net_if_addrs()[bridge] if item.family == socket.AF_INET)
 
 
 @contextmanager

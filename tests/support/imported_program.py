@@ -5,16 +5,19 @@ A program of its own, so that any version of MLflow can run it. It uses MLFLOW_T
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 NOW = 1_700_000_000_000
+PROMPT = "tags.`mlflow.prompt.is_prompt` = 'true'"
 IS_3 = int(mlflow.__version__.partition(".")[0]) >= 3
 TEXT = 'it\'s "ünïcode" \\ ⚗\ttab\nline'
 
@@ -66,6 +69,10 @@ def fill_3(client: MlflowClient, experiment: str, run: str) -> None:
     client.finalize_logged_model(model.model_id, "READY")
     client.log_metric(run, "accuracy", 0.9, NOW, 0, model_id=model.model_id)
     mlflow.set_experiment(experiment_id=experiment)
+    for text in ("Answer {{question}}", "Answer {{question}} shortly"):
+        client.register_prompt("greeting", text, commit_message=TEXT, tags={"t": "u"})
+    client.set_prompt_alias("greeting", "best", 2)
+    client.set_prompt_tag("greeting", "_mlflow_experiment_ids", f",{experiment},")
 
     @mlflow.trace(name="answer", attributes={"a": 1})
     def answer(question: str) -> str:
@@ -94,6 +101,11 @@ def read(client: MlflowClient, prefix: str = "") -> dict[str, Any]:
                 read_model(client, model, prefix)
                 for model in pages(client.search_registered_models)
                 if model.name.startswith(prefix)
+            ],
+            "prompts": [
+                read_prompt(client, prompt, prefix)
+                for prompt in pages(client.search_registered_models, filter_string=PROMPT)
+                if prompt.name.startswith(prefix)
             ],
         }
 
@@ -138,7 +150,9 @@ def artifacts(list_files: Any, uri: str, folder: str, path: str | None = None) -
         if item.is_dir:
             checksums |= artifacts(list_files, uri, folder, item.path)
         else:
-            local = Path(mlflow.artifacts.download_artifacts(f"{uri}/{item.path}", dst_path=folder))
+            # Of MLflow 2.22, no client can download a name that is not Latin: its files are read where they are.
+            stored = os.environ.get("ARTIFACTS") and Path(os.environ["ARTIFACTS"], *urlsplit(uri).path.split("/"), item.path)
+            local = stored or Path(mlflow.artifacts.download_artifacts(f"{uri}/{item.path}", dst_path=folder))
             checksums[item.path] = hashlib.sha256(local.read_bytes()).hexdigest()
     return checksums
 
@@ -176,6 +190,19 @@ def read_model(client: MlflowClient, model: Any, prefix: str) -> dict[str, Any]:
         "versions": sorted(
             [int(v.version), v.source.partition(v.run_id)[2], v.run_id, v.status, v.description, dict(v.tags)] for v in versions
         ),
+    }
+
+
+def read_prompt(client: MlflowClient, prompt: Any, prefix: str) -> dict[str, Any]:
+    tags = dict(prompt.tags)
+    experiments = [client.get_experiment(number).name for number in tags.pop("_mlflow_experiment_ids", "").split(",") if number]
+    versions = pages(client.search_model_versions, filter_string=f"name = '{prompt.name}' AND {PROMPT}")
+    return {
+        "name": prompt.name.removeprefix(prefix),
+        "info": [prompt.description, tags, prompt.creation_timestamp],
+        "experiments": [name.removeprefix(prefix) for name in experiments],
+        "aliases": {alias: str(version) for alias, version in prompt.aliases.items()},
+        "versions": sorted([int(v.version), v.status, v.description, dict(v.tags)] for v in versions),
     }
 
 

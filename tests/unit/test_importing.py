@@ -14,6 +14,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.importing import files, rows, source
 from mlstack.host.importing.rows import Compared, Destination, Experiment
 from mlstack.host.stack import Stack
+from mlstack.manifests import etag_of
 
 RUN, OTHER, MODEL, TRACE = "a" * 32, "b" * 32, f"m-{'c' * 32}", f"tr-{'d' * 32}"
 EXPERIMENT = Experiment(314159265358979323, "wine", "active", 1, 2, 7, "mlflow-artifacts:/7")
@@ -115,7 +116,7 @@ def test_etag_is_that_of_s3(tmp_path: Path, subtests: pytest.Subtests) -> None:
     ):
         with subtests.test(content=content):
             path.write_bytes(content)
-            assert files.etag_of(path, 3) == etag
+            assert etag_of(path, 3) == etag
 
 
 @pytest.mark.refusal

@@ -56,9 +56,10 @@ def upload(source: Path, name: str) -> Version:
     begun = call("begin", name=name, files=[asdict(file) for file in files])
     version = {"name": name, "version": begun["version"]}
     _require_minio(begun["probe"])
-    missing = {number: files[number] for number in begun["missing"]}
+    sources = [paths[file.path] for file in files]
+    missing = {number: files[number] for number in sorted({*begun["missing"], *_damaged(version, sources, begun["etags"])})}
     uploads = {number: call("upload", **version, file=number) for number, file in missing.items() if file.parts}
-    _send(name, version, [paths[file.path] for file in files], list(missing_pieces(missing, uploads)))
+    _send(name, version, sources, list(missing_pieces(missing, uploads)))
     for number, running in uploads.items():
         call("assemble", **version, file=number, upload=running["upload"])
     return version_of(call("finish", **version))
@@ -127,6 +128,15 @@ def missing_pieces(missing: Mapping[int, File], uploads: Mapping[int, Any]) -> I
 def cache() -> Path:
     """The folder of downloaded versions. It can be deleted at any time."""
     return Path(settings.of_shell("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlstack" / "datasets"
+
+
+def _damaged(version: Mapping[str, str], paths: Sequence[Path], etags: Sequence[str]) -> list[int]:
+    """The stored files with other bytes, which the server hides. It reads those whose ETag is not that of these files."""
+    stored = [number for number, etag in enumerate(etags) if etag]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        own = list(pool.map(lambda number: manifests.etag_of(paths[number]), stored))
+    suspects = [number for number, etag in zip(stored, own, strict=True) if etag != etags[number]]
+    return [number for number in suspects if call("check", **version, file=number)["is_damaged"]]
 
 
 def _send(name: str, version: Mapping[str, str], paths: Sequence[Path], pieces: Sequence[Piece]) -> None:

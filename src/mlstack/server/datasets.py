@@ -5,6 +5,7 @@ manifest. So a version is immutable, and an upload can be resumed by any client:
 A version is visible when its manifest is, which is written last. Every account reads and writes all data sets.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from mlstack.server import auth
 from mlstack.server.presigned_urls import AS_A_FILE, LIFETIME, PAGE, host_of_minio
 from mlstack.server.signature import Signer, signer_for_uploads
 
+CHUNK = 1024 * 1024  # bytes that are read at once
 NOBODY = "anyone"  # puts data sets where accounts are off
 _MISSING = ("NoSuchKey", "NoSuchUpload", "404")
 _FULL = "XMinioAdminBucketQuotaExceeded"
@@ -84,11 +86,21 @@ class Files(Named):
 
 
 class Begun(BaseModel):
-    """An upload: which files are missing. `probe` is the URL of no object: only the right MinIO can say so."""
+    """An upload: which files are missing, and the ETag of each, empty for a missing one.
+
+    `probe` is the URL of no object: only the right MinIO can say so.
+    """
 
     version: str
     missing: list[int]
+    etags: list[str]
     probe: str
+
+
+class Checked(BaseModel):
+    """Whether a stored file had other bytes than its manifest says. Then it is missing now."""
+
+    is_damaged: bool
 
 
 class Upload(BaseModel):
@@ -132,15 +144,28 @@ def begin(content: Content, request: Request) -> Begun:
     host = host_of_minio(request)
     with _explained():
         _write(manifest_of(_folder(manifest), UPLOADS), json.dumps(asdict(manifest)).encode())
-        missing = _missing(manifest)
-    return Begun(version=manifest.version, missing=missing, probe=_reader(host).url(f"{UPLOADS}.mlstack-probe"))
+        etags = _etags(manifest)
+    missing = [number for number, etag in enumerate(etags) if not etag]
+    probe = _reader(host).url(f"{UPLOADS}.mlstack-probe")
+    return Begun(version=manifest.version, missing=missing, etags=etags, probe=probe)
+
+
+@router.post("/check")
+def check(suspect: InFile) -> Checked:
+    """Reads a stored file, and hides it if it has other bytes than its manifest says: then it can be sent again."""
+    with _explained():
+        manifest = _begun(suspect)
+        is_damaged = not _is_intact(_file(manifest, suspect.file), _key(manifest, suspect.file))
+        if is_damaged:
+            _client().remove_object(_bucket(), _key(manifest, suspect.file))
+    return Checked(is_damaged=is_damaged)
 
 
 @router.post("/upload")
 def upload(large: InFile) -> Upload:
     """Begins or resumes the upload of a large file in parts."""
     with _explained():
-        manifest = _writable(large)
+        manifest = _writable(large, large.file)
         key = _key(manifest, large.file)
         running = _s3().list_multipart_uploads(Bucket=_bucket(), Prefix=key).get("Uploads", [])
         ids = [upload["UploadId"] for upload in running if upload["Key"] == key]
@@ -151,11 +176,11 @@ def upload(large: InFile) -> Upload:
 
 @router.post("/links-to-write")
 def write(wanted: Pieces, request: Request) -> list[str]:
-    """A URL for each piece, in their order, which accepts its very bytes. Raises HTTPException 409 for a complete version."""
+    """A URL for each piece, in their order, which accepts its very bytes. Raises HTTPException 409 for what is complete."""
     bucket = _bucket()
     signer = signer_for_uploads(settings.storage(), host_of_minio(request), settings.server_keys(), LIFETIME, bucket)
     with _explained():
-        manifest = _writable(wanted)
+        manifest = _writable(wanted, *(piece.file for piece in wanted.pieces))
     return [_url_to_write(signer, manifest, piece) for piece in wanted.pieces]
 
 
@@ -163,7 +188,7 @@ def write(wanted: Pieces, request: Request) -> list[str]:
 def assemble(large: Assembled) -> None:
     """Completes a large file. Raises HTTPException 409 if parts of it are missing."""
     with _explained():
-        manifest = _writable(large)
+        manifest = _writable(large, large.file)
         file, key = _file(manifest, large.file), _key(manifest, large.file)
         try:
             tags = _parts(file, key, large.upload)
@@ -264,10 +289,11 @@ def _summaries(prefix: str) -> Iterator[Summary]:
         yield Summary(name, version, int(known["files"]), int(known["size"]), known["created"], known["by"])
 
 
-def _writable(version: Named) -> Manifest:
-    """A version whose upload has begun. Raises HTTPException 404 if it has not, 409 if it is complete."""
+def _writable(version: Named, *files: int) -> Manifest:
+    """A version whose upload has begun. Raises HTTPException 404 if it has not, 409 if it is complete and has these files."""
     manifest = _begun(version)
-    if any(_client().list_objects(_bucket(), manifest_of(_folder(manifest)))):
+    is_complete = any(_client().list_objects(_bucket(), manifest_of(_folder(manifest))))
+    if is_complete and not {*files} <= {*_missing(manifest)}:
         raise HTTPException(409, "This version is complete: it is immutable.")
     return manifest
 
@@ -304,9 +330,32 @@ def _parsed(key: str, _: str) -> Manifest:
 
 def _missing(manifest: Manifest) -> list[int]:
     """The places of the files that are not stored."""
+    return [number for number, etag in enumerate(_etags(manifest)) if not etag]
+
+
+def _etags(manifest: Manifest) -> list[str]:
+    """The ETag of each file; empty if it is not stored, or with another size."""
     folder = f"{_folder(manifest)}/"
-    stored = {item.object_name: item.size for item in _client().list_objects(_bucket(), folder, recursive=True)}
-    return [number for number, file in enumerate(manifest.files) if stored.get(folder + file.path) != file.size]
+    listed = _client().list_objects(_bucket(), folder, recursive=True)
+    stored = {(item.object_name, item.size): (item.etag or "").strip('"') for item in listed}
+    return [stored.get((folder + file.path, file.size), "") for file in manifest.files]
+
+
+def _is_intact(file: File, key: str) -> bool:
+    """Whether the object has the bytes of the file. Reads it up to the first part that differs."""
+    answer = _client().get_object(_bucket(), key)
+    try:
+        for sha256 in file.parts or (file.sha256,):
+            digest, rest = hashlib.sha256(), manifests.PART
+            while rest and (chunk := answer.read(min(CHUNK, rest))):
+                digest.update(chunk)
+                rest -= len(chunk)
+            if digest.hexdigest() != sha256:
+                return False
+    finally:
+        answer.close()
+        answer.release_conn()
+    return True
 
 
 def _parts(file: File, key: str, upload: str) -> Mapping[int, str]:

@@ -22,10 +22,7 @@ Histories = Mapping[str, Sequence[s3.Version]]
 
 def histories(client: Minio, bucket: str) -> Histories:
     """The versions and delete markers of each object, the oldest first. Markers before the first version say nothing."""
-    items: dict[str, list[s3.Version]] = {}
-    for item in s3.versions(client, bucket):
-        items.setdefault(item.name, []).insert(0, item)
-    in_order = {name: sorted(history, key=lambda item: (item.is_latest, item.time)) for name, history in items.items()}
+    in_order = {history[0].name: history[::-1] for history in s3.histories(client, bucket)}
     return {name: kept for name, history in in_order.items() if (kept := [*dropwhile(lambda item: item.is_marker, history)])}
 
 

@@ -92,6 +92,11 @@ def ensure_serving_login(stack: Stack, connection: Connection, schemas: Iterable
         postgres.ensure_member(connection, stack.serving.user)
 
 
+def knows_passwords(stack: Stack) -> bool:
+    """Whether MLflow's roles can log in: a server that was not used during `make rotate` has the passwords from before it."""
+    return all(postgres.accepts(login) for login in (stack.tracking, stack.accounts))
+
+
 def schemas(connection: Connection) -> list[str]:
     """Every schema that has a table."""
     with connection.cursor() as cursor:

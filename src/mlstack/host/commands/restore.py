@@ -84,6 +84,8 @@ def content(target: Stack) -> Content:
     with postgres.server(target) as server:
         if not postgres.exists(server, target.database):
             return Content({})
+    if not postgres.knows_passwords(target):
+        data_services.run_bootstrap(target)
     with postgres.connected(target) as connection:
         postgres.ensure_serving_login(target, connection, postgres.schemas(connection))
         counts = postgres.counts(postgres.tables(target, connection))

@@ -5,6 +5,7 @@ Only files below the roots of the source are read, whatever its rows say: a fold
 
 import hashlib
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from mlstack.errors import MlstackError
 from mlstack.host.backup.bucket import in_parallel
 from mlstack.host.importing import server
 from mlstack.host.importing.rows import SHOWN, Compared
+from mlstack.manifests import etag_of
 
 PART = 64 * 1024 * 1024  # bytes; a larger file is uploaded in parts
 _LOCAL = ("", "file", "mlflow-artifacts")
@@ -29,6 +31,7 @@ _FOLDERS = (
     "SELECT run_uuid, artifact_uri FROM runs UNION ALL SELECT model_id, artifact_location FROM logged_models"
     " UNION ALL SELECT request_id, value FROM trace_tags WHERE key = 'mlflow.artifactLocation'"
 )
+_RUN = re.compile(r"[0-9a-f]{32}")
 _SHORTEST, _LONGEST = 2, 4  # parts of a path that end in <experiment>/models/<id>/artifacts or in <id>/artifacts
 
 
@@ -213,6 +216,9 @@ class Transfer:
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        if _RUN.fullmatch(file.owner) and not file.name.isascii():
+            # MLflow 2 answers its client with such a name in a header, which its own web server rejects; not so its page.
+            return server.download_from_page(self._url or "", file.owner, file.name, Path(folder))
         try:
             return Path(get_artifact_repository(file.uri, tracking_uri=self._url).download_artifacts(file.name, folder))
         except MlflowException as error:
@@ -226,18 +232,6 @@ class Transfer:
             size = os.fstat(content.fileno()).st_size
             written = self._client.put_object(self._bucket, key, content, size, part_size=PART, num_parallel_uploads=2)
         return key, expected, (written.etag or "").strip('"')
-
-
-def etag_of(path: Path, part: int) -> str:
-    """What S3 answers for a file that is uploaded in parts of this size: a checksum of its content."""
-    digests = []
-    with path.open("rb") as file:
-        while chunk := file.read(part):
-            digests.append(hashlib.md5(chunk, usedforsecurity=False))
-    if len(digests) > 1:
-        joined = hashlib.md5(b"".join(digest.digest() for digest in digests), usedforsecurity=False)
-        return f"{joined.hexdigest()}-{len(digests)}"
-    return digests[0].hexdigest() if digests else hashlib.md5(b"", usedforsecurity=False).hexdigest()
 
 
 def _key(location: str) -> str:

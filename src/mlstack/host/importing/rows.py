@@ -21,6 +21,7 @@ from mlstack.errors import MlstackError
 DEFAULT = 0  # the experiment that every MLflow has
 SOURCE_ID = "mlstack.import.experiment_id"  # tag of an imported experiment
 LOCATION = "mlflow.artifactLocation"  # tag of a trace
+PROMPT_EXPERIMENTS = "_mlflow_experiment_ids"  # tag of a prompt: ids between commas, and at both ends
 # In an order in which no row comes before one that it refers to.
 TABLES = (
     "experiment_tags",
@@ -123,6 +124,9 @@ class Destination:
                 row["artifact_location"] = self.locations[row["model_id"]]
             case "trace_tags" if row["key"] == LOCATION:
                 row["value"] = self.locations[row["request_id"]]
+            case "registered_model_tags" if row["key"] == PROMPT_EXPERIMENTS:
+                ids = (int(part) for part in row["value"].split(",") if part.isdecimal())
+                row["value"] = f",{','.join(str(self.experiments[id_].id) for id_ in ids if id_ in self.experiments)},"
             case "model_versions":
                 label = f"version {row['version']} of the model {row['name']}"
                 row["source"] = self._moved(row["source"], label)

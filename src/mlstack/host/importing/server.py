@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mlstack import settings
@@ -18,11 +20,14 @@ from mlstack.errors import MlstackError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, LoggedModel, Metric, Run
+    from requests import Response
 
 USERNAME, PASSWORD = "IMPORT_USERNAME", "IMPORT_PASSWORD"
 _CLIENT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")  # of MLflow's client; the stack has its own in .env
 CONNECTIONS = 8
 PAGE = 1000
+TIMEOUT = 120  # seconds without an answer, as of MLflow's client
+BLOCK = 1024 * 1024  # bytes
 LARGEST = 1.7976931348623157e308  # stands for infinity in MLflow's tables
 ANY_STAGE = 3  # MLflow's ViewType.ALL
 MODEL_STATUS = {"PENDING": 1, "READY": 2, "FAILED": 3}
@@ -65,8 +70,9 @@ def read(url: str, database: sqlite3.Connection, traces: TextIO, announce: Calla
                 database.commit()
             _read_registry(client, database, announce)
             database.commit()
+            read_traces = _unread_traces if _is_of_mlflow_2(url) else partial(_read_traces, pool, traces, announce)
             for experiment in experiments:
-                problems += _read_traces(client, pool, experiment, traces, announce)
+                problems += read_traces(client, experiment)
         except MlflowException as error:
             raise MlstackError(
                 f"{url} did not answer as an MLflow server does: {error.message[:300]}",
@@ -74,6 +80,28 @@ def read(url: str, database: sqlite3.Connection, traces: TextIO, announce: Calla
                 f"check FROM, and {USERNAME} and {PASSWORD} in the environment if the server has accounts",
             ) from error
     return problems
+
+
+def download_from_page(url: str, run: str, name: str, folder: Path) -> Path:
+    """A run's artifact, from the address that MLflow's page uses. Raises OSError when the server does not answer with it."""
+    target = folder / "artifact"
+    with _answer(f"{url}/get-artifact", run_uuid=run, path=name) as answer, target.open("wb") as file:
+        answer.raise_for_status()
+        for block in answer.iter_content(BLOCK):
+            file.write(block)
+    return target
+
+
+def _is_of_mlflow_2(url: str) -> bool:
+    with _answer(f"{url}/version") as answer:
+        return bool(answer.ok and answer.text.startswith("2."))
+
+
+def _answer(url: str, **wanted: str) -> "Response":
+    import requests  # as MLflow's client: the same proxies and certificates
+
+    username, password = settings.of_shell(USERNAME), settings.of_shell(PASSWORD)
+    return requests.get(url, wanted, auth=(username, password) if username else None, stream=True, timeout=TIMEOUT)
 
 
 def _read_experiment(
@@ -225,14 +253,20 @@ def _insert_model(database: sqlite3.Connection, model: "LoggedModel") -> None:
 
 def _read_registry(client: "MlflowClient", database: sqlite3.Connection, announce: Callable[[str], None]) -> None:
     announce("reading the model registry")
-    for model in _pages(client.search_registered_models, filter_string=None, max_results=PAGE):
+    # A search without this filter leaves prompts out, which are registered models too.
+    kinds = (None, "tags.`mlflow.prompt.is_prompt` = 'true'")
+    models = [model for kind in kinds for model in _pages(client.search_registered_models, filter_string=kind, max_results=PAGE)]
+    versions = [
+        version for kind in kinds for version in _pages(client.search_model_versions, filter_string=kind, max_results=PAGE)
+    ]
+    for model in models:
         times = {"creation_time": model.creation_timestamp, "last_updated_time": model.last_updated_timestamp}
         _insert(database, "registered_models", {"name": model.name, "description": model.description, **times})
         for key, value in model.tags.items():
             _insert(database, "registered_model_tags", {"name": model.name, "key": key, "value": value})
         for alias, version in model.aliases.items():
             _insert(database, "registered_model_aliases", {"name": model.name, "alias": alias, "version": int(version)})
-    for version in _pages(client.search_model_versions, max_results=PAGE):
+    for version in versions:
         shared = {"name": version.name, "version": int(version.version)}
         row = {
             **shared,
@@ -252,18 +286,25 @@ def _read_registry(client: "MlflowClient", database: sqlite3.Connection, announc
             _insert(database, "model_version_tags", {**shared, "key": key, "value": value})
 
 
+def _unread_traces(client: "MlflowClient", experiment: "Experiment") -> list[str]:
+    """A server of MLflow 2 lists its traces to a later client, and answers with an error when that asks for one."""
+    count = len(_trace_infos(client, experiment))
+    return [f"{experiment.name}: {count} traces, which a server of MLflow 2 does not give to later clients"] if count else []
+
+
+def _trace_infos(client: "MlflowClient", experiment: "Experiment") -> list[Any]:
+    ids = [experiment.experiment_id]
+    return _supported(
+        lambda: [trace.info for trace in _pages(client.search_traces, locations=ids, include_spans=False, max_results=100)]
+    )
+
+
 def _read_traces(
-    client: "MlflowClient", pool: ThreadPoolExecutor, experiment: "Experiment", traces: TextIO, announce: Callable[[str], None]
+    pool: ThreadPoolExecutor, traces: TextIO, announce: Callable[[str], None], client: "MlflowClient", experiment: "Experiment"
 ) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     announce(f"reading the traces of {experiment.name}")
-    infos = _supported(
-        lambda: [
-            trace.info
-            for trace in _pages(client.search_traces, locations=[experiment.experiment_id], include_spans=False, max_results=100)
-        ]
-    )
 
     def trace_or_problem(info: Any) -> tuple[str, str]:
         try:
@@ -272,7 +313,7 @@ def _read_traces(
             return "", f"trace {info.trace_id}: {error.message}"
 
     problems = []
-    for text, problem in pool.map(trace_or_problem, infos):
+    for text, problem in pool.map(trace_or_problem, _trace_infos(client, experiment)):
         if text:
             traces.write(f"{text}\n")
         else:

@@ -12,6 +12,8 @@ from mlstack.host.render import size
 
 SHOWN = 20  # problems; all are in the log file
 
+LEFT_OUT = "Never imported: evaluation datasets, scorers, webhooks, gateway endpoints, reviews, issues and accounts."
+
 
 def screen(plan: Plan) -> Group:
     """What would be imported, and what cannot be read."""
@@ -20,7 +22,7 @@ def screen(plan: Plan) -> Group:
         if count := plan.counts[name]:
             table.add_row(label, f"{count:,}", "")
     table.add_row("files", f"{len(plan.files):,}", size(plan.size))
-    return Group(table, *_listed("cannot be read, and is left out:", plan.problems))
+    return Group(table, LEFT_OUT, *_listed("cannot be read, and is left out:", plan.problems))
 
 
 def comparison(report: Report) -> Group:

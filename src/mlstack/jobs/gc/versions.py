@@ -1,7 +1,6 @@
 """All versions of all objects, and their removal. Needs the keys of MinIO's owner."""
 
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,8 +14,6 @@ from mlstack.s3 import DOCTOR, Folder
 
 # …/<run>/, …/models/<model>/, …/traces/<trace>/
 _FOLDER = re.compile(r"(?:[^/]+/)*?(?:[0-9a-f]{32}|m-[0-9a-f]{32}|tr-[0-9a-f]{32})/")
-PAGE = 1000  # entries of one page of a listing
-MANY = 10 * PAGE
 
 
 @dataclass(frozen=True)
@@ -32,24 +29,13 @@ class Version:
 
 
 def histories(client: Minio, bucket: str, prefix: str = "") -> Iterator[list[Version]]:
-    """The versions of each object, newest first.
-
-    A page of the listing has its versions first and its delete markers after them. Names before the last page are complete.
-    """
-    pending: dict[str, list[Version]] = {}
-    last: deque[str] = deque(maxlen=PAGE)
-    for item in s3.versions(client, bucket, prefix):
-        version = Version(item.name, item.id, item.size, item.is_marker, item.time, None)
-        versions = pending.setdefault(item.name, [])
-        # The newest first, so that sorting keeps the order of versions of the same millisecond.
-        versions.insert(0 if item.is_latest else len(versions), version)
-        last.append(item.name)
-        if len(pending) > MANY:
-            first = min(last)
-            for complete in sorted(key for key in pending if key < first):
-                yield _in_order(pending.pop(complete))
-    for name in sorted(pending):
-        yield _in_order(pending[name])
+    """The versions of each object, newest first."""
+    for history in s3.histories(client, bucket, prefix):
+        replaced = [None, *(item.time for item in history)]
+        yield [
+            Version(item.name, item.id, item.size, item.is_marker, item.time, since)
+            for item, since in zip(history, replaced, strict=False)
+        ]
 
 
 def expired(history: list[Version], now: datetime, age: timedelta) -> list[Version]:
@@ -147,12 +133,3 @@ def remove_all(client: Minio, bucket: str, *prefixes: str) -> int:
     # The newest of each object last: if interrupted, no deleted object reappears.
     removed = remove(client, bucket, ((version.name, version.id) for history in listed() for version in history[1:]))
     return removed + remove(client, bucket, ((last.name, last.id) for last, *_ in listed()))
-
-
-def _in_order(versions: list[Version]) -> list[Version]:
-    newest_first = sorted(versions, key=lambda version: version.created, reverse=True)
-    replaced = [None, *(version.created for version in newest_first)]
-    return [
-        Version(version.name, version.id, version.size, version.is_marker, version.created, since)
-        for version, since in zip(newest_first, replaced, strict=False)
-    ]
