@@ -29,6 +29,7 @@ from mlstack.scoring.store import Store
 
 MODES = ("off", "shadow", "canary")
 SECONDS = 10
+_LONGEST = 200  # characters of an answer in plain text
 _MOVED = "the alias was moved in MLflow"
 
 
@@ -137,7 +138,8 @@ class Deployments:
             answer = requests.request(
                 method, f"{self._mlflow}/api/2.0/mlflow/{path}", json=body, headers=headers, timeout=SECONDS
             )
-            content = answer.json()
+            # MLflow denies in plain text.
+            content = answer.json() if "json" in answer.headers.get("content-type", "") else {"message": answer.text[:_LONGEST]}
         except requests.RequestException:
             raise HTTPException(503, "MLflow does not answer. Try again.") from None
         if not answer.ok:
