@@ -21,10 +21,11 @@ import requests
 from mlflow.deployments import get_deploy_client
 
 from mlstack.host import recovery
+from mlstack.host.preflight import free_ports
 from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.support import readme
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import ROOT, Clone, users_environment
 from tests.support.projects import set_values
 from tests.support.scoring import GOOD_ROW, JSON, MODEL, Scoring, mlflow_call, with_key
 from tests.support.service import wait_until
@@ -575,8 +576,8 @@ def test_promotion_without_the_right_to_delete_aliases_is_complete_and_is_not_re
     wait_until(lambda: (scoring.served(), scoring.served("challenger")) == (["2"], ["2"]))
     # A challenger that is the champion answers nothing as a canary, whatever its share.
     assert scoring.manage("POST", f"/deployments/{MODEL}/traffic", {"mode": "canary", "weight": 1, "reason": "tests"}).ok
-    answer = scoring.post("/invocations", records(), **{"X-Mlstack-Entity": "promoted"})
-    assert (answer.ok, [row["role"] for row in scoring.decisions(entity="promoted")]) == (True, ["champion"])
+    answer = scoring.score(GOOD_ROW)
+    assert [row["role"] for row in scoring.decisions(request=answer.headers["X-Mlstack-Decision"])] == ["champion"]
 
     assert scoring.manage("POST", f"/deployments/{MODEL}/promote", {"reason": "again"}).json() == first
     wait_until(lambda: scoring.served("challenger") == [])
@@ -760,6 +761,40 @@ def is_up(scoring: Scoring) -> bool:
         return requests.get(f"{scoring.url}/ping", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+def test_image_alone_speaks_the_inference_protocol_as_documented(scoring: Scoring, tmp_path: Path) -> None:
+    section = (ROOT / "docs/scoring.md").read_text(encoding="utf-8").partition("## One container")[2]
+    command, ask = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[:2]
+    (given,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[:1]
+    values, port = scoring.stack.values, free_ports(1)[0]
+    filled = re.sub(r"(\w+)=…", lambda line: f"{line[1]}={values[line[1]]}", given)
+    (tmp_path / "scoring.env").write_text(filled.replace("8101", str(port)))
+    (tmp_path / "request.json").write_text(json.dumps(V2))
+    name = f"{scoring.stack.name}-alone"
+    replaced = {"scoring-alone": name, "mlstack_": f"{scoring.stack.name}_", "mlstack-scoring": scoring.stack.image("scoring"),
+                "8101": str(port), "models/delays": f"models/{MODEL}", "curl": "curl --fail --silent --show-error"}  # fmt: skip
+    for old, new in replaced.items():
+        command, ask = command.replace(old, new), ask.replace(old, new)
+    ready, infer = ask.splitlines()
+    url = f"http://127.0.0.1:{port}"
+    host = lambda name: requests.get(f"{url}/v2/health/ready", headers={"Host": name}, timeout=60).status_code  # noqa: E731
+    try:
+        shell(command, tmp_path)
+        wait_until(lambda: shell(ready, tmp_path, check=False).returncode == 0)
+        wait_until(lambda: shell(infer, tmp_path, check=False, **values).returncode == 0)
+        answer = json.loads(shell(infer, tmp_path, **values).stdout)
+        assert (answer["model_version"], answer["outputs"][0]["data"]) == ("1", [2.0])
+        assert (host("models.example.com"), host("other.example.com")) == (200, 403)
+    finally:
+        shell(f"docker logs {name}; docker rm --force {name}; docker volume rm {name}", tmp_path, check=False)
+
+
+def shell(command: str, folder: Path, *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = users_environment() | environment
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 @pytest.mark.refusal
