@@ -153,6 +153,8 @@ def measure_scoring(bench: Bench, record: Record) -> None:
         *before, after = scoring.measurements(bench, servers)
         for measurement in before:
             measure(bench, record, measurement)
+        measure(bench, record, scoring.of_entities(bench, servers))
+        measure(replace(bench, size=replace(bench.size, repetitions=1)), record, scoring.swaps(bench, servers))
         scoring.log_after(bench.stacks[MLSTACK], servers[MLSTACK])
         measure(bench, record, after)
 

@@ -27,6 +27,7 @@ from typing import Any
 EXPERIMENT = "benchmark"
 MEGABYTE = 1_000_000
 SMALL_FILE = 10_000  # bytes
+SAME = 1e-9  # between predictions in the notebook and a server's
 THREADS = 8  # of the raw transfers of many files
 barrier: Any = None  # of forked clients, which inherit it
 
@@ -208,7 +209,7 @@ def load(name: str, loads: int) -> dict[str, Any]:
 # ---- scoring -----------------------------------------------------------------------------------
 
 
-def pipeline(name: str) -> dict[str, Any]:
+def pipeline(name: str, factor: float = 1.0) -> dict[str, Any]:
     """Registers a pipeline of twelve columns, eight numbers and four categories, as `champion`; the rows that it can score."""
     import mlflow
     import numpy as np
@@ -223,44 +224,147 @@ def pipeline(name: str) -> dict[str, Any]:
     categories = {f"c{column}": random.choice(list("abcdefgh"), 5_000) for column in range(4)}
     frame = frame.assign(**{column: pd.Series(values, dtype=object) for column, values in categories.items()})
     encoded = make_column_transformer((OneHotEncoder(sparse_output=False), [*categories]), remainder="passthrough")
-    model = make_pipeline(encoded, HistGradientBoostingRegressor(max_iter=100)).fit(frame, frame.n0 * 2 + (frame.c0 == "a"))
+    model = make_pipeline(encoded, HistGradientBoostingRegressor(max_iter=100)).fit(
+        frame, factor * (frame.n0 * 2 + (frame.c0 == "a"))
+    )
     with mlflow.start_run():
         # MLflow's default format, skops, does not load this model's types without a list of them.
         logged = mlflow.sklearn.log_model(
             model, name="model", input_example=frame.head(2), registered_model_name=name, serialization_format="cloudpickle"
         )
-    mlflow.MlflowClient().set_registered_model_alias(name, "champion", logged.registered_model_version)
+    version = str(logged.registered_model_version)
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", version)
     rows = frame.head(100)
-    return {"rows": rows.to_dict("records"), "predictions": model.predict(rows).tolist()}
+    return {"rows": rows.to_dict("records"), "predictions": model.predict(rows).tolist(), "version": version}
 
 
-def score(url: str, headers: dict[str, str], body: str, clients: int, calls: int) -> dict[str, Any]:
-    """Latencies of requests from this many processes at once, each over one connection, and the seconds that all took."""
+def broken(name: str) -> dict[str, Any]:
+    """Registers a version that crashes while the scoring service loads it."""
+    import mlflow
+    import pandas as pd
+
+    class Broken(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+        def load_context(self, context: Any) -> None:
+            if "SCORING_PORT" in os.environ:
+                os.abort()
+
+        def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[float]:
+            return [0.0] * len(model_input)
+
+    with mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(
+            name="model", python_model=Broken(), input_example=pd.DataFrame({"n0": [1.0]}), registered_model_name=name
+        )
+    return {"version": str(logged.registered_model_version)}
+
+
+def of_entities(name: str, routes: int, events: int) -> dict[str, Any]:
+    """Registers a model of the features of routes as `champion`, with a policy. The entities that it can score."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    from mlstack import features, policies
+
+    random = np.random.default_rng(0)
+    ages = pd.to_timedelta(np.sort(random.uniform(3_600, 90 * 86_400, events))[::-1], unit="s")
+    past = pd.DataFrame({"route": [f"r{number}" for number in random.integers(0, routes, events)]})
+    past = past.assign(event_time=pd.Timestamp.now("UTC") - ages, late=random.integers(0, 2, events))
+    past = past.assign(known_at=past.event_time, minutes=random.integers(0, 60, events))
+    route = features.Entity("benchmark_route", keys=("route",))
+    delays = features.Totals("benchmark_delays", route, columns=("late", "minutes"))
+    view = features.FeatureView("benchmark_route", delays, windows=("1d", "7d", "30d"))
+    features.apply(view)
+    features.backfill(delays, past)
+    spine = pd.DataFrame({"route": past.route, "at": past.event_time, "distance": random.uniform(100, 3_000, events)}).tail(2_000)
+    training = features.training_set(spine, [view], "benchmark_delays")
+    frame = training.frame.drop(columns=["route", "at"])
+    model = HistGradientBoostingRegressor(max_iter=100).fit(frame, frame.distance / 100)
+    with mlflow.start_run():
+        logged = mlflow.sklearn.log_model(
+            model, name="model", input_example=frame.head(2), registered_model_name=name, metadata={"features": training.views}
+        )
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", logged.registered_model_version)
+    policies.put(name, {"thresholds": [{"below": 15, "decision": "on time"}], "otherwise": "late"})
+    policies.activate(name, 1, reason="benchmark")
+    return {"entities": [{"route": f"r{number}", "distance": 1_400.0} for number in range(routes)]}
+
+
+def score(
+    url: str, headers: dict[str, str], body: str, clients: int, calls: int, *, expected: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """Latencies of requests from this many processes at once, each over one connection, and the seconds that all took.
+
+    `expected` has the first prediction of each version that may answer. Raises RuntimeError for any other answer.
+    """
     global barrier  # noqa: PLW0603 (what forked processes inherit)
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(clients)
     with context.Pool(clients) as pool:
-        parts = pool.starmap(_scores, [(url, headers, body, calls)] * clients, chunksize=1)
+        parts = pool.starmap(_scores, [(url, headers, body, calls, expected)] * clients, chunksize=1)
     begun, ended = min(part[0] for part in parts), max(part[1] for part in parts)
     return {"latencies": [seconds for part in parts for seconds in part[2]], "total": ended - begun}
 
 
-def _scores(url: str, headers: dict[str, str], body: str, calls: int) -> tuple[float, float, list[float]]:
+def _scores(
+    url: str, headers: dict[str, str], body: str, calls: int, expected: dict[str, float] | None
+) -> tuple[float, float, list[float]]:
+    ask = _asks(url, headers)
+
+    def checked() -> None:
+        version, answer = ask(body)
+        if expected and abs(answer["predictions"][0] - expected[version]) > SAME:
+            raise RuntimeError(f"version {version} answered {answer['predictions'][0]} instead of {expected[version]}")
+
+    checked()
+    barrier.wait(300)
+    begun = time.perf_counter()
+    latencies = [_timed(checked)[0] for _ in range(calls)]
+    return begun, time.perf_counter(), latencies
+
+
+def paced(url: str, headers: dict[str, str], bodies: list[str], *, clients: int, rate: float, calls: int) -> dict[str, Any]:
+    """Latencies of requests that are due at a steady rate, each from when it was due. Raises RuntimeError without a decision."""
+    global barrier  # noqa: PLW0603 (what forked processes inherit)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(clients)
+    with context.Pool(clients) as pool:
+        jobs = [(url, headers, bodies[client::clients], (client / rate, clients / rate), calls) for client in range(clients)]
+        lists = pool.starmap(_paces, jobs, chunksize=1)
+    return {"latencies": [seconds for latencies in lists for seconds in latencies]}
+
+
+def _paces(url: str, headers: dict[str, str], bodies: list[str], times: tuple[float, float], calls: int) -> list[float]:
+    first, pause = times
+    ask = _asks(url, headers)
+    ask(bodies[0])
+    barrier.wait(300)
+    begun, latencies = time.perf_counter() + first, []
+    for call in range(calls):
+        due = begun + call * pause
+        time.sleep(max(0.0, due - time.perf_counter()))
+        _, answer = ask(bodies[call % len(bodies)])
+        latencies.append(time.perf_counter() - due)
+        if len(answer["decisions"]) != 1:
+            raise RuntimeError(f"no decision: {answer}")
+    return latencies
+
+
+def _asks(url: str, headers: dict[str, str]) -> Callable[[str], tuple[str, dict[str, Any]]]:
+    """Sends a body over one connection: the version that answers, and the answer. Raises RuntimeError if it is none."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=120)
 
-    def ask() -> None:
+    def ask(body: str) -> tuple[str, dict[str, Any]]:
         connection.request("POST", parts.path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         content = answer.read()
         if answer.status != http.HTTPStatus.OK:
             raise RuntimeError(f"{answer.status}: {content[:500]!r}")
+        return answer.headers.get("X-Mlstack-Version", ""), json.loads(content)
 
-    ask()
-    barrier.wait(300)
-    begun = time.perf_counter()
-    latencies = [_timed(ask)[0] for _ in range(calls)]
-    return begun, time.perf_counter(), latencies
+    return ask
 
 
 # ---- reading -----------------------------------------------------------------------------------
@@ -448,7 +552,8 @@ def _digest(path: Path) -> str:
 TASKS = {
     task.__name__: task
     for task in (
-        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load, pipeline, score,
+        hello, loop, forked, synchronous, batches, params, autolog, file, files, register, load,
+        pipeline, broken, of_entities, score, paced,
         experiment, search, frame_by_search, frame_by_reader, frames_are_equal, raw_storage, raw_copy, raw_insert, raw_disk,
     )
 }  # fmt: skip

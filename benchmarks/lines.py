@@ -33,6 +33,7 @@ class Size:
     files_of_defaults: int = 200
     loads: int = 5
     scores: int = 200  # requests of each client
+    moves: int = 100  # of an alias
     rest: float = 30.0
     runs: int = 10_000
     growth: tuple[int, ...] = (1_000, 10_000, 100_000)

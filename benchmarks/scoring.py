@@ -5,11 +5,14 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
+from urllib.parse import urljoin
 
+import requests
 from dotenv import dotenv_values
 
 from benchmarks.figures import DEFAULTS, MLSTACK, Better, Line, Values, percentile
@@ -26,6 +29,10 @@ PREFIX = "score_"  # of the keys of all lines below, which have a page of their 
 NANOSECONDS = 1e9
 MANY = 16  # clients
 SAME = 1e-9  # between predictions in the notebook and the service's
+ROUTES, EVENTS = 200, 50_000  # of the features
+RATE = 100  # requests in a second
+GOOD, BROKEN_IN = 3, 5  # versions that answer, and moves of which the last is to a broken one
+SWAPPING = 8  # clients
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,99 @@ def measurements(bench: Bench, servers: Scorers) -> tuple[Measurement, ...]:
             Line("score_after", "scoring: 16 clients, logged after the answer", "answers/s", Better.MORE, (at_least(8),)),
         ), load(MANY, 1, calls, after)),
     )  # fmt: skip
+
+
+def of_entities(bench: Bench, servers: Scorers) -> Measurement:
+    """Features, model and decision of a request that names an entity. Raises MlstackError if the model is not served."""
+    name = f"{MODEL}-entities"
+    entities = bench.clients[MLSTACK].ask("of_entities", name=name, routes=ROUTES, events=EVENTS)["entities"]
+    server = servers[MLSTACK]
+    bodies = {number: json.dumps({"entities": [entity]}) for number, entity in enumerate(entities, start=1)}
+    path = f"/endpoints/{name}/entities"
+    inside, outside = (urljoin(url, path) for url in (server.inside, server.outside))
+    asked = replace(server, inside=inside, outside=outside, bodies=bodies)
+    _first_answer(asked)
+
+    def measure(_: Bench, stack: Stack, client: Client) -> Values:
+        if stack.side != MLSTACK:
+            return {}
+        logged = _logged(stack)
+        answer = client.ask(
+            "paced",
+            url=inside,
+            headers=asked.headers,
+            bodies=[*bodies.values()],
+            clients=MANY,
+            rate=RATE,
+            calls=bench.size.scores,
+        )
+        _expect(stack, logged + MANY * (bench.size.scores + 1))
+        return {
+            "score_entity_p50": median(answer["latencies"]) * MS,
+            "score_entity_p99": percentile(answer["latencies"], 0.99) * MS,
+        }
+
+    label = f"scoring: features, model and decision, {RATE} requests/s"
+    return Measurement("scoring of entities", (
+        Line("score_entity_p50", f"{label}, p50", "ms", Better.LESS, (no_more_than(15),)),
+        Line("score_entity_p99", f"{label}, p99", "ms", Better.LESS, (no_more_than(60),)),
+    ), measure)  # fmt: skip
+
+
+def swaps(bench: Bench, servers: Scorers) -> Measurement:
+    """The alias moves from version to version while clients score. Raises MlstackError for a wrong, failed or unlogged answer."""
+    server, moves = servers[MLSTACK], bench.size.moves
+    good = [bench.clients[MLSTACK].ask("pipeline", name=MODEL, factor=float(factor)) for factor in range(1, GOOD + 1)]
+    expected = {answer["version"]: answer["predictions"][0] for answer in good}
+    broken = bench.clients[MLSTACK].ask("broken", name=MODEL)["version"]
+    versions = [broken if move % BROKEN_IN == BROKEN_IN - 1 else good[move % GOOD]["version"] for move in range(moves)]
+
+    def measure(_: Bench, stack: Stack, client: Client) -> Values:
+        if stack.side != MLSTACK:
+            return {}
+        for version in expected:  # the alias is at the last of them
+            _move(stack, server, version)
+        logged, answered = _logged(stack), 0
+
+        def p99(is_going: Callable[[], bool]) -> float:
+            nonlocal answered
+            latencies: list[float] = []
+            while not latencies or is_going():
+                latencies += client.ask(
+                    "score", url=server.inside, headers=server.headers, body=server.bodies[1], clients=SWAPPING,
+                    calls=bench.size.scores, expected=expected,
+                )["latencies"]  # fmt: skip
+                answered += SWAPPING * (bench.size.scores + 1)
+            return percentile(latencies, 0.99)
+
+        calm = p99(lambda: False)
+        with ThreadPoolExecutor(1) as thread:
+            moving = thread.submit(lambda: [_move(stack, server, version) for version in versions])
+            during = p99(lambda: not moving.done())
+            moving.result()
+        _expect(stack, logged + answered)
+        return {"score_swaps": during / calm}
+
+    label = f"scoring: p99 during {moves} exchanges, {moves // BROKEN_IN} of them broken"
+    return Measurement("scoring, exchanges", (
+        Line("score_swaps", label, "× that without", Better.LESS, (no_more_than(2),)),
+    ), measure)  # fmt: skip
+
+
+def _move(stack: Stack, server: Scorer, version: str) -> None:
+    """Moves the alias and waits until the service serves or rejects the version."""
+    account, password = _value(stack, "MLFLOW_TRACKING_USERNAME"), _value(stack, "MLFLOW_TRACKING_PASSWORD")
+    moved = requests.post(
+        f"http://127.0.0.1:{_value(stack, 'MLFLOW_PORT')}/api/2.0/mlflow/registered-models/alias",
+        json={"name": MODEL, "alias": "champion", "version": version}, auth=(account, password), timeout=PATIENCE,
+    )  # fmt: skip
+    moved.raise_for_status()
+
+    def is_decided() -> bool:
+        listed = requests.get(urljoin(server.outside, "/models"), headers=server.headers, timeout=PATIENCE).json()
+        return any((row["model"], row["version"]) == (MODEL, version) for row in (*listed["served"], *listed["rejected"]))
+
+    wait_until(is_decided, PATIENCE)
 
 
 def log_after(stack: Stack, server: Scorer) -> None:

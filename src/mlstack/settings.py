@@ -191,6 +191,9 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
         Variable("SCORING_MEMORY", _memory),
         Variable("SCORING_RATE", _matches(r"[0-9]{1,6}", "a whole number of requests in a second, 0 for no limit")),
+        Variable(
+            "SCORING_HOSTS", _matches(r"[a-z0-9.:-]+(,[a-z0-9.:-]+)*", "names of hosts with commas between them"), optional=True
+        ),
         Variable("SCORING_REPLICAS", _matches(r"[1-4]", "a number from 1 to 4, or empty"), optional=True),
         Variable("SCORING_USERNAME", _account),
         _secret("SCORING_PASSWORD", 12),
@@ -626,6 +629,12 @@ def scoring_aliases() -> tuple[str, ...]:
 def scoring_rate() -> int:
     """How many requests in a second a client of the scoring service may send; 0 for no limit."""
     return int(read("SCORING_RATE")["SCORING_RATE"])
+
+
+def scoring_hosts() -> tuple[str, ...]:
+    """Names under which clients reach the scoring service, besides its own."""
+    named = read("SCORING_HOSTS", values={"SCORING_HOSTS": of_shell("SCORING_HOSTS")})["SCORING_HOSTS"]
+    return tuple(name for name in named.split(",") if name)
 
 
 def decision_log() -> str:

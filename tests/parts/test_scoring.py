@@ -21,9 +21,11 @@ import requests
 from mlflow.deployments import get_deploy_client
 
 from mlstack.host import recovery
+from mlstack.host.preflight import free_ports
 from mlstack.host.stack import Stack
+from mlstack.postgres import connected
 from tests.support import readme
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import ROOT, Clone, users_environment
 from tests.support.projects import set_values
 from tests.support.scoring import GOOD_ROW, JSON, MODEL, Scoring, mlflow_call, with_key
 from tests.support.service import wait_until
@@ -561,6 +563,99 @@ def test_challenger_shadows_answers_a_share_is_promoted_and_rolled_back(scoring:
     wait_until(lambda: deployment_of(scoring, scoring.score(GOOD_ROW)) == newest[0]["id"])
 
 
+def test_promotion_without_the_right_to_delete_aliases_is_complete_and_is_not_repeated(scoring: Scoring) -> None:
+    (password,) = re.findall(r"MLFLOW_TRACKING_PASSWORD=(\S+)", scoring.stack.make("user", NAME="ada", YES="1").stdout)
+    scoring.set_alias("2", "challenger")
+    wait_until(lambda: scoring.served("challenger") == ["2"])
+    url, reason = f"{scoring.url}/deployments/{MODEL}/promote", {"reason": "it is better"}
+    first = requests.post(url, json=reason, auth=("ada", password), timeout=60).json()
+    assert (first["version"], first["previous"]) == ("2", "1")
+    assert first.pop("remaining").startswith(
+        "The alias challenger still names the new champion. MLflow answers: Permission denied"
+    )
+    wait_until(lambda: (scoring.served(), scoring.served("challenger")) == (["2"], ["2"]))
+    # A challenger that is the champion answers nothing as a canary, whatever its share.
+    assert scoring.manage("POST", f"/deployments/{MODEL}/traffic", {"mode": "canary", "weight": 1, "reason": "tests"}).ok
+    answer = scoring.score(GOOD_ROW)
+    assert [row["role"] for row in scoring.decisions(request=answer.headers["X-Mlstack-Decision"])] == ["champion"]
+
+    assert scoring.manage("POST", f"/deployments/{MODEL}/promote", {"reason": "again"}).json() == first
+    wait_until(lambda: scoring.served("challenger") == [])
+    assert scoring.manage("POST", f"/deployments/{MODEL}/rollback", {"reason": "it is not"}).json()["version"] == "1"
+    wait_until(lambda: scoring.served() == ["1"])
+    newest = scoring.manage("GET", f"/deployments/{MODEL}").json()["deployments"][:2]
+    assert [(row["version"], row["previous"], row["set_by"]) for row in newest] == [
+        ("1", "2", scoring.stack.values["MLFLOW_TRACKING_USERNAME"]),
+        ("2", "1", "ada"),
+    ]
+
+
+# In the service's container: two replicas have both read the newest deployment before either records one.
+SEEN_TWICE = """
+import asyncio
+from functools import partial
+from threading import Barrier
+from mlstack import settings
+from mlstack.scoring.catalogue import Champion
+from mlstack.scoring.deployments import seen
+from mlstack.scoring.store import Store
+barrier = Barrier(2, timeout=60)
+stores = [Store(settings.scoring_login(), f"replica {number}") for number in (1, 2)]
+
+def is_named(model, version):
+    barrier.wait()
+    return True
+
+async def look(version):
+    work = partial(seen, {"seen twice": Champion(version, is_named=True)}, "scoring", is_named)
+    return await asyncio.gather(*(store.run(work) for store in stores))
+
+for version in ("1", "2", "1"):
+    first, second = asyncio.run(look(version))
+    print(first == second)
+"""
+
+
+def test_move_that_two_replicas_see_at_the_same_time_is_recorded_once(scoring: Scoring) -> None:
+    assert scoring.stack.in_container("scoring", "python3", "-c", SEEN_TWICE).split() == ["True"] * 3
+    recorded = scoring.manage("GET", "/deployments/seen twice").json()["deployments"]
+    assert [(row["version"], row["previous"]) for row in recorded] == [("1", "2"), ("2", "1"), ("1", None)]
+
+
+# The connection is lost while a deployment is committed.
+LOST = """
+CREATE FUNCTION serving.lose() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+AS 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER lose AFTER INSERT ON serving.deployments DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION serving.lose()
+"""
+
+
+def test_promotion_whose_record_is_lost_says_so_and_is_recorded_once(scoring: Scoring) -> None:
+    scoring.set_alias("2", "challenger")
+    promote = lambda: scoring.manage("POST", f"/deployments/{MODEL}/promote", {"reason": "it is better"})  # noqa: E731
+    listed = lambda: scoring.manage("GET", f"/deployments/{MODEL}").json()["deployments"]  # noqa: E731
+    before = listed()
+    with connected(Stack.of(scoring.stack.folder).owner, 30) as connection, connection.cursor() as cursor:
+        cursor.execute(LOST)
+        try:
+            promoted = promote()
+        finally:
+            cursor.execute("DROP FUNCTION serving.lose() CASCADE")
+    assert promoted.status_code == 503
+    assert promoted.json()["message"].startswith("Version 2 is the champion, but Postgres did not confirm")
+    wait_until(lambda: len(listed()) == len(before) + 1)
+    newest, *others = listed()
+    assert ((newest["version"], newest["previous"], newest["reason"]), others) == (
+        ("2", "1", "the alias was moved in MLflow"),
+        before,
+    )
+    assert promote().json() == {"deployment": newest["id"], "version": "2", "previous": "1"}
+    assert listed() == [newest, *others]
+    scoring.set_alias("1")
+    wait_until(lambda: (scoring.served(), scoring.served("challenger")) == (["1"], []))
+
+
 def deployment_of(scoring: Scoring, answer: requests.Response) -> str | None:
     (decision,) = scoring.decisions(request=answer.headers["X-Mlstack-Decision"])
     deployment: str | None = decision["deployment"]
@@ -666,6 +761,40 @@ def is_up(scoring: Scoring) -> bool:
         return requests.get(f"{scoring.url}/ping", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+def test_image_alone_speaks_the_inference_protocol_as_documented(scoring: Scoring, tmp_path: Path) -> None:
+    section = (ROOT / "docs/scoring.md").read_text(encoding="utf-8").partition("## One container")[2]
+    command, ask = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)[:2]
+    (given,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[:1]
+    values, port = scoring.stack.values, free_ports(1)[0]
+    filled = re.sub(r"(\w+)=…", lambda line: f"{line[1]}={values[line[1]]}", given)
+    (tmp_path / "scoring.env").write_text(filled.replace("8101", str(port)))
+    (tmp_path / "request.json").write_text(json.dumps(V2))
+    name = f"{scoring.stack.name}-alone"
+    replaced = {"scoring-alone": name, "mlstack_": f"{scoring.stack.name}_", "mlstack-scoring": scoring.stack.image("scoring"),
+                "8101": str(port), "models/delays": f"models/{MODEL}", "curl": "curl --fail --silent --show-error"}  # fmt: skip
+    for old, new in replaced.items():
+        command, ask = command.replace(old, new), ask.replace(old, new)
+    ready, infer = ask.splitlines()
+    url = f"http://127.0.0.1:{port}"
+    host = lambda name: requests.get(f"{url}/v2/health/ready", headers={"Host": name}, timeout=60).status_code  # noqa: E731
+    try:
+        shell(command, tmp_path)
+        wait_until(lambda: shell(ready, tmp_path, check=False).returncode == 0)
+        wait_until(lambda: shell(infer, tmp_path, check=False, **values).returncode == 0)
+        answer = json.loads(shell(infer, tmp_path, **values).stdout)
+        assert (answer["model_version"], answer["outputs"][0]["data"]) == ("1", [2.0])
+        assert (host("models.example.com"), host("other.example.com")) == (200, 403)
+    finally:
+        shell(f"docker logs {name}; docker rm --force {name}; docker volume rm {name}", tmp_path, check=False)
+
+
+def shell(command: str, folder: Path, *, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = users_environment() | environment
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
 
 
 @pytest.mark.refusal

@@ -1,5 +1,7 @@
-"""Three replicas of the scoring service behind a proxy: what they answer and record is exact while one of them is killed."""
+"""Replicas of the scoring service behind a proxy: what they answer and record is exact while one of them is killed, and the
+commands of the stack know them."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +11,7 @@ from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.faults.scoring import AGAIN, NO_ANSWER, logged, working
 from tests.support.clone import Clone
-from tests.support.scoring import MODEL, Scoring, with_key
+from tests.support.scoring import GOOD_ROW, MODEL, Scoring, with_key
 from tests.support.service import wait_until
 
 REPLICAS = 3
@@ -75,3 +77,69 @@ def test_each_replica_answers_and_rejects_by_itself(replicas: Scoring) -> None:
     for index in range(1, REPLICAS + 1):
         command = ("exec", "--no-TTY", "--index", str(index), "scoring", "python3", "-m", "mlstack.scoring.access", "list")
         assert replicas.stack.compose(*command) == "tests"
+
+
+def containers(scoring: Scoring, service: str = "scoring") -> int:
+    return len(scoring.stack.compose("ps", "--quiet", service).split())
+
+
+def make(scoring: Scoring, *targets: str, **variables: str) -> str:
+    done = scoring.stack.make(*targets, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_number_of_replicas_changes_while_clients_score(replicas: Scoring) -> None:
+    """By SCORING_REPLICAS and `make up`, and by `--scale` until the next of them."""
+    with working(replicas, "scaled") as clients:
+        replicas.stack.set(SCORING_REPLICAS="2")
+        make(replicas, "up")
+        assert containers(replicas) == 2
+        replicas.stack.set(SCORING_REPLICAS=str(REPLICAS))
+        replicas.stack.compose("up", "--detach", "--wait", "--scale", "scoring=4")
+        assert containers(replicas) == 4
+        begun = len(clients.answers)
+        wait_until(lambda: len(clients.answers) >= begun + AGAIN)
+        make(replicas, "up")
+        assert containers(replicas) == REPLICAS
+    assert [answer for answer in clients.answers if not answer.is_right] == []
+    scores = logged(replicas.stack, "scaled")
+    assert {answer.decision: [answer.score] for answer in clients.answers}.items() <= scores.items()
+    assert all(len(rows) == 1 for rows in scores.values())
+
+
+def test_status_and_doctor_know_each_replica(replicas: Scoring) -> None:
+    status = json.loads(make(replicas, "status", JSON="1"))["services"]
+    names = [service["name"] for service in status if "scoring" in service["name"]]
+    assert len(names) == REPLICAS + 1
+    assert all(service["is_healthy"] for service in status)
+    checks = json.loads(make(replicas, "doctor", JSON="1"))["checks"]
+    assert {check["state"] for check in checks if check["reach"] == "scoring"} == {"ok"}
+
+
+def test_lost_env_gets_the_replicas_back_from_their_containers(replicas: Scoring) -> None:
+    before = replicas.stack.values
+    (replicas.stack.folder / ".env").unlink()
+    make(replicas, "env", COMPOSE_PROJECT_NAME=replicas.stack.name)
+    changed = {name: (value, before[name]) for name, value in replicas.stack.values.items() if value != before[name]}
+    assert changed == {}
+    make(replicas, "up")
+    assert (containers(replicas), replicas.score(GOOD_ROW).ok) == (REPLICAS, True)
+
+
+def test_rotation_replaces_the_secrets_of_each_replica(replicas: Scoring) -> None:
+    before = replicas.stack.values["SCORING_DB_PASSWORD"]
+    make(replicas, "rotate", YES="1")
+    assert replicas.stack.values["SCORING_DB_PASSWORD"] != before
+    assert containers(replicas) == REPLICAS
+    assert all(replicas.score(GOOD_ROW).ok for _ in range(4 * REPLICAS))
+
+
+def test_one_service_and_replicas_take_turns_while_the_part_is_off(replicas: Scoring) -> None:
+    for number in ("", str(REPLICAS)):
+        make(replicas, "remove", PART="scoring")
+        assert (containers(replicas), containers(replicas, "scoring-proxy")) == (0, 0)
+        replicas.stack.set(SCORING_REPLICAS=number)
+        make(replicas, "add", PART="scoring")
+        assert (containers(replicas), containers(replicas, "scoring-proxy")) == ((REPLICAS, 1) if number else (1, 0))
+        wait_until(lambda: replicas.score(GOOD_ROW).ok)  # with the same key

@@ -99,7 +99,7 @@ PARTS = {
         "scoring": SCORING_ACCOUNT
         | SCORING_ROLE
         | {"SCORING_PORT", "SCORING_ALIASES", "SCORING_MEMORY", "SCORING_RATE", "SCORING_IMAGE", "POSTGRES_DB", "DECISION_LOG"}
-        | {"SCORING_REPLICAS", "LOG_LEVEL"},
+        | {"SCORING_HOSTS", "SCORING_REPLICAS", "LOG_LEVEL"},
         "scoring-proxy": {"SCORING_PORT", "SCORING_REPLICAS", "SCORING_IMAGE"},
     },
     "gateway": {

@@ -6,6 +6,7 @@ deployments.promote("delays", reason="10 % for a week without complaints")
 deployments.rollback("delays", reason="too many late flights")
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mlstack.client.scoring import call
@@ -13,10 +14,18 @@ from mlstack.client.scoring import call
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 
 def promote(model: str, reason: str) -> str:
-    """Makes the challenger the champion and returns its version. Raises MlstackError."""
-    return str(call("POST", f"/deployments/{model}/promote", body={"reason": reason})["version"])
+    """Makes the challenger the champion and returns its version. Raises MlstackError.
+
+    An account that may not delete the alias leaves it on the champion, where it has no effect; a warning says so.
+    """
+    promoted = call("POST", f"/deployments/{model}/promote", body={"reason": reason})
+    if remaining := promoted.get("remaining"):
+        log.warning("%s", remaining)
+    return str(promoted["version"])
 
 
 def rollback(model: str, reason: str) -> str:

@@ -49,6 +49,6 @@ def _require_ok(answer: requests.Response) -> None:
         content = answer.json() if answer.headers.get("content-type") == "application/json" else {}
         raise MlstackError(
             f"the scoring service answers {answer.status_code}: {content.get('message', answer.reason)}",
-            "Nothing was changed.",
+            "Nothing was changed." if answer.status_code < 500 else "It was not done, or not completely.",  # noqa: PLR2004
             "check MLFLOW_TRACKING_USERNAME and _PASSWORD" if answer.status_code == 401 else "make logs SERVICE=scoring",  # noqa: PLR2004
         )

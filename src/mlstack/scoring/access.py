@@ -130,10 +130,10 @@ def error(status: int, code: str, message: str, **details: object) -> JSONRespon
     return JSONResponse({"error_code": code, "message": message, "error": message, **details}, status)
 
 
-def hosts(port: int) -> Collection[str]:
-    """The names of the service in requests: inside the stack, and on the host. Others may be DNS rebinding."""
+def hosts(port: int, others: Collection[str] = ()) -> Collection[str]:
+    """The names of the service in requests: inside the stack, on the host, and `others`. Any other may be DNS rebinding."""
     on_the_host = ("127.0.0.1", "localhost", "scoring.localhost")
-    return {"scoring", "scoring:8000", "localhost", *(f"{name}:{port}" for name in on_the_host)}
+    return {"scoring", "scoring:8000", "localhost", *(f"{name}:{port}" for name in on_the_host), *others}
 
 
 def account_of(request: Request) -> str:

@@ -108,8 +108,9 @@ class Catalogue:
         return min(candidates, key=lambda candidate: order.index(candidate[0].alias), default=None)
 
     def challenger(self, model: str) -> Served | None:
-        """The version that is served as a model's challenger."""
-        return self._served.get(Target(model, CHALLENGER))
+        """The version that is served as a model's challenger. One that is the champion too challenges nothing."""
+        challenger, champion = (self._served.get(Target(model, alias)) for alias in (CHALLENGER, CHAMPION))
+        return None if challenger and champion and challenger.version == champion.version else challenger
 
     async def start(self) -> None:
         """Serves what was served last, from the cache."""

@@ -6,7 +6,9 @@ MLflow decides whether the account may move the alias: the service passes its lo
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID, uuid5
@@ -20,7 +22,6 @@ from starlette.responses import JSONResponse, Response
 from mlstack.scoring.access import account_of
 from mlstack.scoring.bodies import json_body
 from mlstack.scoring.catalogue import CHALLENGER, CHAMPION, Champion
-from mlstack.scoring.decisions import new_request
 from mlstack.scoring.history import answered
 from mlstack.scoring.policies import reason_of
 from mlstack.scoring.records import Records
@@ -28,8 +29,17 @@ from mlstack.scoring.store import Store
 
 MODES = ("off", "shadow", "canary")
 SECONDS = 10
+_LONGEST = 200  # characters of an answer in plain text
 _MOVED = "the alias was moved in MLflow"
-_NONE = UUID(int=0)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A deployment in the log; the defaults stand before the first one."""
+
+    identifier: str = str(UUID(int=0))
+    version: str | None = None
+    previous: str | None = None
 
 
 class Deployments:
@@ -45,15 +55,22 @@ class Deployments:
         return JSONResponse({"deployments": rows})
 
     async def promote(self, request: Request) -> Response:
-        """The challenger becomes the champion, and there is no challenger any more."""
+        """The challenger becomes the champion, and there is no challenger any more.
+
+        An account that may set aliases but not delete them leaves the alias on the champion, where it has no effect: the answer
+        says so in `remaining`. Promoting again only takes the alias away.
+        """
         account_of(request)
         model, reason = request.path_params["name"], reason_of(await json_body(request))
         aliases = await self._aliases(request, model)
         if CHALLENGER not in aliases:
             raise HTTPException(409, "The model has no challenger.")
-        moved = await self._move(request, model, aliases[CHALLENGER], aliases.get(CHAMPION), reason)
-        await self._call(request, "DELETE", "registered-models/alias", {"name": model, "alias": CHALLENGER})
-        return moved
+        moved = await self._moved(request, model, aliases[CHALLENGER], aliases.get(CHAMPION), reason)
+        try:
+            await self._call(request, "DELETE", "registered-models/alias", {"name": model, "alias": CHALLENGER})
+        except HTTPException as problem:
+            moved["remaining"] = f"The alias {CHALLENGER} still names the new champion. {problem.detail}"
+        return JSONResponse(moved)
 
     async def rollback(self, request: Request) -> Response:
         """The version that was the champion before the newest deployment is it again."""
@@ -63,7 +80,7 @@ class Deployments:
         previous = await answered(self._store, partial(_previous, model, current))
         if previous is None:
             raise HTTPException(409, "No deployment of the version that is the champion says what was the champion before it.")
-        return await self._move(request, model, previous, current, reason)
+        return JSONResponse(await self._moved(request, model, previous, current, reason))
 
     async def traffic(self, request: Request) -> Response:
         """Sets what the challenger gets."""
@@ -78,12 +95,31 @@ class Deployments:
         await self._records.refresh()
         return JSONResponse({"mode": mode, "weight": weight})
 
-    async def _move(self, request: Request, model: str, version: str, previous: str | None, reason: str) -> Response:
-        """Records the deployment and sets the alias: both, or neither."""
-        identifier = new_request()
-        row = (str(identifier), model, CHAMPION, version, previous, account_of(request), reason)
-        await answered(self._store, partial(_record, row, partial(self._set_alias, request, model, version)))
-        return JSONResponse({"deployment": str(identifier), "version": version, "previous": previous})
+    async def _moved(self, request: Request, model: str, version: str, current: str | None, reason: str) -> dict[str, str | None]:
+        """Records the deployment and sets the alias. Raises HTTPException, which says what holds if only the alias was set."""
+        is_set = Event()
+
+        def record(cursor: Cursor) -> tuple[str, str | None]:
+            recorded = _recorded(model, cursor)
+            if current == version == recorded.version:  # by an earlier call, which did not end
+                return recorded.identifier, recorded.previous
+            previous = recorded.version if current == version else current
+            identifier = _record(recorded, (model, version, previous, account_of(request), reason), cursor)
+            self._set_alias(request, model, version)
+            is_set.set()
+            return identifier, previous
+
+        try:
+            identifier, previous = await answered(self._store, record)
+        except HTTPException as problem:
+            if not is_set.is_set():
+                raise
+            raise HTTPException(
+                problem.status_code,
+                f"Version {version} is the champion, but Postgres did not confirm who made it that and why: if it has no record,"
+                " the deployment is recorded as moved in MLflow.",
+            ) from None
+        return {"deployment": identifier, "version": version, "previous": previous}
 
     def _set_alias(self, request: Request, model: str, version: str) -> None:
         self._call_now(request, "POST", "registered-models/alias", {"name": model, "alias": CHAMPION, "version": version})
@@ -102,7 +138,8 @@ class Deployments:
             answer = requests.request(
                 method, f"{self._mlflow}/api/2.0/mlflow/{path}", json=body, headers=headers, timeout=SECONDS
             )
-            content = answer.json()
+            # MLflow denies in plain text.
+            content = answer.json() if "json" in answer.headers.get("content-type", "") else {"message": answer.text[:_LONGEST]}
         except requests.RequestException:
             raise HTTPException(503, "MLflow does not answer. Try again.") from None
         if not answer.ok:
@@ -124,13 +161,27 @@ def _previous(model: str, current: str | None, cursor: Cursor) -> str | None:
     return row[0] if row else None
 
 
-def _record(row: tuple[str | None, ...], move: Callable[[], None], cursor: Cursor) -> None:
+def _recorded(model: str, cursor: Cursor) -> Recorded:
+    """A model's newest deployment."""
     cursor.execute(
-        "INSERT INTO serving.deployments (id, model, alias, version, previous, set_by, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
-        row,
+        "SELECT id, version, previous FROM serving.deployments WHERE model = %s AND alias = %s ORDER BY at DESC LIMIT 1",
+        (model, CHAMPION),
     )
-    move()
+    return Recorded(*(cursor.fetchone() or ()))
+
+
+def _record(after: Recorded, row: tuple[str, str, str | None, str, str], cursor: Cursor) -> str:
+    """Adds model, version, previous, account and reason. The id follows from the deployment before it and the version: several
+    that record the same move, such as replicas, do so once.
+    """
+    model, version, *_ = row
+    identifier = str(uuid5(UUID(after.identifier), f"{model}\0{version}"))
+    cursor.execute(
+        "INSERT INTO serving.deployments (id, alias, model, version, previous, set_by, reason)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        (identifier, CHAMPION, *row),
+    )
+    return identifier
 
 
 def _set_traffic(row: tuple[str, str, float, str, str], cursor: Cursor) -> None:
@@ -142,21 +193,17 @@ def seen(
 ) -> dict[tuple[str, str], UUID]:
     """The deployment of each champion, by model and version, recorded here if its alias was moved in MLflow itself.
 
-    `is_named` asks MLflow whether the alias names a version now: another replica may have recorded a later move. Replicas that
-    record the same move give it the same id, so that it is stored once.
+    `is_named` asks MLflow whether the alias names a version now: another replica may have recorded a later move.
     """
     deployments = {}
     for model, champion in champions.items():
+        recorded, version = _recorded(model, cursor), champion.version
+        if champion.is_named and recorded.version != version and is_named(model, version):
+            _record(recorded, (model, version, recorded.version, account, _MOVED), cursor)
         cursor.execute(
-            "SELECT id, version FROM serving.deployments WHERE model = %s AND alias = %s ORDER BY at DESC", (model, CHAMPION)
+            "SELECT id FROM serving.deployments WHERE model = %s AND alias = %s AND version = %s ORDER BY at DESC LIMIT 1",
+            (model, CHAMPION, version),
         )
-        rows = cursor.fetchall()
-        newest, previous = rows[0] if rows else (_NONE, None)
-        if champion.is_named and previous != champion.version and is_named(model, champion.version):
-            recorded = str(uuid5(UUID(str(newest)), f"{model}\0{champion.version}"))
-            _record((recorded, model, CHAMPION, champion.version, previous, account, _MOVED), lambda: None, cursor)
-            rows = [(recorded, champion.version), *rows]
-        identifier = next((identifier for identifier, version in rows if version == champion.version), None)
-        if identifier is not None:
-            deployments[model, champion.version] = UUID(str(identifier))
+        if row := cursor.fetchone():
+            deployments[model, version] = UUID(row[0])
     return deployments

@@ -78,7 +78,9 @@ def load(folder: Path) -> Loaded:
 
 def load_calmly(folder: Path) -> Loaded:
     """`load` in a thread of low priority. Raises ModelError."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+    thread = threading.get_native_id()
+    # Relative: Ray's processes have a low priority already, and only root may raise it.
+    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + LOW_PRIORITY)
     return load(folder)
 
 

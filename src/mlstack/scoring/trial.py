@@ -12,13 +12,15 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 SECONDS = 120  # that a model may take to load and to answer its example
 _LONGEST = 64 << 20  # bytes of an answer
@@ -27,13 +29,24 @@ _LONGEST = 64 << 20  # bytes of an answer
 class Trials:
     """The process that trials are forked from."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests: socket.socket | None = None) -> None:
         """Forks it. Call this before any thread is started and any secret is read."""
+        if requests:
+            self._requests = requests
+            return
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             self._requests.close()
             _exiting(partial(_serve, theirs))
         theirs.close()
+
+    @classmethod
+    def started(cls) -> Self:
+        """Starts it as a program of its own, where this process has threads already. It loads its libraries itself."""
+        requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            subprocess.Popen([sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        return cls(requests)
 
     async def run(self, folder: Path, seconds: float = SECONDS) -> list[Any]:
         """The candidate's answer to its example. Raises ModelError with the reason why it cannot be served.
@@ -57,6 +70,12 @@ class Trials:
             raise ModelError(result["reason"])
         answer: list[Any] = result["answer"]
         return answer
+
+
+def preload() -> None:
+    """Loads what trials need once, before they are forked."""
+    for library in ("mlflow.sklearn", "sklearn.ensemble", "sklearn.pipeline"):
+        import_module(library)
 
 
 def _serve(requests: socket.socket) -> None:
@@ -135,3 +154,9 @@ def _exiting(work: Callable[[], None]) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+if __name__ == "__main__":
+    preload()
+    if os.fork() == 0:  # without the threads of the libraries
+        _exiting(partial(_serve, socket.socket(fileno=int(sys.argv[1]))))
