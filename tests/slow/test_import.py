@@ -165,12 +165,11 @@ def test_server_of_mlflow_2_is_the_same_in_the_stack_and_what_it_does_not_give_i
         os.mknod(lost, stat.S_IFSOCK)  # is listed, and cannot be read
         trace = {"experiment_id": "0", "timestamp_ms": 1}
         assert requests.post(f"{url}/api/2.0/mlflow/traces", json=trace, timeout=60).ok
-        done = stack.make("import", FROM=url, PREFIX="lost/", YES="1")
+        done = stack.make("import", FROM=url, PREFIX="old/", YES="1")
         assert done.returncode != 0
         printed = " ".join((done.stdout + done.stderr).split())
         assert "Default: 1 traces, which a server of MLflow 2 does not give to later clients" in printed
         assert re.search(r"files/deep/ümlaut 日本.json cannot be read: 500", printed), printed
-        assert of_stack(stack, "lost/")["experiments"]["wine"]["runs"]
 
 
 @pytest.mark.parametrize("accounts", [False, True])
