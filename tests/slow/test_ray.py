@@ -63,6 +63,35 @@ chosen = tune.TuneConfig(reuse_actors=True, metric="score", mode="max")
 best = tune.Tuner(trainable, param_space=dict(x=tune.grid_search([1, 2, 3])), tune_config=chosen).fit().get_best_result()
 print(best.config, best.metrics["score"])
 """
+# LightGBM on two nodes, each with half of the rows: its model knows both halves. What stays is in MLflow, not in a checkpoint.
+TRAIN = """
+import mlflow, ray
+ray.init(log_to_driver=False)
+mlflow.set_experiment("trained")
+
+def train():
+    import lightgbm, mlflow, numpy
+    import ray.train, ray.train.lightgbm
+    rank = ray.train.get_context().get_world_rank()
+    x = numpy.arange(200.0 * rank, 200.0 * (rank + 1)).reshape(-1, 1)
+    parameters = dict(objective="regression", tree_learner="data", pre_partition=True, num_threads=1, verbose=-1)
+    booster = lightgbm.train(parameters | ray.train.lightgbm.get_network_params(), lightgbm.Dataset(x, x.ravel()), 60)
+    found = dict()
+    if rank == 0:
+        mlflow.set_experiment("trained")
+        with mlflow.start_run():
+            found = dict(model=mlflow.lightgbm.log_model(booster, name="model", pip_requirements=["lightgbm"]).model_uri)
+    ray.train.report(found)
+
+@ray.remote(num_cpus=0)
+def fit():
+    from ray.train import ScalingConfig
+    from ray.train.lightgbm import LightGBMTrainer
+    return LightGBMTrainer(train, scaling_config=ScalingConfig(num_workers=2)).fit().metrics["model"]
+
+model = mlflow.lightgbm.load_model(ray.get(fit.remote()))
+print([abs(model.predict([[x]])[0] - x) < 20 for x in (50.0, 350.0)])
+"""
 # Its connection is lost while it waits for a line of input.
 IDLE = """
 import mlflow, optuna
@@ -144,7 +173,9 @@ def kill_head(stack: Clone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "printed"), [(JOB, "SUCCEEDED 42"), (DATA, "999000"), (TUNE, "{'x': 3} 9")], ids=["jobs", "data", "tune"]
+    ("program", "printed"),
+    [(JOB, "SUCCEEDED 42"), (DATA, "999000"), (TUNE, "{'x': 3} 9"), (TRAIN, "[True, True]")],
+    ids=["jobs", "data", "tune", "train"],
 )
 def test_library_of_ray_works_in_a_notebook(ray: Clone, program: str, printed: str) -> None:
     assert python(ray, program) == printed
