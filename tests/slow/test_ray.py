@@ -5,10 +5,15 @@ make test-slow REPORT=1 TESTS="-k test_ray" writes the page's table.
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -20,7 +25,7 @@ from benchmarks.stacks import used_memory
 from mlstack.host.compose import docker
 from mlstack.host.engine import connect
 from tests.support import searches
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import ROOT, Clone, make_clone
 from tests.support.pages import begin, write_block
 from tests.support.searches import Search, containers
 from tests.support.service import wait_until
@@ -273,6 +278,118 @@ def node(stack: Clone, **environment: str) -> Iterator[str]:
     finally:
         docker("stop", container)
         docker("rm", container)
+
+
+# One task on each node: its address, a file that it has logged and read again, and the size of a large answer.
+ON_EACH_NODE = """
+import json, sys, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+def task(written):
+    import mlflow
+    mlflow.set_experiment("several hosts")
+    with mlflow.start_run() as run:
+        mlflow.log_text(written, "written.txt")
+    return ray.util.get_node_ip_address(), mlflow.artifacts.load_text(run.info.artifact_uri + "/written.txt"), bytes(2_000_000)
+
+nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+on = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)) for node in nodes]
+print(json.dumps(sorted([*answer[:2], len(answer[2])] for answer in ray.get([each.remote("seven") for each in on], timeout=200))))
+"""
+# What `ssh -L` does: connections to a port of one address continue to the same port of another one.
+FORWARD = """
+import asyncio, sys
+here, there, *ports = sys.argv[1:]
+
+async def copied(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def forwarded(port):
+    async def connected(reader, writer):
+        there_reader, there_writer = await asyncio.open_connection(there, port)
+        await asyncio.gather(copied(reader, there_writer), copied(there_reader, writer))
+    await (await asyncio.start_server(connected, here, port)).serve_forever()
+
+async def main():
+    await asyncio.gather(*map(forwarded, ports))
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The stack's host and a second one: a container whose network namespace has nothing but the network of both."""
+
+    network: str
+    first: str  # their addresses
+    second: str
+
+
+@pytest.fixture
+def hosts(ray: Clone) -> Iterator[Hosts]:
+    network = f"{ray.name}-hosts"
+    docker("network", "create", network)
+    (config,) = json.loads(docker("network", "inspect", network))[0]["IPAM"]["Config"]
+    first = ip_address(config["Gateway"])
+    ray.set(RAY_HOST=str(first))
+    try:
+        ray.up()
+        yield Hosts(network, str(first), str(first + 1))
+    finally:
+        ray.set(RAY_HOST="")
+        docker("network", "rm", network)
+        ray.up()
+
+
+@contextmanager
+def second_host(stack: Clone, hosts: Hosts, folder: Path) -> Iterator[Clone]:
+    """A clone with the settings of docs/scale.md, without its worker. Its host's network is that of a container."""
+    clone = make_clone(folder)
+    clone = replace(clone, name=f"{clone.name}-second")
+    of_the_first = {
+        name: stack.values[name] for name in ("RAY_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_PORT", "MINIO_PORT")
+    } | {"RAY_HOST": hosts.second, "RAY_HEAD": hosts.first, "RAY_NOTEBOOKS": "on"}
+    image = {"COMPOSE_PROJECT_NAME": clone.name, "JUPYTER_IMAGE": stack.image("jupyter")}
+    clone.set(**of_the_first | image)
+    path = clone.folder / "compose/ray-network.yml"
+    path.write_text(path.read_text().replace("network_mode: host", f"network_mode: {hosts.network}"))
+    try:
+        yield clone
+    finally:
+        clone.erase()
+
+
+@contextmanager
+def forwarding(stack: Clone, hosts: Hosts, worker: str) -> Iterator[None]:
+    """The ports of MLflow and MinIO on 127.0.0.1 of the second host, as `ssh -L` would forward them."""
+    ports = [stack.values[name] for name in ("MLFLOW_PORT", "MINIO_PORT")]
+    with subprocess.Popen([sys.executable, "-c", FORWARD, hosts.first, "127.0.0.1", *ports]) as here:
+        try:
+            docker("exec", "--detach", worker, "python3", "-c", FORWARD, "127.0.0.1", hosts.first, *ports)
+            yield
+        finally:
+            here.kill()
+
+
+@pytest.mark.refusal
+def test_worker_of_a_second_host_joins_with_the_token_and_logs_to_mlflow(ray: Clone, hosts: Hosts, tmp_path: Path) -> None:
+    with second_host(ray, hosts, tmp_path) as second:
+        second.set(RAY_TOKEN="0" * 32)
+        second.compose("up", "--detach", "--no-deps", "ray-worker")
+        wait_until(lambda: "The node of Ray has ended" in second.compose("logs", "ray-worker"), seconds=240)
+        assert searches.joined(ray) == "1"
+        second.set(RAY_TOKEN=ray.values["RAY_TOKEN"])
+        second.compose("up", "--detach", "--no-deps", "--wait", "ray-worker")
+        wait_until(lambda: searches.joined(ray) == "2", seconds=240)
+        with forwarding(ray, hosts, second.compose("ps", "--quiet", "ray-worker").strip()):
+            answers = json.loads(python(ray, ON_EACH_NODE))
+    assert answers == [[address, "seven", 2_000_000] for address in sorted((hosts.first, hosts.second))]
 
 
 def test_rotate_makes_the_old_token_invalid_and_workers_return(ray: Clone) -> None:
