@@ -68,7 +68,7 @@ chosen = tune.TuneConfig(reuse_actors=True, metric="score", mode="max")
 best = tune.Tuner(trainable, param_space=dict(x=tune.grid_search([1, 2, 3])), tune_config=chosen).fit().get_best_result()
 print(best.config, best.metrics["score"])
 """
-# LightGBM on two nodes, each with half of the rows: its model knows both halves. What stays is in MLflow, not in a checkpoint.
+# LightGBM on two nodes, whose rows differ by 100: its model is between them. What stays is in MLflow, not in a checkpoint.
 TRAIN = """
 import mlflow, ray
 ray.init(log_to_driver=False)
@@ -78,24 +78,26 @@ def train():
     import lightgbm, mlflow, numpy
     import ray.train, ray.train.lightgbm
     rank = ray.train.get_context().get_world_rank()
-    x = numpy.arange(200.0 * rank, 200.0 * (rank + 1)).reshape(-1, 1)
+    x = numpy.arange(rank, 400.0, 2).reshape(-1, 1)
     parameters = dict(objective="regression", tree_learner="data", pre_partition=True, num_threads=1, verbose=-1)
-    booster = lightgbm.train(parameters | ray.train.lightgbm.get_network_params(), lightgbm.Dataset(x, x.ravel()), 60)
-    found = dict()
+    rows = lightgbm.Dataset(x, x.ravel() + 100 * rank)
+    booster = lightgbm.train(parameters | ray.train.lightgbm.get_network_params(), rows, 60)
     if rank == 0:
         mlflow.set_experiment("trained")
         with mlflow.start_run():
-            found = dict(model=mlflow.lightgbm.log_model(booster, name="model", pip_requirements=["lightgbm"]).model_uri)
-    ray.train.report(found)
+            mlflow.lightgbm.log_model(booster, name="model", pip_requirements=["lightgbm"])
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0.5)
 def fit():
     from ray.train import ScalingConfig
     from ray.train.lightgbm import LightGBMTrainer
-    return LightGBMTrainer(train, scaling_config=ScalingConfig(num_workers=2)).fit().metrics["model"]
+    two = ScalingConfig(num_workers=2, resources_per_worker=dict(CPU=0.5), placement_strategy="STRICT_SPREAD")
+    LightGBMTrainer(train, scaling_config=two).fit()
 
-model = mlflow.lightgbm.load_model(ray.get(fit.remote()))
-print([abs(model.predict([[x]])[0] - x) < 20 for x in (50.0, 350.0)])
+ray.get(fit.remote())
+(logged,) = mlflow.search_logged_models(output_format="list")
+model = mlflow.lightgbm.load_model(logged.model_uri)
+print([bool(abs(model.predict([[x]])[0] - x - 50) < 20) for x in (50.0, 350.0)])
 """
 # Its connection is lost while it waits for a line of input.
 IDLE = """
