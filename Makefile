@@ -93,7 +93,7 @@ test: ## Style, types, unit, integration and stack tests, on temporary stacks
 test-parts: ## The optional parts, on temporary stacks (20 minutes)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" scripts/test.sh tests/parts
 
-test-faults: ## Inject every fault while a client works (20 minutes; PART=scoring for that part; REPORT=1 writes docs/reliability.md)
+test-faults: ## Inject every fault while a client works (20 minutes; PART=scoring, ray for that part; REPORT=1 writes docs/reliability.md)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" REPORT="$$MLSTACK_REPORT" PART="$$MLSTACK_PART" scripts/test-faults.sh
 
 test-slow: ## Backups, an upgrade from MLflow 2.22, a year of work lost and restored, every kind of model, Ray (50 minutes; REPORT=1 writes docs/models.md, docs/scale.md)
@@ -107,6 +107,7 @@ test-browser: ## A real browser: MLflow's page and MinIO's console (REPORT=1 wri
 
 test-all: test test-parts test-faults test-slow test-conformance test-browser ## All tests above (150 minutes)
 	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" PART=scoring scripts/test-faults.sh
+	@PYTEST_ADDOPTS="$$PYTEST_ADDOPTS $$MLSTACK_TESTS" PART=ray scripts/test-faults.sh
 
 bench: ## This stack beside MLflow at its defaults (20 minutes; QUICK=1, LINES=loop,file, REPORT=1 writes docs/performance.md, docs/scoring.md)
 	@scripts/engine.sh && scripts/base-image.sh && scripts/venv.sh check && .venv/bin/python -m benchmarks $${MLSTACK_QUICK:+--quick} $${MLSTACK_LINES:+--lines="$$MLSTACK_LINES"} $${MLSTACK_REPETITIONS:+--repetitions="$$MLSTACK_REPETITIONS"} $${MLSTACK_RESULTS:+--results="$$MLSTACK_RESULTS"} $${MLSTACK_REPORT:+--report docs}

@@ -58,6 +58,8 @@ def _at_least(length: int) -> Check:
 
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_address = _matches(rf"(?!(0|127)\.){_OCTET}(\.{_OCTET}){{3}}", "the IPv4 address of a host in the private network, or nothing")
 _anything = _at_least(1)
 _url = _matches(rf"https?://{_NAME}(:[1-9][0-9]{{0,4}})?", "https://host or https://host:port, without a path")
 _identifier = _matches(r"[a-z_][a-z0-9_]{0,62}", "lower-case letters, digits and _, not starting with a digit")
@@ -210,6 +212,8 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("RAY_WORKER_CPUS", _matches(r"[1-9][0-9]{0,2}", "a whole number of CPUs, 1 or more")),
         Variable("RAY_WORKER_MEMORY", _memory),
         _secret("RAY_TOKEN", 32),
+        Variable("RAY_HOST", _address, optional=True),
+        Variable("RAY_HEAD", _address, optional=True),
         Variable("RAY_NOTEBOOKS", _switch),
         Variable("BACKUP_DIR", _anything),
         _secret("BACKUP_KEY", 32),

@@ -45,7 +45,8 @@ class Stack:
         return self.docker("compose", *arguments, stdin=stdin)
 
     def container(self, service: str) -> str:
-        return self.compose("ps", "--all", "--quiet", service).strip()
+        """Its container; the first of several."""
+        return self.compose("ps", "--all", "--quiet", service).split()[0]
 
     def kill(self, service: str) -> None:
         """kill -9 of the container's first process from outside: Docker would not restart it after `docker kill`."""

@@ -5,10 +5,15 @@ make test-slow REPORT=1 TESTS="-k test_ray" writes the page's table.
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -20,7 +25,7 @@ from benchmarks.stacks import used_memory
 from mlstack.host.compose import docker
 from mlstack.host.engine import connect
 from tests.support import searches
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import ROOT, Clone, make_clone
 from tests.support.pages import begin, write_block
 from tests.support.searches import Search, containers
 from tests.support.service import wait_until
@@ -62,6 +67,37 @@ def trainable(config):
 chosen = tune.TuneConfig(reuse_actors=True, metric="score", mode="max")
 best = tune.Tuner(trainable, param_space=dict(x=tune.grid_search([1, 2, 3])), tune_config=chosen).fit().get_best_result()
 print(best.config, best.metrics["score"])
+"""
+# LightGBM on two nodes, whose rows differ by 100: its model is between them. What stays is in MLflow, not in a checkpoint.
+TRAIN = """
+import mlflow, ray
+ray.init(log_to_driver=False)
+mlflow.set_experiment("trained")
+
+def train():
+    import lightgbm, mlflow, numpy
+    import ray.train, ray.train.lightgbm
+    rank = ray.train.get_context().get_world_rank()
+    x = numpy.arange(rank, 400.0, 2).reshape(-1, 1)
+    parameters = dict(objective="regression", tree_learner="data", pre_partition=True, num_threads=1, verbose=-1)
+    rows = lightgbm.Dataset(x, x.ravel() + 100 * rank)
+    booster = lightgbm.train(parameters | ray.train.lightgbm.get_network_params(), rows, 60)
+    if rank == 0:
+        mlflow.set_experiment("trained")
+        with mlflow.start_run():
+            mlflow.lightgbm.log_model(booster, name="model", pip_requirements=["lightgbm"])
+
+@ray.remote(num_cpus=0.5)
+def fit():
+    from ray.train import ScalingConfig
+    from ray.train.lightgbm import LightGBMTrainer
+    two = ScalingConfig(num_workers=2, resources_per_worker=dict(CPU=0.5), placement_strategy="STRICT_SPREAD")
+    LightGBMTrainer(train, scaling_config=two).fit()
+
+ray.get(fit.remote())
+(logged,) = mlflow.search_logged_models(output_format="list")
+model = mlflow.lightgbm.load_model(logged.model_uri)
+print([bool(abs(model.predict([[x]])[0] - x - 50) < 20) for x in (50.0, 350.0)])
 """
 # Its connection is lost while it waits for a line of input.
 IDLE = """
@@ -144,7 +180,9 @@ def kill_head(stack: Clone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "printed"), [(JOB, "SUCCEEDED 42"), (DATA, "999000"), (TUNE, "{'x': 3} 9")], ids=["jobs", "data", "tune"]
+    ("program", "printed"),
+    [(JOB, "SUCCEEDED 42"), (DATA, "999000"), (TUNE, "{'x': 3} 9"), (TRAIN, "[True, True]")],
+    ids=["jobs", "data", "tune", "train"],
 )
 def test_library_of_ray_works_in_a_notebook(ray: Clone, program: str, printed: str) -> None:
     assert python(ray, program) == printed
@@ -242,6 +280,118 @@ def node(stack: Clone, **environment: str) -> Iterator[str]:
     finally:
         docker("stop", container)
         docker("rm", container)
+
+
+# One task on each node: its address, a file that it has logged and read again, and the size of a large answer.
+ON_EACH_NODE = """
+import json, sys, ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+def task(written):
+    import mlflow
+    mlflow.set_experiment("several hosts")
+    with mlflow.start_run() as run:
+        mlflow.log_text(written, "written.txt")
+    return ray.util.get_node_ip_address(), mlflow.artifacts.load_text(run.info.artifact_uri + "/written.txt"), bytes(2_000_000)
+
+nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+on = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)) for node in nodes]
+print(json.dumps(sorted([*answer[:2], len(answer[2])] for answer in ray.get([each.remote("seven") for each in on], timeout=200))))
+"""
+# What `ssh -L` does: connections to a port of one address continue to the same port of another one.
+FORWARD = """
+import asyncio, sys
+here, there, *ports = sys.argv[1:]
+
+async def copied(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+async def forwarded(port):
+    async def connected(reader, writer):
+        there_reader, there_writer = await asyncio.open_connection(there, port)
+        await asyncio.gather(copied(reader, there_writer), copied(there_reader, writer))
+    await (await asyncio.start_server(connected, here, port)).serve_forever()
+
+async def main():
+    await asyncio.gather(*map(forwarded, ports))
+
+asyncio.run(main())
+"""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The stack's host and a second one: a container whose network namespace has nothing but the network of both."""
+
+    network: str
+    first: str  # their addresses
+    second: str
+
+
+@pytest.fixture
+def hosts(ray: Clone) -> Iterator[Hosts]:
+    network = f"{ray.name}-hosts"
+    docker("network", "create", network)
+    (config,) = json.loads(docker("network", "inspect", network))[0]["IPAM"]["Config"]
+    first = ip_address(config["Gateway"])
+    ray.set(RAY_HOST=str(first))
+    try:
+        ray.up()
+        yield Hosts(network, str(first), str(first + 1))
+    finally:
+        ray.set(RAY_HOST="")
+        docker("network", "rm", network)
+        ray.up()
+
+
+@contextmanager
+def second_host(stack: Clone, hosts: Hosts, folder: Path) -> Iterator[Clone]:
+    """A clone with the settings of docs/scale.md, without its worker. Its host's network is that of a container."""
+    clone = make_clone(folder)
+    clone = replace(clone, name=f"{clone.name}-second")
+    of_the_first = {
+        name: stack.values[name] for name in ("RAY_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_PORT", "MINIO_PORT")
+    } | {"RAY_HOST": hosts.second, "RAY_HEAD": hosts.first, "RAY_NOTEBOOKS": "on"}
+    image = {"COMPOSE_PROJECT_NAME": clone.name, "JUPYTER_IMAGE": stack.image("jupyter")}
+    clone.set(**of_the_first | image)
+    path = clone.folder / "compose/ray-network.yml"
+    path.write_text(path.read_text().replace("network_mode: host", f"network_mode: {hosts.network}"))
+    try:
+        yield clone
+    finally:
+        clone.erase()
+
+
+@contextmanager
+def forwarding(stack: Clone, hosts: Hosts, worker: str) -> Iterator[None]:
+    """The ports of MLflow and MinIO on 127.0.0.1 of the second host, as `ssh -L` would forward them."""
+    ports = [stack.values[name] for name in ("MLFLOW_PORT", "MINIO_PORT")]
+    with subprocess.Popen([sys.executable, "-c", FORWARD, hosts.first, "127.0.0.1", *ports]) as here:
+        try:
+            docker("exec", "--detach", worker, "python3", "-c", FORWARD, "127.0.0.1", hosts.first, *ports)
+            yield
+        finally:
+            here.kill()
+
+
+@pytest.mark.refusal
+def test_worker_of_a_second_host_joins_with_the_token_and_logs_to_mlflow(ray: Clone, hosts: Hosts, tmp_path: Path) -> None:
+    with second_host(ray, hosts, tmp_path) as second:
+        second.set(RAY_TOKEN="0" * 32)
+        second.compose("up", "--detach", "--no-deps", "ray-worker")
+        wait_until(lambda: "The node of Ray has ended" in second.compose("logs", "ray-worker"), seconds=240)
+        assert searches.joined(ray) == "1"
+        second.set(RAY_TOKEN=ray.values["RAY_TOKEN"])
+        second.compose("up", "--detach", "--no-deps", "--wait", "ray-worker")
+        wait_until(lambda: searches.joined(ray) == "2", seconds=240)
+        with forwarding(ray, hosts, second.compose("ps", "--quiet", "ray-worker").strip()):
+            answers = json.loads(python(ray, ON_EACH_NODE))
+    assert answers == [[address, "seven", 2_000_000] for address in sorted((hosts.first, hosts.second))]
 
 
 def test_rotate_makes_the_old_token_invalid_and_workers_return(ray: Clone) -> None:

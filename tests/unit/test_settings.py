@@ -107,6 +107,8 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "RAY_WORKER_CPUS": (["1", "12"], ["0", "-1", "two", "1.5"]),
     "RAY_WORKER_MEMORY": (["512m", "3g"], ["3", "1.5g", "0g"]),
     "RAY_TOKEN": (["1" * 32], ["1" * 31]),
+    "RAY_HOST": (["", "10.0.0.5", "192.168.200.255"], ["10.0.0", "10.0.0.256", "127.0.0.1", "0.0.0.0", "head", "::1"]),  # noqa: S104
+    "RAY_HEAD": (["", "10.0.0.5"], ["10.0.0", "ray://10.0.0.5", "10.0.0.5:6379"]),
     "RAY_NOTEBOOKS": SWITCH,
     "SCORING_PORT": PORT,
     "SCORING_ALIASES": (["champion", "champion,challenger_2"], ["a,", "a b", "a@b"]),

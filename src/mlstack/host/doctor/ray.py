@@ -16,7 +16,7 @@ _PROGRAM = """\
 import json, os, urllib.error, urllib.request
 
 def get(path, **headers):
-    request = urllib.request.Request("http://ray-head.mlstack.internal:8265" + path, headers=headers)
+    request = urllib.request.Request(os.environ["RAY_API_SERVER_ADDRESS"] + path, headers=headers)
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
             return answer.status, answer.read().decode()
@@ -42,7 +42,7 @@ def workers(subject: Subject) -> str:
         )
     if status != 200:  # noqa: PLR2004
         raise MlstackError(f"Ray answers {status} to a notebook's token.", WHY, "make up gives both the RAY_TOKEN of .env")
-    wanted = int(subject.values["RAY_WORKERS"])
+    wanted = 1 if subject.values.get("RAY_HOST") else int(subject.values["RAY_WORKERS"])
     if joined < wanted:
         raise MlstackError(f"{joined} of {wanted} workers have joined.", WHY, "make logs SERVICE=ray-worker; make up")
     return f"{joined} workers"
