@@ -20,6 +20,7 @@ from mlstack.errors import MlstackError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, LoggedModel, Metric, Run
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from requests import Response
 
 USERNAME, PASSWORD = "IMPORT_USERNAME", "IMPORT_PASSWORD"
@@ -32,6 +33,7 @@ LARGEST = 1.7976931348623157e308  # stands for infinity in MLflow's tables
 ANY_STAGE = 3  # MLflow's ViewType.ALL
 MODEL_STATUS = {"PENDING": 1, "READY": 2, "FAILED": 3}
 _NAMESPACE = uuid.UUID("9a6a31c0-6d0e-4d0c-9a0f-1d5f0d1f4c3b")  # any, always the same
+_IS_PROMPT = "mlflow.prompt.is_prompt"  # MLflow's tag
 _NOT_SUPPORTED = (404, 405, 501)  # of a server that is older than the call
 
 
@@ -253,37 +255,42 @@ def _insert_model(database: sqlite3.Connection, model: "LoggedModel") -> None:
 
 def _read_registry(client: "MlflowClient", database: sqlite3.Connection, announce: Callable[[str], None]) -> None:
     announce("reading the model registry")
-    # A search without this filter leaves prompts out, which are registered models too.
-    kinds = (None, "tags.`mlflow.prompt.is_prompt` = 'true'")
-    models = [model for kind in kinds for model in _pages(client.search_registered_models, filter_string=kind, max_results=PAGE)]
-    versions = [
-        version for kind in kinds for version in _pages(client.search_model_versions, filter_string=kind, max_results=PAGE)
-    ]
-    for model in models:
-        times = {"creation_time": model.creation_timestamp, "last_updated_time": model.last_updated_timestamp}
-        _insert(database, "registered_models", {"name": model.name, "description": model.description, **times})
-        for key, value in model.tags.items():
-            _insert(database, "registered_model_tags", {"name": model.name, "key": key, "value": value})
-        for alias, version in model.aliases.items():
-            _insert(database, "registered_model_aliases", {"name": model.name, "alias": alias, "version": int(version)})
-    for version in versions:
-        shared = {"name": version.name, "version": int(version.version)}
-        row = {
-            **shared,
-            "creation_time": version.creation_timestamp,
-            "last_updated_time": version.last_updated_timestamp,
-            "description": version.description,
-            "user_id": version.user_id,
-            "current_stage": version.current_stage,
-            "source": version.source,
-            "run_id": version.run_id,
-            "status": version.status,
-            "status_message": version.status_message,
-            "run_link": version.run_link,
-        }
-        _insert(database, "model_versions", row)
-        for key, value in version.tags.items():
-            _insert(database, "model_version_tags", {**shared, "key": key, "value": value})
+    # A search without this filter leaves prompts out, which are registered models with this tag.
+    kinds: tuple[tuple[str | None, dict[str, str]], ...] = ((None, {}), (f"tags.`{_IS_PROMPT}` = 'true'", {_IS_PROMPT: "true"}))
+    for kind, own_tags in kinds:
+        for model in _pages(client.search_registered_models, filter_string=kind, max_results=PAGE):
+            _insert_registered(database, model, model.tags | own_tags)  # a model does not tell that one of its tags
+        for version in _pages(client.search_model_versions, filter_string=kind, max_results=PAGE):
+            _insert_version(database, version, version.tags | own_tags)
+
+
+def _insert_registered(database: sqlite3.Connection, model: "RegisteredModel", tags: Mapping[str, str]) -> None:
+    times = {"creation_time": model.creation_timestamp, "last_updated_time": model.last_updated_timestamp}
+    _insert(database, "registered_models", {"name": model.name, "description": model.description, **times})
+    for key, value in tags.items():
+        _insert(database, "registered_model_tags", {"name": model.name, "key": key, "value": value})
+    for alias, version in model.aliases.items():
+        _insert(database, "registered_model_aliases", {"name": model.name, "alias": alias, "version": int(version)})
+
+
+def _insert_version(database: sqlite3.Connection, version: "ModelVersion", tags: Mapping[str, str]) -> None:
+    shared = {"name": version.name, "version": int(version.version)}
+    row = {
+        **shared,
+        "creation_time": version.creation_timestamp,
+        "last_updated_time": version.last_updated_timestamp,
+        "description": version.description,
+        "user_id": version.user_id,
+        "current_stage": version.current_stage,
+        "source": version.source,
+        "run_id": version.run_id,
+        "status": version.status,
+        "status_message": version.status_message,
+        "run_link": version.run_link,
+    }
+    _insert(database, "model_versions", row)
+    for key, value in tags.items():
+        _insert(database, "model_version_tags", {**shared, "key": key, "value": value})
 
 
 def _unread_traces(client: "MlflowClient", experiment: "Experiment") -> list[str]:
