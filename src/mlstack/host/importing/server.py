@@ -32,7 +32,7 @@ BLOCK = 1024 * 1024  # bytes
 LARGEST = 1.7976931348623157e308  # stands for infinity in MLflow's tables
 ANY_STAGE = 3  # MLflow's ViewType.ALL
 MODEL_STATUS = {"PENDING": 1, "READY": 2, "FAILED": 3}
-_NAMESPACE = uuid.UUID("9a6a31c0-6d0e-4d0c-9a0f-1d5f0d1f4c3b")  # any, always the same
+_NAMESPACE = uuid.uuid4()  # of this import: other servers have experiments of the same number
 _IS_PROMPT = "mlflow.prompt.is_prompt"  # MLflow's tag
 _NOT_SUPPORTED = (404, 405, 501)  # of a server that is older than the call
 
