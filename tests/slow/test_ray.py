@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -352,13 +352,11 @@ def hosts(ray: Clone) -> Iterator[Hosts]:
 @contextmanager
 def second_host(stack: Clone, hosts: Hosts, folder: Path) -> Iterator[Clone]:
     """A clone with the settings of docs/scale.md, without its worker. Its host's network is that of a container."""
-    clone = make_clone(folder)
-    clone = replace(clone, name=f"{clone.name}-second")
+    clone = make_clone(folder, f"{stack.name}-second")
     of_the_first = {
         name: stack.values[name] for name in ("RAY_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_PORT", "MINIO_PORT")
     } | {"RAY_HOST": hosts.second, "RAY_HEAD": hosts.first, "RAY_NOTEBOOKS": "on"}
-    image = {"COMPOSE_PROJECT_NAME": clone.name, "JUPYTER_IMAGE": stack.image("jupyter")}
-    clone.set(**of_the_first | image)
+    clone.set(**of_the_first, JUPYTER_IMAGE=stack.image("jupyter"))
     path = clone.folder / "compose/ray-network.yml"
     path.write_text(path.read_text().replace("network_mode: host", f"network_mode: {hosts.network}"))
     try:

@@ -122,16 +122,16 @@ def users_environment() -> dict[str, str]:
     return own | {"PATH": f"{own['PATH']}:{ROOT}/.venv/uv/bin"}
 
 
-def make_clone(folder: Path) -> Clone:
+def make_clone(folder: Path, name: str = f"{NAME}-{os.getpid()}") -> Clone:
     """Copies what git would: every tracked file, and those not ignored that are not committed yet."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    clone = Clone(folder, f"{NAME}-{os.getpid()}")
+    for path in filter(None, listed.stdout.split("\0")):
+        if (ROOT / path).is_file():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, folder / path)
+    clone = Clone(folder, name)
     ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     done = clone.make("env", COMPOSE_PROJECT_NAME=clone.name, **ports)
     assert done.returncode == 0, done.stderr
