@@ -1,10 +1,15 @@
-"""The tables of docs/reliability.md and docs/scoring.md, generated from a run."""
+"""The tables of docs/reliability.md, docs/scoring.md and docs/scale.md, generated from a run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.faults.experiment import Row
 from tests.faults.faults import MATRIX
+from tests.support.clone import ROOT
 from tests.support.pages import END, begin, write_block
 
 BEGIN = begin("make test-faults")
@@ -29,6 +34,15 @@ def put(path: Path, head: Sequence[str], rows: Iterable[Sequence[str]], order: I
     shown = {row[0]: row for row in (*rows_of(path), *rows)}
     lines = [head, ["---"] * len(head), *(shown[fault] for fault in order if fault in shown)]
     write_block(path, BEGIN, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+@contextmanager
+def collected(config: pytest.Config, page: str, head: Sequence[str], order: Iterable[str]) -> Iterator[list[Any]]:
+    """Rows that have `cells`: what the faults did, in their order. With --report they are put into the page at the end."""
+    rows: list[Any] = []
+    yield rows
+    if config.getoption("--report"):
+        put(ROOT / page, head, [row.cells for row in rows], order)
 
 
 def rows_of(path: Path) -> list[list[str]]:

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from tests.faults import ray, report
 from tests.faults.ray import HEAD, TRIALS, Fault, Row
 from tests.faults.stack import SERVICES, Stack
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import Clone
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,9 @@ def client(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 @pytest.fixture(scope="module")
 def searched(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
-    """What the faults did, in their order. --report writes it at the end."""
-    rows: list[Row] = []
-    yield rows
-    if request.config.getoption("--report"):
-        order = [fault.name for fault in ray.MATRIX]
-        report.put(ROOT / "docs/scale.md", ray.TITLES, [row.cells for row in rows], order)
+    order = [fault.name for fault in ray.MATRIX]
+    with report.collected(request.config, "docs/scale.md", ray.TITLES, order) as rows:
+        yield rows
 
 
 @pytest.mark.parametrize("fault", ray.MATRIX, ids=str)

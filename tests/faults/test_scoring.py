@@ -8,7 +8,7 @@ import pytest
 from tests.faults import report, scoring, small
 from tests.faults.scoring import Fault, Row
 from tests.faults.stack import SERVICES, Stack
-from tests.support.clone import ROOT, Clone
+from tests.support.clone import Clone
 from tests.support.scoring import Scoring, with_key
 
 
@@ -28,12 +28,9 @@ def served(stack: Stack) -> Scoring:
 
 @pytest.fixture(scope="module")
 def scored(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
-    """What the faults did, in their order. --report writes it at the end."""
-    rows: list[Row] = []
-    yield rows
-    if request.config.getoption("--report"):
-        order = [fault.name for fault in scoring.MATRIX]
-        report.put(ROOT / "docs/scoring.md", scoring.HEAD, [row.cells for row in rows], order)
+    order = [fault.name for fault in scoring.MATRIX]
+    with report.collected(request.config, "docs/scoring.md", scoring.HEAD, order) as rows:
+        yield rows
 
 
 @pytest.mark.parametrize("fault", scoring.MATRIX, ids=str)
