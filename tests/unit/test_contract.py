@@ -331,7 +331,6 @@ def test_container_has_a_generated_name_and_bounded_logs(config: dict[str, Any],
 
 
 @pytest.mark.docker
-@pytest.mark.docker
 def test_long_running_service_has_a_healthcheck_and_restarts(config: dict[str, Any], subtests: pytest.Subtests) -> None:
     for name in LONG_RUNNING:
         with subtests.test(service=name):

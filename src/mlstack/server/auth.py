@@ -132,7 +132,7 @@ async def log_in(headers: Mapping[str, str], address: str, path: str) -> Caller 
         return None
     name, password = credentials
     row = await run_in_threadpool(_account, name)
-    if not password:  # the healthcheck sends none, every other second, to see whether the database answers
+    if not password:  # the healthcheck sends none, to see whether the database answers
         return None
     if row is not None and _is_job(path, password):
         return Caller(row.id, row.username, row.is_admin)
