@@ -19,8 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A worker of `make test` runs whole files, and all files that share containers. The longest first, so that both end together.
 STACK, SERVICES = "the shared stack", "the shared services"
 LONGEST = (STACK, SERVICES, "tests/stack/test_stack.py")
-# Files in tests/stack that need an empty stack, or leave a broken one; those in tests/parts all do.
-OWN_STACK = ("test_gc.py", "test_import.py", "test_stack.py")
+# Files in tests/stack and tests/commands that need an empty stack, or leave a broken one; those in tests/parts all do.
+OWN_STACK = ("test_gc.py", "test_import.py", "test_readme.py", "test_stack.py")
 
 
 class Groups(LoadScopeScheduling):
@@ -45,7 +45,7 @@ def _group(nodeid: str) -> str:
     file = Path(nodeid.partition("::")[0])
     if file.parent.name == "integration":
         return SERVICES
-    return STACK if file.parent.name == "stack" and file.name not in OWN_STACK else str(file)
+    return STACK if file.parent.name in ("stack", "commands") and file.name not in OWN_STACK else str(file)
 
 
 @pytest.fixture(scope="session")

@@ -211,3 +211,10 @@ def test_down_removes_the_empty_covers_in_the_notebook_folder(stack: Clone) -> N
     assert left & {".git", ".hg", ".idea", "HEAD"} == set()
     assert (folder / ".vscode/settings.json").read_text() == "{}"
     assert stat.S_ISDIR((folder / ".vscode").lstat().st_mode)
+
+
+@pytest.mark.refusal
+def test_import_rejects_a_login_in_the_address(stack: Clone) -> None:
+    done = stack.make("import", FROM="http://name:secret@127.0.0.1:1", YES="1")
+    assert done.returncode != 0
+    assert "FROM has a login in it" in done.stderr

@@ -176,19 +176,6 @@ def test_copied_env_with_another_name_gets_networks_of_its_own(stack: Clone, tmp
     assert copy.values["CLOSED_NETWORK"] != before
 
 
-def test_up_names_a_network_that_docker_does_not_create(stack: Clone) -> None:
-    """Docker's addresses would be used up for all stacks on the host: an unknown driver ends the same way."""
-    override = stack.folder / "docker-compose.override.yml"
-    override.write_text("networks: {extra: {driver: unknown}}\nservices: {jupyter: {networks: {extra: {}}}}\n")
-    try:
-        done = stack.make("up")
-    finally:
-        override.unlink()
-    assert done.returncode != 0
-    assert f"Docker did not create the network {stack.name}_extra" in done.stderr
-    assert "docker network prune" in done.stderr
-
-
 @pytest.mark.refusal
 def test_outbound_connections_follow_env_and_ports_stay_open(stack: Clone) -> None:
     """Last in this file: it restarts MLflow and Jupyter the other way round. The next file starts them as shipped."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from mlstack.host.compose import docker
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import SECRETS, rows
-from tests.support import notebooks, readme
+from tests.support import notebooks
 from tests.support import transfers as exchanged
 from tests.support.clone import ROOT, Clone, users_environment
 
@@ -202,62 +201,7 @@ def test_data_survives_a_restart_and_down_and_up(stack: Clone, role: Login, keys
     assert (rows(role, everything), objects(keys)) == (metrics, files)
 
 
-def test_up_explains_a_changed_password_and_accepts_the_old_one(stack: Clone, role: Login) -> None:
-    old = stack.values["POSTGRES_PASSWORD"]
-    runs = rows(role, "SELECT count(*) FROM runs")
-    stack.set(POSTGRES_PASSWORD="0123456789abcdef0123456789abcdef")
-    done = stack.make("up")
-    assert done.returncode != 0
-    assert "the volume keeps the old one" in done.stderr
-    assert "put the old POSTGRES_USER and POSTGRES_PASSWORD back" in done.stderr
-    assert "Traceback" not in done.stderr
-    stack.set(POSTGRES_PASSWORD=old)
-    done = stack.make("up")
-    assert done.returncode == 0, done.stderr
-    assert rows(role, "SELECT count(*) FROM runs") == runs
-
-
-def test_up_names_the_process_and_variable_of_a_port_in_use(stack: Clone) -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        done = stack.make("up", MLFLOW_PORT=str(port))
-    assert done.returncode != 0
-    assert f"port {port} is used by" in done.stderr
-    assert "set MLFLOW_PORT in .env" in done.stderr
-    assert "MLFLOW_PORT comes from your shell" in done.stderr
-
-
-def test_second_concurrent_up_is_rejected_and_names_the_first(stack: Clone) -> None:
-    first = subprocess.Popen(
-        [".venv/bin/mlstack", "up"], cwd=stack.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert first.stderr
-    first.stderr.readline()  # it has the lock once it prints anything
-    done = stack.make("down")
-    assert done.returncode != 0
-    assert f"make up, process {first.pid}" in done.stderr
-    _, rest = first.communicate(timeout=300)
-    assert first.returncode == 0, rest
-
-
-def test_every_command_of_the_readme_works_as_written(stack: Clone) -> None:
-    """In the README's order, at a terminal. `make test` is this run itself: make only prints what it would do."""
-    commands = readme.commands()
-    assert commands[:2] == ["make up", "make test"]
-    for command in commands:
-        if command in readme.of_parts():  # tests/parts/test_scoring.py runs these
-            continue
-        shown = readme.at_a_terminal(stack, command + (" --dry-run" if command == "make test" else ""))
-        if command == "make up":
-            assert f"?token={stack.values['JUPYTER_TOKEN']}" in shown  # one click logs in; not in a file
-    assert commands[-1] == "make reset"
-    assert not docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}")
-
-
 def test_reset_asks_and_deletes_only_its_own_stack(stack: Clone) -> None:
-    stack.compose("create")
     own = docker("volume", "ls", "--quiet", "--filter", f"label=com.docker.compose.project={stack.name}").split()
     assert len(own) >= 5
     foreign = docker("volume", "create", f"{stack.name}-foreign").strip()

@@ -158,10 +158,3 @@ def test_damage_is_named_and_the_rest_imported(stack: Clone, damaged: Path, role
     names = [item.object_name or "" for item in client_for(keys).list_objects(keys.bucket, recursive=True)]
     assert not [name for name in names if name.endswith("/hosts")]
     assert rows(role, "SELECT name FROM experiments") == [("old/many",)]
-
-
-@pytest.mark.refusal
-def test_import_rejects_a_login_in_the_address(stack: Clone) -> None:
-    done = stack.make("import", FROM="http://name:secret@127.0.0.1:1", YES="1")
-    assert done.returncode != 0
-    assert "FROM has a login in it" in done.stderr

@@ -136,7 +136,7 @@ def test_status_reports_a_manifest_that_cannot_be_read(stack: Clone, backup: Pat
 @pytest.mark.parametrize("section", ["Status", "Doctor", "Reclaim disk"])
 def test_every_command_of_the_docs_works_as_written(stack: Clone, section: str) -> None:
     text = (stack.folder / "docs/operations.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    others = [command for command in commands(text) if command not in readme.commands()]  # test_stack.py runs those
+    others = [command for command in commands(text) if command not in readme.commands()]  # test_readme.py runs those
     assert others
     for command in others:
         make, *arguments = command.split()
