@@ -58,6 +58,13 @@ def logs_of(stack: Clone) -> list[Path]:
 
 
 @pytest.mark.refusal
+def test_import_rejects_a_login_in_the_address(stack: Clone) -> None:
+    done = stack.make("import", FROM="http://name:secret@127.0.0.1:1", YES="1")
+    assert done.returncode != 0
+    assert "FROM has a login in it" in done.stderr
+
+
+@pytest.mark.refusal
 def test_host_command_writes_to_no_file_that_a_notebook_chose(stack: Clone, victim: Path) -> None:
     now = datetime.now().astimezone()
     seconds = [now + timedelta(seconds=second) for second in range(180)]
@@ -211,10 +218,3 @@ def test_down_removes_the_empty_covers_in_the_notebook_folder(stack: Clone) -> N
     assert left & {".git", ".hg", ".idea", "HEAD"} == set()
     assert (folder / ".vscode/settings.json").read_text() == "{}"
     assert stat.S_ISDIR((folder / ".vscode").lstat().st_mode)
-
-
-@pytest.mark.refusal
-def test_import_rejects_a_login_in_the_address(stack: Clone) -> None:
-    done = stack.make("import", FROM="http://name:secret@127.0.0.1:1", YES="1")
-    assert done.returncode != 0
-    assert "FROM has a login in it" in done.stderr
