@@ -593,7 +593,7 @@ def test_doctor_names_another_folder_of_the_same_stack(stack: Clone, tmp_path_fa
 
 
 def test_doctor_reports_a_stopped_service_once(stack: Clone) -> None:
-    # As shipped, MLflow is unhealthy after two failures, half a minute.
+    # As shipped, MLflow is unhealthy after three failures.
     with recreated(stack, mlflow="healthcheck: {retries: 1}"), stopped(stack, "postgres"):
         wait_until(lambda: "unhealthy" in stack.compose("ps", "--format", "{{.Health}}", "mlflow"), 120)
         done = stack.make("doctor", JSON="1")

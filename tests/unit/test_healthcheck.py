@@ -60,20 +60,26 @@ def test_check_is_repeated_until_the_service_answers(container: Container) -> No
     done = container.check('[ "$(grep -c check "$LOG")" -gt 3 ]')
     assert done.returncode == 0
     assert container.did == ["check", "sleep 0.2"] * 3 + ["check"]
-    assert container.mark.exists()
+    assert container.mark.read_text() == "yes\n"
 
 
 def test_service_that_answered_is_left_alone_for_nine_seconds(container: Container) -> None:
-    container.mark.touch()
+    container.mark.write_text("yes\n")
     assert container.check("exit 0").returncode == 0
     assert container.did == ["sleep 9", "check"]
 
 
 def test_service_that_no_longer_answers_is_reported_with_the_output_of_its_check(container: Container) -> None:
-    container.mark.touch()
+    container.mark.write_text("yes\n")
     done = container.check(FAILS, seconds=15)
     assert (done.returncode, done.stderr) == (7, "down\n")
-    assert not container.mark.exists()
     # The next one asks at once.
     assert container.check("exit 0").returncode == 0
     assert container.did == ["sleep 9", "check", "check", "check"]
+
+
+def test_service_that_has_never_answered_has_three_times_as_long(container: Container) -> None:
+    assert container.check('[ "$(grep -c check "$LOG")" -gt 1 ]', seconds=15).returncode == 0
+    container.mark.unlink()
+    assert container.check(FAILS, seconds=45).returncode == 7
+    assert not container.mark.exists()
