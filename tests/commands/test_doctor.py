@@ -185,14 +185,14 @@ def without_versioning(clone: Clone) -> Iterator[None]:
 
 
 @contextmanager
-def disconnected(clone: Clone) -> Iterator[None]:
-    """Jupyter in a network without the name `mlflow`."""
-    network, container = f"{clone.name}_work-internal", clone.compose("ps", "--quiet", "mlflow").strip()
+def disconnected(clone: Clone, service: str, name: str) -> Iterator[None]:
+    """A service outside one of its networks."""
+    network, container = f"{clone.name}_{name}-internal", clone.compose("ps", "--quiet", service).strip()
     docker("network", "disconnect", network, container)
     try:
         yield
     finally:
-        docker("network", "connect", "--alias", "mlflow", network, container)
+        docker("network", "connect", "--alias", service, network, container)
 
 
 @contextmanager
@@ -206,15 +206,14 @@ def let_in(clone: Clone) -> Iterator[None]:
         docker("network", "disconnect", network, container)
 
 
-@contextmanager
-def cut_off(clone: Clone) -> Iterator[None]:
+def unnamed(clone: Clone) -> AbstractContextManager[None]:
+    """Jupyter in a network without the name `mlflow`."""
+    return disconnected(clone, "mlflow", "work")
+
+
+def cut_off(clone: Clone) -> AbstractContextManager[None]:
     """Jupyter without a route to MinIO."""
-    network, container = f"{clone.name}_transfers-internal", clone.compose("ps", "--quiet", "jupyter").strip()
-    docker("network", "disconnect", network, container)
-    try:
-        yield
-    finally:
-        docker("network", "connect", network, container)
+    return disconnected(clone, "jupyter", "transfers")
 
 
 @contextmanager
@@ -448,7 +447,7 @@ GROUPS: dict[str, tuple[tuple[Break, ...], tuple[Finding, ...]]] = {
         ),
     ),
     "an unknown key, a missing table, and Jupyter without MLflow": (
-        (value(MLFLOW_S3_ACCESS_KEY_ID=WRONG), lambda clone: renamed(clone, "metrics"), disconnected),
+        (value(MLFLOW_S3_ACCESS_KEY_ID=WRONG), lambda clone: renamed(clone, "metrics"), unnamed),
         (
             Finding(minio.round_trip, "MinIO does not know MLFLOW_S3_ACCESS_KEY_ID", "make up"),
             Finding(HERE["rows"], "MLflow answers the host with", "see Postgres"),

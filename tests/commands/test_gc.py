@@ -22,7 +22,7 @@ from mlstack.jobs.gc import datasets, versions
 from mlstack.s3 import Folder, client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
-from tests.support.clone import Clone, users_environment
+from tests.support.clone import Clone
 from tests.support.confirmation import decline
 
 # A user's work: a run in the trash, one in the trash that a registered model uses, one that is active.
@@ -129,20 +129,7 @@ def test_gc_without_a_terminal_is_rejected(stack: Clone, life: Life, images: tup
 @pytest.mark.parametrize("answer", [b"n\n", None], ids=["no", "Ctrl-C"])
 def test_gc_that_is_not_confirmed_deletes_nothing(stack: Clone, life: Life, owner_keys: Keys, answer: bytes | None) -> None:
     before = everything(owner_keys)
-    command = (str(stack.folder / ".venv/bin/mlstack"), "gc", "--older-than", "0s")
-
-    def start(terminal: int) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            cwd=stack.folder,
-            env=users_environment(),
-            stdin=terminal,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    decline(start, answer)
+    decline(lambda its_end: stack.start("gc", "--older-than", "0s", stdin=its_end), answer)
     assert everything(owner_keys) == before
 
 
@@ -180,10 +167,7 @@ def test_gc_resumes_after_ctrl_c(stack: Clone, life: Life, owner_keys: Keys) -> 
 def interrupted(stack: Clone, at: bytes, *arguments: str) -> tuple[str, int]:
     """The output and exit code of a command at a terminal where Ctrl-C is pressed once it has shown `at`."""
     terminal, its_end = pty.openpty()
-    with subprocess.Popen(
-        [stack.folder / ".venv/bin/mlstack", *arguments], cwd=stack.folder, env=users_environment(),
-        stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
-    ) as process:  # fmt: skip
+    with stack.start(*arguments, stdin=its_end, output=its_end) as process:
         os.close(its_end)
         output = b""
         while chunk := shown(terminal):

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from mlstack.s3 import client_for
 from mlstack.settings import Keys, Login
 from tests.stack.conftest import rows
-from tests.support.clone import Clone, users_environment
+from tests.support.clone import Clone
 from tests.support.confirmation import decline
 from tests.support.many_runs import EXPERIMENT, write
 from tests.support.service import wait_until
@@ -63,22 +62,9 @@ def counts(role: Login) -> list[tuple[object, ...]]:
     )
 
 
-def importing(stack: Clone, mlruns: Path, *more: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [stack.folder / ".venv/bin/mlstack", "import", f"--from={mlruns}", *more],
-        cwd=stack.folder,
-        env=users_environment(),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 @pytest.mark.parametrize("answer", [b"n\n", None])
 def test_declined_import_changes_nothing(stack: Clone, mlruns: Path, role: Login, answer: bytes | None) -> None:
-    decline(lambda its_end: importing(stack, mlruns, stdin=its_end), answer, "Nothing was imported.")
+    decline(lambda its_end: stack.start("import", f"--from={mlruns}", stdin=its_end), answer, "Nothing was imported.")
     assert counts(role) == [(0, 0, 0, 0, 0)]
 
 
@@ -86,7 +72,7 @@ def test_killed_import_leaves_no_rows_and_the_next_one_completes_it(
     stack: Clone, mlruns: Path, runs: list[str], role: Login, keys: Keys
 ) -> None:
     client = client_for(keys)
-    with importing(stack, mlruns, "--yes") as process:
+    with stack.start("import", f"--from={mlruns}", "--yes") as process:
         wait_until(lambda: any(client.list_objects(keys.bucket, recursive=True)) or process.poll() is not None)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -64,6 +64,19 @@ class Clone:
             check=False,
         )
 
+    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        """A command of mlstack that runs on, in a session of its own, so that all its processes can be ended."""
+        return subprocess.Popen(
+            [self.folder / ".venv/bin/mlstack", *arguments],
+            cwd=self.folder,
+            env=users_environment(),
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+
     def set(self, **changes: str) -> None:
         """Edits `.env` as a user would."""
         path = self.folder / ".env"
