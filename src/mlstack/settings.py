@@ -192,6 +192,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("SCORING_PORT", _port),
         Variable("SCORING_ALIASES", _matches(r"[A-Za-z0-9_-]+(,[A-Za-z0-9_-]+)*", "aliases of models with commas between them")),
         Variable("SCORING_MEMORY", _memory),
+        Variable("SCORING_THREADS", _matches(r"[1-9][0-9]?", "a number from 1 to 99")),
         Variable("SCORING_RATE", _matches(r"[0-9]{1,6}", "a whole number of requests in a second, 0 for no limit")),
         Variable(
             "SCORING_HOSTS", _matches(r"[a-z0-9.:-]+(,[a-z0-9.:-]+)*", "names of hosts with commas between them"), optional=True

@@ -115,6 +115,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "SCORING_MEMORY": (["512m", "3g"], ["3", "1.5g", "0g"]),
     "SCORING_HOSTS": (["", "a.example", "a.example,b.example:8443"], [",", "a b", "https://a.example", "A.example"]),
     "SCORING_REPLICAS": (["", "1", "4"], ["0", "5", "10", "two"]),
+    "SCORING_THREADS": (["1", "16"], ["0", "1.5", "all"]),
     "SCORING_RATE": (["0", "50"], ["-1", "1.5", "10/s"]),
     "SCORING_USERNAME": ACCOUNT,
     "SCORING_PASSWORD": LONG_SECRET,
