@@ -184,7 +184,7 @@ class Schema:
         present = rows[0].keys() if rows else self.columns.keys()
         return pd.DataFrame(
             {
-                name: pd.Series([row[name] for row in rows], dtype=KINDS[column.type].dtype)
+                name: pd.array([row[name] for row in rows], dtype=KINDS[column.type].dtype)
                 for name, column in self.columns.items()
                 if name in present
             }
