@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from tests.support.readme import at_a_terminal
 from tests.support.service import wait_until
 from tests.support.work import admin, everything, fill, finished, started
 
-COLLEAGUE = {"username": "colleague", "password": "colleagues-password"}
+COLLEAGUE = {"username": "colleague", "password": secrets.token_urlsafe()}
 SECRETS = [name for name, variable in settings.VARIABLES.items() if variable.secret and not variable.optional]
 # Objects of a data set: a file, and its manifest.
 DATA = (f"trips/{'0' * 32}/data.csv", f".manifests/trips/{'0' * 32}.json")
