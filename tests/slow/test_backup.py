@@ -331,8 +331,8 @@ def flip_the_list(folder: Path) -> str:
 
 
 def newer_format(folder: Path) -> str:
-    rewrite(folder / "manifest.json", (folder / "manifest.json").read_bytes().replace(b'"format": 3', b'"format": 4'))
-    return "manifest.json is in format 4"
+    resign(folder, f'"format": {manifest.FORMAT}'.encode(), f'"format": {manifest.FORMAT + 1}'.encode())
+    return f"manifest.json is in format {manifest.FORMAT + 1}"
 
 
 def newer_mlflow(folder: Path) -> str:
