@@ -443,7 +443,9 @@ def test_interrupted_restore_changes_nothing(full: Clone, how: signal.Signals) -
         if "filling the bucket" in line:
             break
     etags = {key: etag for key, (etag, _) in before[1].items()}
-    wait_until(lambda: any(row.etag != etags[key] for key, row in bucket.current(client, name).items()), interval=0.02)
+    wait_until(
+        lambda: any(row.etag != etags[f"{name}/{key}"] for key, row in bucket.current(client, name).items()), interval=0.02
+    )
     process.send_signal(how)
     _, output = process.communicate(timeout=300)
     if how == signal.SIGINT:
