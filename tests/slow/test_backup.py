@@ -567,11 +567,16 @@ def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_p
 
 
 def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:
-    """In the page's order, at a terminal that answers yes: also a reset in the middle, after which everything is restored."""
+    """In the page's order, at a terminal that answers yes: the last reset, with the images, is for good."""
     seen = everything(full)
     blocks = re.findall(r"^```sh\n(.*?)^```", (full.folder / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()
-    assert commands[-3:] == ["make backup", "make reset", "make restore BACKUP=latest"]
+    assert commands[-5:-2] == ["make backup", "make reset", "make restore BACKUP=latest"]
+    *commands, reset, remove_images = commands
     for command in commands:
         at_a_terminal(full, command)
     assert everything(full) == seen
+    for command in (reset, remove_images):
+        at_a_terminal(full, command)
+    kept = docker("image", "ls", "--format", "{{.Repository}}", "--filter", f"reference={full.name}-*").split()
+    assert kept == docker("volume", "ls", "--quiet", "--filter", f"name={full.name}_").split() == []
