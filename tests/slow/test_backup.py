@@ -567,7 +567,7 @@ def test_verify_rejects_a_dump_that_differs_from_its_manifest(full: Clone, tmp_p
 
 
 def test_every_command_of_the_operations_page_works_as_written(full: Clone) -> None:
-    """In the page's order, at a terminal that answers yes: the last reset, with the images, is for good."""
+    """In the page's order, at a terminal that answers yes: the first reset is restored, the last one removes the images too."""
     seen = everything(full)
     blocks = re.findall(r"^```sh\n(.*?)^```", (full.folder / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
     commands = "".join(blocks).splitlines()
