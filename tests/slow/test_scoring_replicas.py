@@ -49,6 +49,7 @@ def deployments(scoring: Scoring) -> list[str]:
 
 
 def test_answers_decisions_and_deployments_are_exact_while_a_replica_is_killed(replicas: Scoring) -> None:
+    wait_until(lambda: is_served(replicas, "1"))
     wait_until(lambda: deployments(replicas) == ["1"])
     with working(replicas, "replicas") as clients:
         wait_until(lambda: len(clients.answers) >= AGAIN)
