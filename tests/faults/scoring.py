@@ -115,17 +115,16 @@ class Clients:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
+        url = f"{self.scoring.url}/invocations"  # once: a test may be writing .env
         with requests.Session() as session:
             session.headers.update({**self.scoring.login, **JSON, "X-Mlstack-Entity": self.entity})
             while not self.stopped.wait(PAUSE):
-                self._ask(session, random.randint(0, 1_000_000))  # noqa: S311
+                self._ask(session, url, random.randint(0, 1_000_000))  # noqa: S311
 
-    def _ask(self, session: requests.Session, x: float) -> None:
+    def _ask(self, session: requests.Session, url: str, x: float) -> None:
         begun = time.monotonic()
         try:
-            answer = session.post(
-                f"{self.scoring.url}/invocations", json.dumps({"dataframe_records": [{**GOOD_ROW, "x": x}]}), timeout=60
-            )
+            answer = session.post(url, json.dumps({"dataframe_records": [{**GOOD_ROW, "x": x}]}), timeout=60)
         except requests.RequestException:
             self.failed[NO_ANSWER] += 1
             return

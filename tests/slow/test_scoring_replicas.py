@@ -2,11 +2,12 @@
 commands of the stack know them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mlstack.host.compose import docker
 from mlstack.host.stack import Stack
 from mlstack.postgres import connected
 from tests.faults.scoring import AGAIN, NO_ANSWER, logged, working
@@ -27,12 +28,9 @@ def replicas(clone: Clone) -> Iterator[Scoring]:
         yield with_key(clone, "good", "good", "good", "crash")
 
 
-def kill(scoring: Scoring) -> None:
-    """kill -9 of a replica from outside: Docker would not restart it after `docker kill`."""
-    container, *_ = scoring.stack.compose("ps", "--quiet", "scoring").split()
-    pid = docker("inspect", "--format", "{{.State.Pid}}", container).strip()
-    namespace = ("--pid", "host", "--user", "0", "--network", "none", "--entrypoint", "bash")
-    docker("run", "--rm", *namespace, scoring.stack.image("postgres"), "-c", f"kill -9 {pid}")
+def signal(scoring: Scoring, name: str, replica: int = 1) -> None:
+    """Sends a signal to each process of a replica, which Docker restarts once they have ended."""
+    scoring.stack.compose("exec", "--no-TTY", "--index", str(replica), "scoring", "bash", "-c", f"kill -{name} -1")
 
 
 def is_served(scoring: Scoring, version: str) -> bool:
@@ -56,7 +54,7 @@ def test_answers_decisions_and_deployments_are_exact_while_a_replica_is_killed(r
         for number, version in enumerate(MOVES):
             replicas.set_alias(version)
             if number == KILLED_AT:
-                kill(replicas)
+                signal(replicas, "KILL")
             wait_until(lambda version=version: is_served(replicas, version))  # type: ignore[misc]
             wait_until(lambda number=number: len(deployments(replicas)) > number + 1)  # type: ignore[misc]
     # What the killed replica had not answered yet, and nothing else, failed.
@@ -68,6 +66,18 @@ def test_answers_decisions_and_deployments_are_exact_while_a_replica_is_killed(r
     assert all(len(rows) == 1 for rows in scores.values())
     assert len(scores) - len(clients.answers) <= clients.failed.total()
     assert deployments(replicas) == ["1", *MOVES]
+
+
+def test_request_that_was_sent_is_not_sent_to_another_replica(replicas: Scoring) -> None:
+    """A replica that is stopped takes its share of the requests and never answers: what it did with one is not known."""
+    replicas.set_alias(MOVES[-1])
+    wait_until(lambda: is_served(replicas, MOVES[-1]))
+    signal(replicas, "STOP")
+    with ThreadPoolExecutor(REPLICAS) as threads:
+        asked = [threads.submit(replicas.score, GOOD_ROW) for _ in range(REPLICAS)]
+        wait_until(lambda: sum(answer.done() for answer in asked) == REPLICAS - 1)
+        signal(replicas, "KILL")
+        assert Counter(answer.result().status_code for answer in asked) == {200: REPLICAS - 1, 502: 1}
 
 
 def test_each_replica_answers_and_rejects_by_itself(replicas: Scoring) -> None:
@@ -97,13 +107,16 @@ def test_number_of_replicas_changes_while_clients_score(replicas: Scoring) -> No
         replicas.stack.set(SCORING_REPLICAS="2")
         make(replicas, "up")
         assert containers(replicas) == 2
-        replicas.stack.set(SCORING_REPLICAS=str(REPLICAS))
+        failed = Counter(clients.failed)
         replicas.stack.compose("up", "--detach", "--wait", "--scale", "scoring=4")
         assert containers(replicas) == 4
         begun = len(clients.answers)
         wait_until(lambda: len(clients.answers) >= begun + AGAIN)
+        assert clients.failed == failed, clients.last_failure
+        replicas.stack.set(SCORING_REPLICAS=str(REPLICAS))
         make(replicas, "up")
         assert containers(replicas) == REPLICAS
+    assert "404" not in clients.failed  # of a replica that is up before it serves
     assert [answer for answer in clients.answers if not answer.is_right] == []
     scores = logged(replicas.stack, "scaled")
     assert {answer.decision: [answer.score] for answer in clients.answers}.items() <= scores.items()

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 CHAMPION, CHALLENGER = "champion", "challenger"
 INTERVAL = 1  # seconds between two looks at the registry
 TRIALS = 2  # at the same time: a candidate that never returns holds up no other model
+FIRST = 30  # seconds that the first versions may take before the service answers without them
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ class Catalogue:
         return None if challenger and champion and challenger.version == champion.version else challenger
 
     async def start(self) -> None:
-        """Serves what was served last, from the cache."""
+        """Serves what was served last, from the cache; without a cache, what the aliases name.
+
+        A new replica must not answer that there is no such model, which others serve.
+        """
         for version in self._cache.fatal():
             log.error("version %s of %s is left out: the service ended while it was loaded", version.number, version.model)
         for target, version in self._cache.served().items():
@@ -124,18 +129,37 @@ class Catalogue:
             else:
                 self._serve(target, version, loaded)
         self._report_served()
+        if not self._served:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST):
+                    await self._first_versions()
+
+    async def _first_versions(self) -> None:
+        """Waits until what each alias names is served or rejected."""
+        while True:
+            is_known = await self._look()
+            if self._swaps:
+                await asyncio.wait([swap.task for swap in self._swaps.values()])
+            if is_known and not self._wanted.keys() - self._served.keys() - self._rejected.keys():
+                return
+            await asyncio.sleep(INTERVAL)
 
     async def follow(self) -> None:
         """Follows the aliases until it is cancelled."""
         while True:
-            try:
-                self._wanted = await asyncio.get_running_loop().run_in_executor(self._reading, self._registry.versions)
-            except RegistryError as error:
-                self._report_registry(str(error))
-            else:
-                self._report_registry(None)
-                self._begin_swaps()
+            await self._look()
             await asyncio.sleep(INTERVAL)
+
+    async def _look(self) -> bool:
+        """Begins to load what the aliases name now; False if the registry cannot be read."""
+        try:
+            self._wanted = await asyncio.get_running_loop().run_in_executor(self._reading, self._registry.versions)
+        except RegistryError as error:
+            self._report_registry(str(error))
+            return False
+        self._report_registry(None)
+        self._begin_swaps()
+        return True
 
     def _report_registry(self, problem: str | None) -> None:
         """Logs a change, not every look."""
