@@ -76,7 +76,7 @@ def test_number_of_workers_is_that_of_env_without_a_flag(project: Path) -> None:
     """`docker compose up` takes it too."""
     set_values(project, COMPOSE_PROFILES="ray", RAY_WORKERS="3")
     worker = compose_config(project)["services"]["ray-worker"]
-    assert worker["scale"] == 3
+    assert worker["deploy"]["replicas"] == 3
 
 
 def test_ray_changes_no_package_of_the_notebooks() -> None:
