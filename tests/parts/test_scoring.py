@@ -808,6 +808,11 @@ def test_client_beyond_its_rate_waits_and_slows_no_other(scoring: Scoring) -> No
     assert {answer.status_code for answer in answers} == {200, 429}
     assert {answer.headers["Retry-After"] for answer in rejected} == {"1"}
     assert scoring.manage("POST", "/invocations", records()).status_code == 200
+    # mlstack's own functions wait and ask again.
+    program = f"from mlstack import deployments\nfor _ in range(20): deployments.table('{MODEL}')"
+    scoring.stack.in_container("jupyter", "python3", "-W", "ignore", "-c", program)
+    set_values(scoring.stack.folder, SCORING_RATE="0")
+    scoring.stack.compose("up", "--detach", "--wait", "--no-build", "scoring")
 
 
 def test_every_command_of_the_readme_works_as_written(scoring: Scoring) -> None:

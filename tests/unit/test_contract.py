@@ -203,7 +203,7 @@ def test_compose_file_requires_every_variable_that_is_not_optional(subtests: pyt
 
 def test_variable_of_a_part_has_the_default_of_env_example_in_its_file() -> None:
     """compose reads the file also while the part is off, and an older .env lacks the variable."""
-    text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "").replace("scale: ${SCORING_REPLICAS:-1}", "")  # empty is one
+    text = COMPOSE_FILE.replace("${SCORING_IMAGE:-${", "").replace('"${SCORING_REPLICAS:-1}"', "")  # empty is one
     text = text.replace("${RAY_HOST:-ray-head.mlstack.internal}", "")  # empty is the head in the stack's networks
     uses = re.findall(rf"(?<!\$)\$\{{((?:{'|'.join(OF_PARTS)})\w+):-([^}}]*)\}}", text)
     assert {name for name, _ in uses} == {name for name in VARIABLES if name.startswith(OF_PARTS)} - {"SCORING_IMAGE"}

@@ -5,13 +5,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
 from mlstack import settings
 from mlstack.errors import MlstackError
 
 URL = "http://scoring:8000"  # in the stack; SCORING_URL names another one
 SECONDS = 60
+# Of requests that the service rejected before it did anything, and for which it says when to try again, as beyond SCORING_RATE.
+AGAIN = Retry(10, connect=0, read=0, other=0, status_forcelist=(429,), allowed_methods=None, raise_on_status=False)
+FIXES: Mapping[int, str] = {
+    401: "check MLFLOW_TRACKING_USERNAME and _PASSWORD",
+    429: "raise SCORING_RATE in .env, then make up",
+}
 
 
 def call(method: str, path: str, *, body: object = None, **parameters: str | None) -> dict[str, Any]:
@@ -33,7 +41,10 @@ def _answer(method: str, path: str, parameters: Mapping[str, str | None], **opti
     login = settings.of_shell("MLFLOW_TRACKING_USERNAME"), settings.of_shell("MLFLOW_TRACKING_PASSWORD")
     given = {name: value for name, value in parameters.items() if value is not None}
     try:
-        with requests.request(method, url + path, params=given, auth=login, timeout=SECONDS, **options) as answer:
+        with requests.Session() as session:
+            if "data" not in options:  # which cannot be sent again
+                session.mount("http://", HTTPAdapter(max_retries=AGAIN))
+            answer = session.request(method, url + path, params=given, auth=login, timeout=SECONDS, **options)
             _require_ok(answer)
             yield answer
     except (requests.RequestException, HTTPError) as error:
@@ -50,5 +61,5 @@ def _require_ok(answer: requests.Response) -> None:
         raise MlstackError(
             f"the scoring service answers {answer.status_code}: {content.get('message', answer.reason)}",
             "Nothing was changed." if answer.status_code < 500 else "It was not done, or not completely.",  # noqa: PLR2004
-            "check MLFLOW_TRACKING_USERNAME and _PASSWORD" if answer.status_code == 401 else "make logs SERVICE=scoring",  # noqa: PLR2004
+            FIXES.get(answer.status_code, "make logs SERVICE=scoring"),
         )
