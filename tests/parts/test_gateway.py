@@ -37,6 +37,25 @@ better = mlflow.genai.optimize_prompts(
 )
 print(better.optimized_prompts[0].template)
 """
+# What a job needs that optimizes a prompt: a prompt with a model, one without, a data set and a judge.
+OPTIMIZABLE = """
+import json, mlflow
+from mlflow.genai.datasets import create_dataset
+from mlflow.genai.judges import make_judge
+experiment = mlflow.set_experiment("optimized").experiment_id
+config = {"provider": "gateway", "model_name": "stub"}
+prompt = mlflow.genai.register_prompt(name="assistant", template="Answer at once: {{question}}", model_config=config)
+lost = mlflow.genai.register_prompt(name="lost", template="Answer: {{question}}", model_config={**config, "model_name": "none"})
+other = mlflow.genai.register_prompt(
+    name="other", template="Answer: {{question}}", model_config={"provider": "openai", "model_name": "gpt"}
+)
+dataset = create_dataset(name="questions", experiment_id=experiment)
+dataset.merge_records([{"inputs": {"question": "What is a run?"}, "expectations": {"expected_response": "An execution"}}])
+judge = make_judge(name="short", instructions="Is {{ outputs }} short?", model="gateway:/stub", feedback_value_type=str)
+judge.register(experiment_id=experiment)
+uris = {"prompt": prompt.uri, "lost": lost.uri, "other": other.uri}
+print(json.dumps({"experiment": experiment, "dataset": dataset.dataset_id, **uris}))
+"""
 # MLflow judges traces that began more than five minutes ago, and looks for them every minute.
 AUTOMATIC = """
 import mlflow, time
@@ -172,6 +191,80 @@ def test_notebook_improves_a_prompt_through_the_gateway(gateway: Gateway) -> Non
     assert (
         gateway.stack.in_container("jupyter", "python3", "-c", PROMPT).splitlines()[-1] == "Answer in one sentence: {{question}}"
     )
+
+
+@pytest.fixture(scope="module")
+def optimizable(gateway: Gateway) -> dict[str, str]:
+    ids: dict[str, str] = json.loads(gateway.stack.in_container("jupyter", "python3", "-c", OPTIMIZABLE).splitlines()[-1])
+    return ids
+
+
+def optimized(
+    gateway: Gateway, ids: dict[str, str], prompt: str = "prompt", kind: str = "METAPROMPT", model: str = "gateway:/stub"
+) -> dict[str, Any]:
+    """A job that optimizes a prompt, when it has ended."""
+    jobs = "/api/3.0/mlflow/prompt-optimization/jobs"
+    config = {
+        "optimizer_type": f"OPTIMIZER_TYPE_{kind}",
+        "dataset_id": ids["dataset"],
+        "scorers": ["short"],
+        "optimizer_config_json": json.dumps({"reflection_model": model}),
+    }
+    started = gateway.call("POST", jobs, experiment_id=ids["experiment"], source_prompt_uri=ids[prompt], config=config)
+    assert started.ok, started.text
+    job = started.json()["job"]["job_id"]
+
+    def state() -> dict[str, Any]:
+        return dict(gateway.call("GET", f"{jobs}/{job}").json()["job"])
+
+    wait_until(lambda: state()["state"]["status"] not in ("JOB_STATUS_PENDING", "JOB_STATUS_IN_PROGRESS"))
+    return state()
+
+
+def test_prompt_is_optimized_by_a_job(gateway: Gateway, optimizable: dict[str, str], role: Login) -> None:
+    before = len(gateway.received())
+    job = optimized(gateway, optimizable)
+    assert job["state"]["status"] == "JOB_STATUS_COMPLETED", job
+    assert job["optimized_prompt_uri"] not in ("", optimizable["prompt"])
+    number = int(job["optimized_prompt_uri"].rpartition("/")[2])
+    version = gateway.call("GET", f"/api/2.0/mlflow/model-versions/get?name=assistant&version={number}").json()["model_version"]
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    assert tags["mlflow.prompt.text"] == "Answer in one sentence: {{question}}"
+    assert (job["initial_eval_scores"]["aggregate"], job["final_eval_scores"]["aggregate"]) == (1, 1)
+    # The prompt's model: once for MLflow to see that it answers, before and after. Two judgements, and the improvement.
+    assert len(gateway.received()) - before == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": "other"}, "has no model of the AI gateway: its model configuration names the provider 'openai'"),
+        ({"prompt": "lost"}, "gateway:/none is no endpoint of the AI gateway"),
+        ({"model": "openai:/gpt"}, "openai:/gpt is no endpoint of the AI gateway"),
+        ({"kind": "GEPA"}, "needs the packages gepa"),
+    ],
+)
+def test_optimization_that_cannot_work_says_what_to_set(
+    gateway: Gateway, optimizable: dict[str, str], change: dict[str, str], reason: str
+) -> None:
+    job = optimized(gateway, optimizable, **change)
+    assert job["state"]["status"] == "JOB_STATUS_FAILED", job
+    assert reason in job["state"]["error_message"] and "Fix: " in job["state"]["error_message"]
+
+
+@pytest.mark.refusal
+def test_optimization_uses_models_in_the_name_of_the_account_that_started_it(
+    gateway: Gateway, optimizable: dict[str, str], role: Login
+) -> None:
+    job = optimized(gateway, optimizable)
+    removed = "UPDATE jobs SET creator = 'nobody' WHERE id = %s"
+    with connected(role) as connection, connection.cursor() as cursor:  # its account is removed, and the job runs again
+        cursor.execute(f"{removed} RETURNING status", (job["job_id"],))
+        cursor.execute("UPDATE jobs SET status = 0 WHERE id = %s", (job["job_id"],))
+    wait_until(lambda: rows(role, f"SELECT status FROM jobs WHERE id = '{job['job_id']}'")[0][0] not in (0, 1))  # noqa: S608
+    again = gateway.call("GET", f"/api/3.0/mlflow/prompt-optimization/jobs/{job['job_id']}").json()["job"]
+    assert again["state"]["status"] == "JOB_STATUS_FAILED", again
+    assert "did not answer" in again["state"]["error_message"] and "401" in again["state"]["error_message"]
 
 
 def test_traces_are_evaluated_automatically(gateway: Gateway, role: Login) -> None:

@@ -12,7 +12,7 @@ from tests.support import upstream
 from tests.support.clone import ROOT
 from tests.support.fingerprints import PACKAGES, PUBLIC, reached
 
-ROOMS = ("client", "server")
+ROOMS = ("client", "jobs", "server")
 
 
 def private(source: str) -> Iterator[str]:

@@ -12,8 +12,10 @@ import tempfile
 import time
 
 from mlstack import settings
+from mlstack.jobs import upstream
 
 EXECUTOR = "mlflow.server.jobs._executor_runner"
+JOB = "mlstack.jobs.job"
 URI = "postgresql+psycopg2://"  # completed by PG*
 
 
@@ -30,6 +32,7 @@ def main() -> None:
             "MLFLOW_TRACKING_PASSWORD": token,  # for those that nobody did, such as automatic evaluation
         }
     )
+    upstream.replace_entry(JOB)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # it stops its jobs and gives them back
     try:
         runpy.run_module(EXECUTOR, run_name="__main__")

@@ -21,6 +21,7 @@ from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import psycopg2
@@ -48,6 +49,7 @@ _NOBODY = generate_password_hash(secrets.token_urlsafe())
 _KEY = secrets.token_bytes(32)
 DEFAULT_EXPERIMENT = 0
 MODEL_ROUTES = "/gateway/"  # of the AI gateway: requests to models
+OPTIMIZATION_ROUTES = "/mlflow/prompt-optimization/jobs/"  # of one job
 # The one thing that the scoring service's account may change: tags of this prefix, on model versions.
 TAG_PREFIX = "mlstack.scoring."
 TAG_ROUTE = "/api/2.0/mlflow/model-versions/set-tag"
@@ -229,6 +231,9 @@ def _caller_of_flask() -> Any:
 def _find_validator(request: Any) -> Validator | None:
     """The check of this request's permission: MLflow's own validator, and more for some routes."""
     validator = upstream.find_validator(request)
+    if validator is None and OPTIMIZATION_ROUTES in request.path and request.url_rule:
+        # MLflow knows it by the rule of the route, looks for the path, and so denies it to all but admins.
+        validator = upstream.find_validator(SimpleNamespace(path=request.url_rule.rule, method=request.method))
     if validator in (upstream.may_update_password, upstream.may_manage_resource):
         validator = _unless_shared(validator)
     elif validator == upstream.may_delete_experiment:
