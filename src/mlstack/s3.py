@@ -77,6 +77,11 @@ class Folder:
     changed: float = 0
 
 
+def trace_folder(experiment: str, trace: str) -> str:
+    """The folder of a trace: its archived spans, and what is attached to it in an experiment with the default location."""
+    return f"{experiment}/traces/{trace}/"
+
+
 def manifest_of(folder: str, place: str = MANIFESTS) -> str:
     """The key of the manifest of the version in this folder of the bucket for data sets."""
     return f"{place}{folder.rstrip('/')}.json"

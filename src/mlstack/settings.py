@@ -161,6 +161,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("MLFLOW_AUTH", _switch),
         Variable("MLFLOW_OUTBOUND", _switch),
         Variable("WEBHOOK_HOSTS", _hosts, optional=True),
+        Variable("TRACE_ARCHIVE", _matches(r"[1-9][0-9]{0,4}", "a number of days"), optional=True),
         Variable("TRACE_RETENTION", _matches(r"[1-9][0-9]{0,4}", "a number of days"), optional=True),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),

@@ -11,6 +11,7 @@ from datetime import timedelta
 from io import BytesIO
 
 import pytest
+import requests
 
 from mlstack import s3
 from mlstack.errors import MlstackError
@@ -249,6 +250,124 @@ def test_gc_deletes_versions_of_data_sets_that_are_deleted_or_incomplete_and_no_
     for folder in ("", "trips/", ".manifests/", f".manifests/trips/{kept}.json"):
         with pytest.raises(MlstackError, match="no folder of a data set's version"):
             datasets.purge(client, bucket, folder)
+
+
+# Traces that began so many days ago. A client that is not told the server's version stores spans as files: it waits for it.
+TRACES = """
+import sys, time, mlflow
+from mlflow.tracking._tracking_service.utils import _get_store
+store = _get_store()
+while store._get_server_version(store.get_host_creds()) is None:
+    store._get_server_version.cache_clear()
+mlflow.set_experiment(sys.argv[1])
+for days in map(int, sys.argv[2:]):
+    start = time.time_ns() - days * 86400 * 10**9
+    span = mlflow.start_span_no_context("answer", inputs={"days": days}, start_time_ns=start)
+    child = mlflow.start_span_no_context("child", parent_span=span, inputs="x" * 1000, start_time_ns=start)
+    child.end()
+    span.end(outputs="done")
+    print(span.trace_id)
+mlflow.flush_trace_async_logging()
+"""
+SPANS = "import sys, mlflow; print([(s.name, s.inputs, s.outputs) for s in mlflow.get_trace(sys.argv[1]).data.spans])"
+# Another account could send a new trace whose tags say that its spans are those of a trace it may not read.
+FORGED = """
+import sys, mlflow
+from mlflow.entities import TraceInfo, TraceLocation, TraceState
+from mlflow.exceptions import MlflowException
+from mlflow.tracking._tracking_service.utils import _get_store
+trace, location = sys.argv[1:]
+tags = {"mlflow.trace.spansLocation": "ARCHIVE_REPO", "mlflow.trace.archiveLocation": location}
+client, store = mlflow.MlflowClient(), _get_store()
+for key, value in tags.items():
+    try:
+        store.set_trace_tag(trace, key, value)
+    except MlflowException as error:
+        print("immutable" in str(error))
+experiment = mlflow.set_experiment("forged").experiment_id
+info = TraceInfo("tr-" + "f" * 32, TraceLocation.from_experiment_id(experiment), 0, TraceState.OK, tags=tags)
+forged = store.start_trace(info)
+print(len(mlflow.get_trace(forged.trace_id).data.spans))
+client.delete_traces(experiment, trace_ids=[forged.trace_id])
+"""
+
+
+def traces_made(stack: Clone, experiment: str, *days: int) -> list[str]:
+    return stack.in_container("jupyter", "python3", "-c", TRACES, experiment, *map(str, days)).split()[-len(days) :]
+
+
+def archive_of(stack: Clone, role: Login, trace: str) -> str:
+    """The object with the archived spans of a trace."""
+    [(uri,)] = rows(role, f"SELECT value FROM trace_tags WHERE request_id = '{trace}' AND key = 'mlflow.trace.archiveLocation'")  # noqa: S608
+    return f"{uri}/traces.pb".removeprefix(f"s3://{stack.values['MINIO_BUCKET']}/")
+
+
+def test_gc_archives_the_spans_of_old_traces_which_stay_readable(stack: Clone, role: Login, owner_keys: Keys) -> None:
+    deleted, archived, young = traces_made(stack, "archive", 200, 40, 0)
+    before = {trace: stack.in_container("jupyter", "python3", "-c", SPANS, trace) for trace in (archived, young)}
+    stack.set(TRACE_ARCHIVE="30", TRACE_RETENTION="100")
+    asked = stack.make("gc")
+    assert "traces older than TRACE_ARCHIVE: spans move to the bucket" in asked.stdout, asked.stdout + asked.stderr
+    assert rows(role, f"SELECT count(*) FROM spans WHERE content = '' AND trace_id = '{archived}'") == [(0,)]  # noqa: S608
+    for _ in range(2):  # the second time there is nothing to do
+        done = stack.make("gc", YES="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing to delete." in done.stdout
+    moved = rows(role, "SELECT trace_id, bool_and(content = '') FROM spans WHERE trace_id = ANY(ARRAY"  # noqa: S608
+                 f"{[deleted, archived, young]}) GROUP BY 1 ORDER BY 2")  # fmt: skip
+    assert moved == [(young, False), (archived, True)]
+    experiment = rows(role, "SELECT experiment_id FROM experiments WHERE name = 'archive'")[0][0]
+    assert archive_of(stack, role, archived) == f"{experiment}/traces/{archived}/artifacts/traces.pb"
+    after = {trace: stack.in_container("jupyter", "python3", "-c", SPANS, trace) for trace in (archived, young)}
+    assert after == before and "child" in before[archived]
+    url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}/ajax-api/3.0/mlflow/get-trace-artifact?request_id={archived}"
+    login = stack.values["MLFLOW_TRACKING_USERNAME"], stack.values["MLFLOW_TRACKING_PASSWORD"]
+    assert [span["name"] for span in requests.get(url, auth=login, timeout=30).json()["spans"]] == ["answer", "child"]
+    # Also with an age at which everything counts as old.
+    stack.make("gc", OLDER_THAN="0s", YES="1").check_returncode()
+    assert archive_of(stack, role, archived) in everything(owner_keys)
+    stack.set(TRACE_ARCHIVE="10", TRACE_RETENTION="35")
+    stack.make("gc", YES="1").check_returncode()
+    assert [name for name in everything(owner_keys) if archived in name] == []
+    assert rows(role, f"SELECT count(*) FROM trace_info WHERE request_id = '{archived}'") == [(0,)]  # noqa: S608
+
+
+@pytest.mark.refusal
+def test_archived_spans_of_a_trace_are_not_read_or_deleted_through_another(stack: Clone, role: Login, owner_keys: Keys) -> None:
+    [trace] = traces_made(stack, "others", 40)
+    stack.set(TRACE_ARCHIVE="30", TRACE_RETENTION="")
+    stack.make("gc", YES="1").check_returncode()
+    name = archive_of(stack, role, trace)
+    location = f"s3://{stack.values['MINIO_BUCKET']}/{name.removesuffix('/traces.pb')}"
+    answers = stack.in_container("jupyter", "python3", "-W", "ignore", "-c", FORGED, trace, location).split()[-3:]
+    assert answers == ["True", "True", "0"]
+    assert rows(role, f"SELECT count(*) FROM trace_info WHERE request_id = 'tr-{'f' * 32}'") == [(0,)]  # noqa: S608
+    assert everything(owner_keys)[name] == 1
+
+
+def test_archived_spans_are_deleted_with_the_trace_or_its_experiment(stack: Clone, role: Login, owner_keys: Keys) -> None:
+    by_hand, with_experiment = traces_made(stack, "ended", 40, 41)
+    stack.set(TRACE_ARCHIVE="30", TRACE_RETENTION="")
+    stack.make("gc", YES="1").check_returncode()
+    names = [archive_of(stack, role, trace) for trace in (by_hand, with_experiment)]
+    delete = (
+        "import sys, mlflow; client = mlflow.MlflowClient(); e = client.get_experiment_by_name('ended').experiment_id;"
+        "client.delete_traces(e, trace_ids=[sys.argv[1]]); client.delete_experiment(e)"
+    )
+    stack.in_container("jupyter", "python3", "-c", delete, by_hand)
+    assert [everything(owner_keys)[name] for name in names] == [2, 1]  # a delete marker: MinIO keeps the file until make gc
+    done = stack.make("gc", OLDER_THAN="0s", YES="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(names) & set(everything(owner_keys)) == set()
+
+
+def test_gc_rejects_an_archive_that_is_not_younger_than_the_retention(stack: Clone) -> None:
+    stack.set(TRACE_ARCHIVE="30", TRACE_RETENTION="30")
+    done = stack.make("gc", YES="1")
+    stack.set(TRACE_ARCHIVE="", TRACE_RETENTION="")
+    assert done.returncode != 0
+    assert "TRACE_ARCHIVE=30 is not less than TRACE_RETENTION=30." in done.stderr
+    assert "Fix: set TRACE_ARCHIVE in .env to fewer days" in done.stderr
 
 
 def test_gc_has_nothing_to_do_the_second_time(stack: Clone, life: Life, owner_keys: Keys) -> None:

@@ -378,13 +378,18 @@ def test_webhook_reaches_a_named_receiver_and_no_other_private_address(gateway: 
     assert gateway.call("DELETE", f"/api/2.0/mlflow/webhooks/{created.json()['webhook']['webhook_id']}", admin).ok
 
 
-def test_gc_deletes_traces_that_are_older_than_the_retention(gateway: Gateway, role: Login) -> None:
+def test_gc_archives_and_deletes_old_traces(gateway: Gateway, role: Login) -> None:
     old, young = gateway.notebook["traces"]
     with connected(role, 30) as connection, connection.cursor() as cursor:
         cursor.execute("UPDATE trace_info SET timestamp_ms = timestamp_ms - 2678400000 WHERE request_id = %s", (old,))
     kept = gateway.stack.make("gc", YES="1")
     assert "TRACE_RETENTION" not in kept.stdout
-    gateway.stack.set(TRACE_RETENTION="30")
+    gateway.stack.set(TRACE_ARCHIVE="30")
+    gateway.stack.make("gc", YES="1").check_returncode()
+    traces = {"experiment_id": gateway.notebook["experiment"], "trace_ids": [old]}
+    judged = gateway.job("scorer/invoke", serialized_scorer=gateway.notebook["scorer"], **traces)
+    assert judged["status"] == "FAILED" and "are archived in the bucket" in str(judged), judged
+    gateway.stack.set(TRACE_ARCHIVE="", TRACE_RETENTION="30")
     done = gateway.stack.make("gc", YES="1")
     assert "traces older than TRACE_RETENTION" in done.stdout, done.stdout + done.stderr
     remaining = {row[0] for row in rows(role, "SELECT request_id FROM trace_info")}

@@ -19,7 +19,7 @@ from tests.support.projects import ROOT, compose_config, set_values, without
 COMPOSE_FILE = "".join(path.read_text() for path in (ROOT / "docker-compose.yml", *sorted((ROOT / "compose").glob("*.yml"))))
 DEFAULTS = dotenv_values(ROOT / ".env.example", interpolate=False)
 # For clients and commands on the host; no service gets them.
-HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS", "TRACE_RETENTION"}
+HOST_ONLY = {"MLFLOW_TRACKING_URI", "BACKUP_DIR", "BACKUP_KEY", "JUPYTER_EXTRA_REQUIREMENTS", "TRACE_ARCHIVE", "TRACE_RETENTION"}
 # Of the shell that starts the stack, not of .env.
 OF_SHELL = {"NO_PROXY"}
 

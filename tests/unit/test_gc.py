@@ -159,3 +159,24 @@ def test_old_traces_are_deleted_although_nothing_else_is_old() -> None:
     planned = gc._sorted_out(replace(NOTHING, old_traces=(("1", TRACE),)), {}, 30 * DAY)
     assert (planned.traces, planned.is_empty) == ((("1", TRACE),), False)
     assert gc._sorted_out(NOTHING, {}, 30 * DAY).is_empty
+
+
+def test_plan_archives_traces_and_takes_the_files_of_deleted_ones() -> None:
+    rows = replace(NOTHING, known=frozenset({TRACE}), old_traces=(("1", TRACE),), archivable=("tr-1",))
+    planned = plan(rows, Folder(f"1/traces/{TRACE}/", 1, 100), Folder("2/traces/tr-1/", 1, 100))
+    assert (planned.archive, planned.folders, planned.orphans) == (("tr-1",), (f"1/traces/{TRACE}/",), ())
+    assert not plan(replace(NOTHING, archivable=("tr-1",))).is_empty
+
+
+def test_traces_are_archived_before_they_are_deleted(subtests: pytest.Subtests) -> None:
+    for archived, deleted, ages in (
+        ("", "", (None, None)),
+        ("30", "", (30 * DAY, None)),
+        ("", "30", (None, 30 * DAY)),
+        ("29", "30", (29 * DAY, 30 * DAY)),
+    ):
+        with subtests.test(archived=archived, deleted=deleted):
+            assert gc._trace_ages({"TRACE_ARCHIVE": archived, "TRACE_RETENTION": deleted}) == ages
+    for archived in ("30", "31"):
+        with pytest.raises(MlstackError, match=f"TRACE_ARCHIVE={archived} is not less than TRACE_RETENTION=30"):
+            gc._trace_ages({"TRACE_ARCHIVE": archived, "TRACE_RETENTION": "30"})

@@ -7,11 +7,13 @@ repository class that can presign them. This one cannot (docs/adr/0005); presign
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 
-from mlstack.server.upstream import BAD_REQUEST, ArtifactRepository, S3ArtifactRepository
+from mlstack.server.upstream import BAD_REQUEST, TEMPORARILY_UNAVAILABLE, ArtifactRepository, S3ArtifactRepository
 
 
 class ProxiedS3ArtifactRepository(ArtifactRepository):
@@ -35,6 +37,14 @@ class ProxiedS3ArtifactRepository(ArtifactRepository):
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         self._s3._download_file(remote_file_path, local_path)
+
+    def download_archived_trace_data(self) -> Any:
+        """The archived spans of a trace. Raises MlflowException if the store does not answer: MLflow shows none then."""
+        try:
+            self._s3.list_artifacts()
+        except (BotoCoreError, ClientError) as error:
+            raise MlflowException(f"The store of artifacts does not answer: {error}", TEMPORARILY_UNAVAILABLE) from error
+        return super().download_archived_trace_data()
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
         self._s3.delete_artifacts(artifact_path)

@@ -5,8 +5,8 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from mlstack import settings
-from mlstack.server.upstream import append_to_uri_path, replace_locations, tracking_store
+from mlstack import s3, settings
+from mlstack.server.upstream import append_to_uri_path, replace_archives, replace_locations, tracking_store
 
 # A folder of the bucket. Numbers are the folders of experiments with the default location: permissions depend on them.
 _LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-][\w. -]*(?:/[\w-][\w. -]*)*/?")
@@ -15,6 +15,7 @@ _LOCATION = re.compile(r"mlflow-artifacts:/(?!\d+(?:/|$)|workspaces(?:/|$))[\w-]
 def confine() -> None:
     """Replaces how MLflow's handlers decide where artifacts are, so that no request can name the location of another's."""
     replace_locations(_validate_location, _validate_stored, _location_of_trace)
+    replace_archives(_archive_of_trace, _archive_of_id)
 
 
 def _validate_location(location: str) -> None:
@@ -42,3 +43,12 @@ def _location_of_trace(trace: Any) -> str:
     experiment = tracking_store().get_experiment(trace.experiment_id)
     location: str = append_to_uri_path(experiment.artifact_location, "traces", trace.trace_id, "artifacts")
     return location
+
+
+def _archive_of_trace(trace: Any) -> str:
+    """Not from the trace's tag either: MLflow rejects it from a client, but not in a new trace."""
+    return f"s3://{settings.server_keys().bucket}/{s3.trace_folder(str(trace.experiment_id), trace.trace_id)}artifacts"
+
+
+def _archive_of_id(trace: str) -> str:
+    return _archive_of_trace(tracking_store().get_trace_info(trace))

@@ -8,6 +8,7 @@ import copy
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 # MLflow sets up its Flask application when it is imported, with its security layer only if uvicorn was imported before.
@@ -43,6 +44,7 @@ from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_heade
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 from mlflow.store.model_registry import sqlalchemy_store as registry
+from mlflow.store.tracking import sqlalchemy_store
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
@@ -97,6 +99,7 @@ _multiprocessing: Any = uvicorn._subprocess
 _registry: Any = registry
 _delivery: Any = delivery
 _webhooks: Any = ssrf
+_tracking: Any = sqlalchemy_store
 _server: Any = mlflow.server
 
 accounts = _auth.store
@@ -156,6 +159,19 @@ def replace_locations(
     _handlers._validate_experiment_artifact_location = of_experiment
     _handlers.validate_artifact_uri_host = stored
     _handlers.get_artifact_uri_for_trace = of_trace
+
+
+def replace_archives(of_trace: Callable[[Any], str], of_id: Callable[[str], str]) -> None:
+    """Replaces where a trace's archived spans are read, and deleted with the trace."""
+    _handlers.get_archive_uri_for_trace = of_trace
+    _tracking.get_archive_uri_for_trace = of_trace
+    stores: Any = SqlAlchemyStore
+    delete = stores._delete_archived_trace_payloads
+
+    def deleted(store: Any, traces: Sequence[Any]) -> Any:
+        return delete(store, [replace(trace, archived_artifact_uri=of_id(trace.trace_id)) for trace in traces])
+
+    stores._delete_archived_trace_payloads = deleted
 
 
 def replace_webhooks(is_named: Callable[[str], bool], is_peer_named: Callable[[tuple[Any, ...]], bool]) -> None:

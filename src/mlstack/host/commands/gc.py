@@ -1,7 +1,7 @@
 """`make gc`: permanent deletion. Nothing younger than the age limit is touched."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from mlstack.host.backup.data_services import data_services
 from mlstack.host.one_shot import in_one_shot
 from mlstack.host.stack import Stack
 from mlstack.logger import get_logger
-from mlstack.s3 import DOCTOR, Folder
+from mlstack.s3 import DOCTOR, Folder, trace_folder
 
 log = get_logger("mlstack.gc")
 Item = TypeVar("Item")
@@ -38,6 +38,8 @@ class Rows:
     models: dict[str, tuple[str, str]]  # id: name and folder of those that should have files
     versions: dict[str, str]  # name of a registered model's version: the id that it refers to
     old_traces: tuple[tuple[str, str], ...] = ()  # experiment and id of those older than TRACE_RETENTION
+    archivable: tuple[str, ...] = ()  # ids of those older than TRACE_ARCHIVE whose spans are in the database
+    trashed_traces: tuple[tuple[str, str], ...] = ()  # experiment and id of those in trashed_experiments
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Plan:
     models: tuple[str, ...] = ()
     experiments: tuple[str, ...] = ()
     traces: tuple[tuple[str, str], ...] = ()  # experiment and id
-    folders: tuple[str, ...] = ()  # of those runs and models
+    archive: tuple[str, ...] = ()  # ids of the traces whose spans move to the bucket
+    folders: tuple[str, ...] = ()  # of those runs, models and traces
     folders_size: int = 0
     expired: int = 0
     expired_size: int = 0
@@ -71,7 +74,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        rows = self.runs or self.models or self.experiments or self.traces
+        rows = self.runs or self.models or self.experiments or self.traces or self.archive
         return not (rows or self.expired or self.orphans or self.datasets or self.images)
 
     @property
@@ -121,6 +124,11 @@ def carry_out(stack: Stack, agreed: Plan, announce: Callable[[str], None] = lamb
         announce(f"traces: {number * BATCH} of {len(agreed.traces)} deleted")
         in_one_shot(stack.compose, "migration", "traces", traces=traces)
     log.info("deleted %d traces", len(agreed.traces))
+    archived = 0
+    for number, ids in enumerate(_batches(agreed.archive)):
+        announce(f"traces: {number * BATCH} of {len(agreed.archive)} archived")
+        archived += in_one_shot(stack.compose, "bootstrap", "archive", traces=ids)["archived"]
+    log.info("archived %d traces", archived)
     # A row may have been created since the confirmation.
     known = _rows(stack, agreed.age).known
     orphans = [orphan.name for orphan in agreed.orphans if not known & set(_ids(orphan.name))]
@@ -180,7 +188,8 @@ def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
     cutoff = (datetime.now(UTC) - age).timestamp()
     runs = {run: folder for run, folder in rows.trashed_runs.items() if run not in rows.used}
     models = {model: folder for model, folder in rows.trashed_models.items() if model not in rows.used}
-    trashed = {folder for folder in (*runs.values(), *models.values()) if folder in folders}
+    traces = [trace_folder(*trace) for trace in (*rows.old_traces, *rows.trashed_traces)]
+    trashed = {folder for folder in (*runs.values(), *models.values(), *traces) if folder in folders}
     unknown = [folder for folder in folders.values() if folder.objects and _is_orphan(folder.name, rows)]
     rest = [folder for folder in folders.values() if folder.name not in trashed]
     orphans = tuple(folder for folder in unknown if folder.changed <= cutoff)
@@ -192,6 +201,7 @@ def _sorted_out(rows: Rows, folders: dict[str, Folder], age: timedelta) -> Plan:
         models=tuple(sorted(models)),
         experiments=rows.trashed_experiments,
         traces=rows.old_traces,
+        archive=rows.archivable,
         folders=tuple(sorted(trashed)),
         folders_size=sum(folders[name].size + folders[name].old_size for name in trashed),
         expired=sum(folder.expired for folder in rest if folder not in orphans),
@@ -251,11 +261,22 @@ _TRASHED_MODELS = """
     SELECT model_id, artifact_location FROM logged_models
     WHERE lifecycle_stage = 'deleted' AND last_updated_timestamp_ms <= %s"""
 _OLD_TRACES = "SELECT experiment_id::text, request_id FROM trace_info WHERE timestamp_ms <= %s ORDER BY timestamp_ms"
+_TRASHED_TRACES = "SELECT experiment_id::text, request_id FROM trace_info WHERE experiment_id = ANY(%s)"
+# What MLflow's archival takes: complete traces with spans in the database, unless an earlier attempt could not read those.
+_ARCHIVABLE = """
+    SELECT request_id FROM trace_info t JOIN experiments e USING (experiment_id)
+    WHERE timestamp_ms <= %s AND timestamp_ms > %s AND status <> 'IN_PROGRESS' AND lifecycle_stage = 'active'
+      AND NOT EXISTS (SELECT FROM trace_tags g WHERE g.request_id = t.request_id AND (
+          key = 'mlflow.trace.archivalFailure' OR (key = 'mlflow.trace.spansLocation' AND value <> 'TRACKING_STORE')))
+      AND EXISTS (SELECT FROM spans s WHERE s.trace_id = t.request_id AND content <> '')
+    ORDER BY timestamp_ms"""
 _MODELS = "SELECT model_id, name, artifact_location FROM logged_models WHERE lifecycle_stage = 'active' AND status = %s"
 
 
 def _rows(stack: Stack, age: timedelta) -> Rows:
-    cutoff, retention = _milliseconds(age), stack.values.get("TRACE_RETENTION", "")
+    cutoff = _milliseconds(age)
+    archived, deleted = _trace_ages(stack.values)
+    since = _milliseconds(deleted) if deleted else 0
     with _cursor(stack) as ask:
         versions = {name: _ids(sources) for name, sources in ask(_VERSIONS)}
         used = frozenset(used_id for ids in versions.values() for used_id in ids)
@@ -269,8 +290,25 @@ def _rows(stack: Stack, age: timedelta) -> Rows:
             trashed_experiments=tuple(map(str, experiments)),
             models={model: (name, _folder(uri)) for model, name, uri in ask(_MODELS, READY)},
             versions={name: ids[-1] for name, ids in versions.items() if ids},
-            old_traces=tuple(ask(_OLD_TRACES, _milliseconds(timedelta(days=int(retention))))) if retention else (),
+            old_traces=tuple(ask(_OLD_TRACES, _milliseconds(deleted))) if deleted else (),
+            archivable=tuple(row[0] for row in ask(_ARCHIVABLE, _milliseconds(archived), since)) if archived else (),
+            trashed_traces=tuple(ask(_TRASHED_TRACES, experiments)),
         )
+
+
+def _trace_ages(values: Mapping[str, str]) -> tuple[timedelta | None, timedelta | None]:
+    """The ages of traces whose spans are archived, and of those that are deleted; None for never.
+
+    Raises MlstackError if a trace would be deleted before it is archived.
+    """
+    archived, deleted = (int(values.get(name) or 0) for name in ("TRACE_ARCHIVE", "TRACE_RETENTION"))
+    if archived and deleted and archived >= deleted:
+        raise MlstackError(
+            f"TRACE_ARCHIVE={archived} is not less than TRACE_RETENTION={deleted}.",
+            "Traces would be deleted before their spans are archived.",
+            "set TRACE_ARCHIVE in .env to fewer days, or leave one of them empty",
+        )
+    return timedelta(days=archived) or None, timedelta(days=deleted) or None
 
 
 def _milliseconds(age: timedelta) -> int:

@@ -21,7 +21,8 @@ def screen(plan: Plan, age: str) -> Group:
         ("deleted models, with their files", len(plan.models), None),
         ("deleted experiments", len(plan.experiments), None),
         ("traces older than TRACE_RETENTION", len(plan.traces), None),
-        ("files of those runs and models (folders)", len(plan.folders), plan.folders_size),
+        ("traces older than TRACE_ARCHIVE: spans move to the bucket", len(plan.archive), None),
+        ("files of those runs, models and traces (folders)", len(plan.folders), plan.folders_size),
         ("versions of files that were replaced or deleted", plan.expired, plan.expired_size),
         ("folders of no run, model or trace", len(plan.orphans), sum(folder.size + folder.old_size for folder in plan.orphans)),
         (

@@ -69,6 +69,14 @@ def traces(request: Mapping[str, Any]) -> dict[str, int]:
         return {"removed": rows.delete_traces(request["traces"])}
 
 
+def archive(request: Mapping[str, Any]) -> dict[str, int]:
+    """Moves the spans of these traces, given by id, from Postgres to the bucket."""
+    from mlstack.jobs.gc import archive as archived
+
+    with redirect_stdout(sys.stderr):
+        return {"archived": archived.archive(request["traces"])}
+
+
 ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "survey": survey,
     "purge": purge,
@@ -76,6 +84,7 @@ ACTIONS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "remove": remove,
     "runs": runs,
     "traces": traces,
+    "archive": archive,
 }
 
 

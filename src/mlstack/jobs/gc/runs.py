@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from mlstack import settings
 
@@ -39,14 +40,15 @@ def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
 def delete_traces(traces: Iterable[tuple[str, str]]) -> int:
     """Removes traces, given by experiment and id, with their spans and assessments. Returns how many.
 
-    What was attached to a trace is then in a folder of no trace, which a later `make gc` removes.
+    Their files stay, archived spans too: `purge` removes the folder of a trace once it has no row.
     """
     settings.publish_secrets()  # libpq reads the environment
     from mlflow.server.handlers import _get_tracking_store
 
     from mlstack.jobs.bootstrap.mlflow import URI
 
-    store = _get_tracking_store(URI, os.curdir)
+    store: Any = _get_tracking_store(URI, os.curdir)
+    store._delete_archived_trace_payloads = lambda traces: [trace.trace_id for trace in traces]  # no key of the bucket is here
     ids = defaultdict(list)
     for experiment, trace in traces:
         ids[experiment].append(trace)

@@ -17,7 +17,8 @@ def add(traces: Path, database: Path) -> list[str]:
     with traces.open(encoding="utf-8") as lines:
         for line in lines:
             trace = Trace.from_dict(json.loads(line))
-            trace.info.tags.pop(TraceTagKey.SPANS_LOCATION, None)  # of the server: MLflow sets both again
+            for tag in (TraceTagKey.SPANS_LOCATION, TraceTagKey.ARCHIVE_LOCATION):  # of the server, which has read archived spans
+                trace.info.tags.pop(tag, None)
             trace.info.tags.pop(MLFLOW_ARTIFACT_LOCATION, None)
             try:
                 store.start_trace(trace.info)
