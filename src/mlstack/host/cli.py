@@ -478,7 +478,7 @@ def _run() -> int:
         code = INTERRUPTED
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would print a traceback after this message
-        err.print("\nStopped. Nothing is broken: the same command resumes where this one ended.")
+        err.print("\nStopped. Nothing is broken: run the same command again.")
     return code
 
 

@@ -101,9 +101,10 @@ class Services:
         return tuple(service for service in self.by_name.values() if service.is_built)
 
     @property
-    def of_mlflow(self) -> tuple[str, ...]:
-        """The names of those with MLflow's image, which are all that write to its database."""
-        return tuple(service.name for service in self.by_name.values() if service.image_variable == "MLFLOW_IMAGE")
+    def writers(self) -> tuple[Service, ...]:
+        """Those that write to the stack's database: of MLflow's image, and the scoring service, which logs decisions."""
+        images = ("MLFLOW_IMAGE", "SCORING_IMAGE")
+        return tuple(service for service in self.by_name.values() if service.image_variable in images)
 
     @property
     def logging(self) -> tuple[str, ...]:

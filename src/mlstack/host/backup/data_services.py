@@ -90,7 +90,7 @@ def _has_its_store(stack: Stack) -> bool:
 
 def stop_clients(stack: Stack) -> None:
     """Stops all writers: MLflow, its one-shots and those of parts; notebooks keep their kernels."""
-    stack.compose.output("stop", *stack.services.of_mlflow)
+    stack.compose.output("stop", *(service.name for service in stack.services.writers))
 
 
 def run_bootstrap(stack: Stack) -> None:

@@ -304,9 +304,19 @@ def annotate(server: Connection, name: str, text: str | None) -> None:
 
 
 def create(server: Connection, name: str, template: str = "template1") -> None:
-    """Creates a database to which PUBLIC cannot connect, as the bootstrap keeps all."""
+    """Creates a database with the template's logins, but not PUBLIC, as the bootstrap keeps all."""
     _execute(server, "CREATE DATABASE {} TEMPLATE {}", *map(sql.Identifier, (name, template)))
     _execute(server, "REVOKE ALL ON DATABASE {} FROM PUBLIC", sql.Identifier(name))
+    with server.cursor() as cursor:
+        # Postgres copies no privileges on the database itself.
+        cursor.execute(
+            "SELECT pg_get_userbyid(grantee) FROM pg_database, aclexplode(datacl)"
+            " WHERE datname = %s AND privilege_type = 'CONNECT' AND grantee NOT IN (0, datdba)",
+            (template,),
+        )
+        roles = [role for (role,) in cursor.fetchall()]
+    for role in roles:
+        _execute(server, "GRANT CONNECT ON DATABASE {} TO {}", sql.Identifier(name), sql.Identifier(role))
 
 
 def drop(server: Connection, name: str) -> None:

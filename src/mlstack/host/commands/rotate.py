@@ -33,7 +33,7 @@ def rotate(stack: Stack) -> Stack:
     fresh = Stack.of(stack.folder, file=env_file.NEXT)
     if own := data_services.data_services(stack):
         _compose(stack, "up", "--detach", "--wait", "--no-build", *own)
-    _compose(stack, "stop", *stack.services.of_mlflow)  # they would continue to write with the old keys
+    data_services.stop_clients(stack)  # they would continue to write with the old keys
     _rekey(stack, fresh)
     _change_passwords(stack, fresh)
     _sign_backups(stack, fresh)

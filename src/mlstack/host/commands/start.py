@@ -213,12 +213,15 @@ def start(stack: Stack) -> None:
             "Services use each other through it. Docker has addresses for about 30 networks, of all projects together.",
             "if it has none left, docker network prune or make down in another stack's folder; then make up",
         )
-    # A container that was only created waits for an unhealthy one.
-    unhealthy = [
-        container
-        for container in stack.engine.containers(stack.name)
-        if not container.is_healthy and container.state != "created"
-    ]
+    # A container that was only created waits for an unhealthy one, unless Docker could not start it: those come first.
+    unhealthy = sorted(
+        (
+            container
+            for container in stack.engine.containers(stack.name)
+            if not container.is_healthy and (container.state != "created" or container.exit_code)
+        ),
+        key=lambda container: container.state != "created",
+    )
     for container in unhealthy:
         log.error("%s: %s\n%s", container.service, container.description, quoted_lines(_last_words(stack, container)))
     names = " ".join(container.service for container in unhealthy)

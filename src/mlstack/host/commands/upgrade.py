@@ -74,13 +74,13 @@ def _diagnose(target: Stack) -> None:
 
 
 def _end_interrupted(target: Stack) -> None:
-    """Undoes a killed upgrade, unless MLflow has run on the new version: then there may be new work."""
+    """Undoes a killed upgrade, unless a service has written since the copy: then there may be new work."""
     with postgres.server(target) as server:
         copied = postgres.note(server, _copy(target))
         if not copied and not postgres.exists(server, _copy(target)) and not _kept_images(target):
             return
-        if copied and _mlflow_started(target) > datetime.fromisoformat(copied):
-            log.warning("an upgrade was interrupted after MLflow had started on the new version: going on from there")
+        if copied and _writers_started(target) > datetime.fromisoformat(copied):
+            log.warning("an upgrade was interrupted after the new version had started: going on from there")
             _forget_in(server, target)
             return
     log.warning("an upgrade was interrupted: going back to what was before it")
@@ -145,7 +145,8 @@ def _forget_in(server: Connection, target: Stack) -> None:
         target.engine.remove_image(f"{image}:{TAG}")
 
 
-def _mlflow_started(target: Stack) -> datetime:
-    """When MLflow's container last started; the earliest date if it never did."""
-    mlflow = target.containers.get("mlflow")
-    return (mlflow and mlflow.started) or datetime.min.replace(tzinfo=UTC)
+def _writers_started(target: Stack) -> datetime:
+    """When MLflow, or another service that takes new work, last started; the earliest date if none ever did."""
+    names = [service.name for service in target.services.writers if service.is_long_running]
+    started = [container.started for name in names if (container := target.containers.get(name)) and container.started]
+    return max(started, default=datetime.min.replace(tzinfo=UTC))
