@@ -163,6 +163,7 @@ VARIABLES: Mapping[str, Variable] = {
         Variable("WEBHOOK_HOSTS", _hosts, optional=True),
         Variable("TRACE_ARCHIVE", _matches(r"[1-9][0-9]{0,4}", "a number of days"), optional=True),
         Variable("TRACE_RETENTION", _matches(r"[1-9][0-9]{0,4}", "a number of days"), optional=True),
+        Variable("TRACE_ROLLUPS", _switch, optional=True),
         Variable("MLFLOW_DB_USER", _identifier),
         _secret("MLFLOW_DB_PASSWORD"),
         Variable("ACCOUNTS_DB_USER", _identifier),
@@ -612,6 +613,17 @@ def reading_username() -> str:
 def is_gateway() -> bool:
     """Whether this server is that of the part `gateway`, which forwards nothing."""
     return of_shell("MLFLOW_ENABLE_AI_GATEWAY") == "true"
+
+
+def has_rollups() -> bool:
+    """Whether MLflow keeps sums by day of traces."""
+    return of_shell("TRACE_ROLLUPS") == "on"
+
+
+def rollups() -> dict[str, str]:
+    """MLflow's variables for them: whether it keeps them, and when the part `gateway` computes them (UTC)."""
+    schedule = "MLFLOW_TRACE_ROLLUPS_SCHEDULE"
+    return {"MLFLOW_SQL_TRACE_ROLLUPS_ENABLED": str(has_rollups()).lower(), schedule: of_shell(schedule) or "17 * * * *"}
 
 
 @cache

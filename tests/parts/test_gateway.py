@@ -1,9 +1,11 @@
 """The optional part `gateway`: a judge from a notebook and as a job, what is denied, and the core without the part."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -69,6 +71,26 @@ mlflow.flush_trace_async_logging()
 judge = make_judge(name="automatic", instructions="Is {{ outputs }} helpful?", model="gateway:/stub", feedback_value_type=str)
 judge.register().start(sampling_config=ScorerSamplingConfig(sample_rate=1))
 print(span.trace_id)
+"""
+# Traces that began so many days ago.
+DAYS = """
+import sys, time, mlflow
+mlflow.set_experiment("summed")
+for days in map(int, sys.argv[1:]):
+    start = time.time_ns() - days * 86400 * 10**9
+    span = mlflow.start_span_no_context("answer", inputs="a question", start_time_ns=start)
+    span.end(outputs="an answer", end_time_ns=start + 10**9)
+mlflow.flush_trace_async_logging()
+print(mlflow.get_experiment_by_name("summed").experiment_id)
+"""
+# What MLflow's periodic task calls, in its service.
+SUMS = """
+from mlstack import settings
+settings.publish_secrets()
+settings.publish(settings.rollups())
+from mlflow.server.jobs.utils import initialize_periodic_tasks_tracking_store
+from mlflow.tracing.trace_rollup_service import run_sql_trace_rollup_scheduler
+print(run_sql_trace_rollup_scheduler(initialize_periodic_tasks_tracking_store()).trace_metric.built)
 """
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -394,6 +416,66 @@ def test_gc_archives_and_deletes_old_traces(gateway: Gateway, role: Login) -> No
     assert "traces older than TRACE_RETENTION" in done.stdout, done.stdout + done.stderr
     remaining = {row[0] for row in rows(role, "SELECT request_id FROM trace_info")}
     assert (old in remaining, young in remaining) == (False, True)
+
+
+def counted(gateway: Gateway, experiment: str) -> dict[int, float]:
+    """The number of traces of each day, by how many days ago it was, as a chart of MLflow's page asks for it."""
+    today = int(time.time()) // 86400
+    asked = {
+        "view_type": "TRACES",
+        "metric_name": "trace_count",
+        "aggregations": [{"aggregation_type": "COUNT"}],
+        "time_interval_seconds": 86400,
+        "start_time_ms": (today - 60) * 86400000,
+        "end_time_ms": (today + 1) * 86400000 - 1,
+    }
+    answer = gateway.call("POST", "/api/3.0/mlflow/traces/metrics", experiment_ids=[experiment], **asked)
+    assert answer.ok, answer.text
+    points = answer.json()["data_points"]
+    return {
+        today - int(datetime.fromisoformat(point["dimensions"]["time_bucket"]).timestamp()) // 86400: point["values"]["COUNT"]
+        for point in points
+    }
+
+
+def test_sums_by_day_are_read_and_never_stale(gateway: Gateway, role: Login) -> None:
+    stack, stored = gateway.stack, "SELECT count(*) FROM sql_trace_metric_daily_rollups"
+    stack.set(TRACE_ROLLUPS="on")
+    stack.make("up").check_returncode()
+    experiment = stack.in_container("jupyter", "python3", "-c", DAYS, "0", "5", "5", "40", "40", "50").splitlines()[-1]
+    raw = counted(gateway, experiment)
+    assert raw == {0: 1, 5: 2, 40: 2, 50: 1}
+    runner = "timeout 120 python3 -m mlstack.jobs.runner || true"  # with its periodic tasks, one of them each minute
+    stack.in_container("gateway-jobs", "bash", "-c", runner, MLFLOW_TRACE_ROLLUPS_SCHEDULE="* * * * *")
+    days = rows(role, f"SELECT count(DISTINCT rollup_day) FROM sql_trace_metric_daily_rollups WHERE experiment_id = {experiment}")  # noqa: S608
+    assert days == [(3,)]
+    assert counted(gateway, experiment) == raw
+    with connected(role) as connection, connection.cursor() as cursor:  # it is the sum that is read
+        cursor.execute(
+            "UPDATE sql_trace_metric_daily_rollups SET sample_count = sample_count + 100 WHERE metric_name = 'trace_count'"
+        )
+    assert counted(gateway, experiment) == {0: 1, 5: 102, 40: 102, 50: 101}
+    # A new trace of such a day, one that the server deletes, and those that make gc deletes: the day is counted again.
+    stack.in_container("jupyter", "python3", "-c", DAYS, "50")
+    (five, *_), = rows(role, f"SELECT array_agg(request_id) FROM trace_info WHERE experiment_id = {experiment}"  # noqa: S608
+                       " AND timestamp_ms BETWEEN (extract(epoch FROM now()) - 6 * 86400) * 1000"
+                       " AND (extract(epoch FROM now()) - 4 * 86400) * 1000")[0]  # fmt: skip
+    assert gateway.call("POST", "/api/3.0/mlflow/traces/delete-traces", experiment_id=experiment, request_ids=[five]).ok
+    assert counted(gateway, experiment) == {0: 1, 5: 1, 40: 102, 50: 2}
+    stack.set(TRACE_RETENTION="45")
+    stack.make("gc", YES="1").check_returncode()
+    assert counted(gateway, experiment) == {0: 1, 5: 1, 40: 102}
+    stack.set(TRACE_RETENTION="")
+    # A server that starts does not know what was changed before: it begins without sums.
+    stack.compose("restart", "mlflow")
+    stack.compose("up", "--detach", "--wait", "--no-build")
+    assert counted(gateway, experiment) == {0: 1, 5: 1, 40: 2}
+    stack.in_container("gateway-jobs", "python3", "-c", SUMS)
+    assert rows(role, stored) != [(0,)]
+    stack.set(TRACE_ROLLUPS="off")
+    off = stack.make("up")
+    assert off.returncode == 0, off.stdout + off.stderr
+    assert (rows(role, stored), counted(gateway, experiment)) == ([(0,)], {0: 1, 5: 1, 40: 2})
 
 
 def test_doctor_finds_the_part_healthy_and_reports_a_job_that_nobody_takes(gateway: Gateway, role: Login) -> None:

@@ -62,6 +62,7 @@ GIVEN = {
         "MLFLOW_IMAGE",
         "SCORING_USERNAME",
         "WEBHOOK_HOSTS",
+        "TRACE_ROLLUPS",
     },
     "jupyter": LOG_SETTINGS
     | NOTEBOOK_ACCOUNT
@@ -115,6 +116,7 @@ PARTS = {
             "SCORING_USERNAME",
             "GATEWAY_HOSTS",
             "GATEWAY_JOB_TOKEN",
+            "TRACE_ROLLUPS",
         },
         "gateway-jobs": {
             "MLFLOW_DB_USER",
@@ -124,6 +126,7 @@ PARTS = {
             "MLFLOW_TRACKING_USERNAME",
             "GATEWAY_JOB_TOKEN",
             "GATEWAY_JOBS_MEMORY",
+            "TRACE_ROLLUPS",
         },
     },
     "ray": {

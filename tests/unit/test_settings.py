@@ -99,6 +99,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "LOG_LEVEL": (["INFO", "debug"], ["LOUD", "20", "WARN"]),
     "BACKUP_KEY": (["1" * 32], ["1" * 31]),
     "WEBHOOK_HOSTS": HOSTS,
+    "TRACE_ROLLUPS": SWITCH,
     "TRACE_ARCHIVE": (["", "1", "365"], ["0", "-1", "1.5", "30d"]),
     "TRACE_RETENTION": (["", "1", "365"], ["0", "-1", "1.5", "30d"]),
     "GATEWAY_HOSTS": HOSTS,

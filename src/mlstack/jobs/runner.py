@@ -29,9 +29,12 @@ def main() -> None:
             "_MLFLOW_HUEY_STORAGE_PATH": tempfile.mkdtemp(),  # locks of periodic tasks
             "_MLFLOW_SERVER_FILE_STORE": URI,
             "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": token,  # for jobs that an account started
+            **settings.rollups(),
             "MLFLOW_TRACKING_PASSWORD": token,  # for those that nobody did, such as automatic evaluation
         }
     )
+    if not settings.has_rollups():
+        upstream.delete_rollups(URI)  # this process would not note what its jobs change
     upstream.replace_entry(JOB)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # it stops its jobs and gives them back
     try:

@@ -9,7 +9,10 @@ from typing import Any
 from mlflow.server.handlers import _get_job_store
 from mlflow.server.jobs import _job_subproc_entry as entry
 from mlflow.server.jobs import utils
+from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
 from mlflow.store.tracking import sqlalchemy_store
+from mlflow.store.tracking.dbmodels.models import SqlAssessmentDailyRollup, SqlSpanCostDailyRollup, SqlTraceMetricDailyRollup
+from sqlalchemy import delete
 
 _jobs: Any = utils
 _entry: Any = entry
@@ -19,6 +22,15 @@ run_job: Callable[[], None] = _entry._main
 def replace_entry(module: str) -> None:
     """Replaces the module that the process of a job runs."""
     _jobs._JOB_ENTRY_MODULE = module
+
+
+def delete_rollups(uri: str) -> None:
+    """Deletes the rollups of traces, which are computed from these again. Days that are noted as changed stay noted."""
+    engine = create_sqlalchemy_engine_with_retry(uri)
+    with engine.begin() as connection:
+        for table in (SqlTraceMetricDailyRollup, SqlSpanCostDailyRollup, SqlAssessmentDailyRollup):
+            connection.execute(delete(table))
+    engine.dispose()
 
 
 def creator(job_id: str) -> str | None:

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from mlstack import settings
 from mlstack.errors import MlstackError
 from mlstack.server.app import create_app
-from mlstack.server.upstream import mlflow_server, replace_start, run_uvicorn
+from mlstack.server.upstream import delete_rollups, mlflow_server, replace_rollups_check, replace_start, run_uvicorn
 
 # Options that cannot work, and why.
 REJECTED = {
@@ -50,7 +50,9 @@ def main() -> None:
             raise click.ClickException(str(error)) from error
         run(**options)
 
+    settings.publish(settings.rollups())
     mlflow_server.callback = checked
+    replace_rollups_check(_without_stale_rollups)
     replace_start(_serve)
     mlflow_server(prog_name="mlflow server")
 
@@ -91,6 +93,16 @@ def _serve(command: Sequence[str], extra_env: Mapping[str, str], **_: Any) -> No
     gc.enable()
     run_uvicorn(command[3:])
     raise SystemExit
+
+
+def _without_stale_rollups(uri: str) -> None:
+    """Deletes the rollups of traces at each start: they may have been computed while this server did not know of them.
+
+    It notes which of them a change of a trace makes stale, with TRACE_ROLLUPS=on only. The other server, of the part `gateway`,
+    changes no trace that is old enough for a rollup.
+    """
+    if not settings.is_gateway():
+        delete_rollups(uri)
 
 
 def _drop_connections() -> None:

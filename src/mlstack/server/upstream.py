@@ -43,15 +43,18 @@ from mlflow.server.fastapi_security import get_allowed_hosts, get_allowed_origin
 from mlflow.server.security_utils import INVALID_HOST_MSG, is_allowed_host_header, is_health_endpoint
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+from mlflow.store.db.utils import create_sqlalchemy_engine_with_retry
 from mlflow.store.model_registry import sqlalchemy_store as registry
 from mlflow.store.tracking import sqlalchemy_store
+from mlflow.store.tracking.dbmodels.models import SqlAssessmentDailyRollup, SqlSpanCostDailyRollup, SqlTraceMetricDailyRollup
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracing import trace_rollup_service
 from mlflow.tracing.constant import TRACE_RENDERER_ASSET_PATH
 from mlflow.utils.uri import append_to_uri_path, validate_path_is_safe
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH, _validate_metric
 from mlflow.utils.workspace_utils import DEFAULT_WORKSPACE_NAME
 from mlflow.webhooks import delivery, ssrf
-from sqlalchemy import Select
+from sqlalchemy import Select, delete
 from sqlalchemy.orm import Session
 
 from mlstack.errors import MlstackError
@@ -100,6 +103,7 @@ _registry: Any = registry
 _delivery: Any = delivery
 _webhooks: Any = ssrf
 _tracking: Any = sqlalchemy_store
+_rollups: Any = trace_rollup_service
 _server: Any = mlflow.server
 
 accounts = _auth.store
@@ -166,10 +170,10 @@ def replace_archives(of_trace: Callable[[Any], str], of_id: Callable[[str], str]
     _handlers.get_archive_uri_for_trace = of_trace
     _tracking.get_archive_uri_for_trace = of_trace
     stores: Any = SqlAlchemyStore
-    delete = stores._delete_archived_trace_payloads
+    remove = stores._delete_archived_trace_payloads
 
     def deleted(store: Any, traces: Sequence[Any]) -> Any:
-        return delete(store, [replace(trace, archived_artifact_uri=of_id(trace.trace_id)) for trace in traces])
+        return remove(store, [replace(trace, archived_artifact_uri=of_id(trace.trace_id)) for trace in traces])
 
     stores._delete_archived_trace_payloads = deleted
 
@@ -189,6 +193,20 @@ def replace_webhooks(is_named: Callable[[str], bool], is_peer_named: Callable[[t
     _delivery._validate_webhook_url = validated
     _registry._validate_webhook_url = validated
     _webhooks._assert_public_peer = asserted
+
+
+def replace_rollups_check(check: Callable[[str], None]) -> None:
+    """Replaces that `mlflow server` does not start without rollups while there are some."""
+    _rollups.validate_sql_trace_rollup_startup = check
+
+
+def delete_rollups(uri: str) -> None:
+    """Deletes the rollups of traces, which are computed from these again. Days that are noted as changed stay noted."""
+    engine = create_sqlalchemy_engine_with_retry(uri)
+    with engine.begin() as connection:
+        for table in (SqlTraceMetricDailyRollup, SqlSpanCostDailyRollup, SqlAssessmentDailyRollup):
+            connection.execute(delete(table))
+    engine.dispose()
 
 
 def replace_start(serve: Callable[..., NoReturn]) -> None:

@@ -51,6 +51,16 @@ TABLES = (
     "registered_model_aliases",
 )
 _REGISTRY = TABLES[-5:]
+# MLflow computes the sums of these days again (TRACE_ROLLUPS). The update locks a day that it computes now.
+_CHANGED_DAYS = """
+    INSERT INTO sql_trace_rollup_rebuild_queue (experiment_id, rollup_day, rollup_family)
+    SELECT DISTINCT experiment_id, (to_timestamp(milliseconds / 1000) AT TIME ZONE 'UTC')::date, family FROM (
+        SELECT experiment_id, timestamp_ms, 'trace_metric' FROM mlstack_incoming_trace_info
+        UNION SELECT experiment_id, trace_timestamp_ms, 'assessment' FROM mlstack_incoming_assessments
+        UNION SELECT experiment_id, start_time_unix_nano / 1000000, 'span_cost' FROM mlstack_incoming_spans
+    ) AS changed (experiment_id, milliseconds, family) WHERE experiment_id IS NOT NULL AND milliseconds IS NOT NULL
+    ORDER BY 1, 2, 3 -- in MLflow's own order, in which two writers wait for each other and never both
+    ON CONFLICT (experiment_id, rollup_day, rollup_family) DO UPDATE SET rollup_family = EXCLUDED.rollup_family"""
 SHOWN = 5
 _FOLDER = re.compile(r"(?:^|/)(?P<id>[0-9a-f]{32}|m-[0-9a-f]{32})(?:/artifacts)?(?P<rest>/.*)?$")
 _ID = re.compile(r"(?:m-|tr-)?[0-9a-f]{32}")
@@ -231,6 +241,7 @@ def copy(
         for table in TABLES:
             announce(f"rows: {table}")
             compared.append(_copy_table(rows, cursor, table, destination))
+        cursor.execute(_CHANGED_DAYS)
     return compared
 
 

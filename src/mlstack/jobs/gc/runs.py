@@ -7,6 +7,9 @@ from typing import Any
 
 from mlstack import settings
 
+# MLflow notes the days whose sums a deletion changes, whether or not TRACE_ROLLUPS is on in the server too.
+ROLLUPS = {"MLFLOW_SQL_TRACE_ROLLUPS_ENABLED": "true"}
+
 
 def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
     """Removes rows and artifacts of what is already in MLflow's trash. Raises MlflowException for anything else.
@@ -14,6 +17,7 @@ def delete(runs: list[str], models: list[str], experiments: list[str]) -> None:
     `mlflow gc` on a command line takes an empty list for "all of them", so its function is called, which does not.
     """
     settings.publish_secrets()  # libpq reads the environment
+    settings.publish(ROLLUPS)
     account = settings.admin_account()
     settings.publish({"MLFLOW_TRACKING_USERNAME": account.username, "MLFLOW_TRACKING_PASSWORD": account.password})
     import mlflow
@@ -43,6 +47,7 @@ def delete_traces(traces: Iterable[tuple[str, str]]) -> int:
     Their files stay, archived spans too: `purge` removes the folder of a trace once it has no row.
     """
     settings.publish_secrets()  # libpq reads the environment
+    settings.publish(ROLLUPS)
     from mlflow.server.handlers import _get_tracking_store
 
     from mlstack.jobs.bootstrap.mlflow import URI
