@@ -323,6 +323,10 @@ def test_gc_archives_the_spans_of_old_traces_which_stay_readable(stack: Clone, r
     url = f"http://127.0.0.1:{stack.values['MLFLOW_PORT']}/ajax-api/3.0/mlflow/get-trace-artifact?request_id={archived}"
     login = stack.values["MLFLOW_TRACKING_USERNAME"], stack.values["MLFLOW_TRACKING_PASSWORD"]
     assert [span["name"] for span in requests.get(url, auth=login, timeout=30).json()["spans"]] == ["answer", "child"]
+    stack.compose("stop", "--timeout", "5", "minio")  # an error, and not a trace without spans
+    without = requests.get(url, auth=login, timeout=120)
+    stack.compose("up", "--detach", "--wait", "--no-build", "minio")
+    assert (without.status_code, "does not answer" in without.text) == (503, True), without.text
     # Also with an age at which everything counts as old.
     stack.make("gc", OLDER_THAN="0s", YES="1").check_returncode()
     assert archive_of(stack, role, archived) in everything(owner_keys)
