@@ -44,9 +44,9 @@ def _answer(method: str, path: str, parameters: Mapping[str, str | None], **opti
         with requests.Session() as session:
             if "data" not in options:  # which cannot be sent again
                 session.mount("http://", HTTPAdapter(max_retries=AGAIN))
-            answer = session.request(method, url + path, params=given, auth=login, timeout=SECONDS, **options)
-            _require_ok(answer)
-            yield answer
+            with session.request(method, url + path, params=given, auth=login, timeout=SECONDS, **options) as answer:
+                _require_ok(answer)
+                yield answer
     except (requests.RequestException, HTTPError) as error:
         raise MlstackError(
             f"the scoring service at {url} does not answer: {type(error).__name__}.",
